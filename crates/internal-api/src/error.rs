@@ -1,0 +1,61 @@
+//! What can go wrong between control and a node.
+
+use thiserror::Error;
+
+/// A node's refusal or failure. The text is fit to be shown to the tenant; causes are logged where
+/// they happen.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum NodeError {
+    /// No VM of this workspace is there (or not of this incarnation).
+    #[error("no such VM")]
+    NoSuchVm,
+    /// The VM is there but does not run.
+    #[error("the VM is not running")]
+    NotRunning,
+    /// The image is not on this node.
+    #[error("image {0} is not present on the node")]
+    NoSuchImage(String),
+    /// A file or directory in the guest does not exist.
+    #[error("{0}: no such file or directory")]
+    NoSuchFile(String),
+    /// The guest refused: permission, wrong kind of file, already there.
+    #[error("{message}")]
+    Guest {
+        /// Stable word: `exists`, `is_directory`, `not_directory`, `permission_denied`,
+        /// `too_large`, `no_space`, `no_such_user`, `no_such_command`, `other`.
+        code: &'static str,
+        /// A sentence with the path it is about.
+        message: String,
+    },
+    /// A value the node or guest cannot take.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Which one.
+        field: &'static str,
+        /// Why.
+        problem: String,
+    },
+    /// The host has no room (memory, disk, uids).
+    #[error("no capacity: {0}")]
+    NoCapacity(String),
+    /// Did not finish within its bound; `step` names what.
+    #[error("{step} did not finish within {bound_seconds} s")]
+    Timeout {
+        /// The step that took too long.
+        step: &'static str,
+        /// The bound.
+        bound_seconds: u64,
+    },
+    /// The guest's agent does not answer.
+    #[error("the guest does not answer: {0}")]
+    GuestUnreachable(String),
+    /// A step of bringing a VM up or down failed on the host.
+    #[error("{step} failed")]
+    Step {
+        /// The step's name (`create_overlay`, `boot`).
+        step: &'static str,
+    },
+    /// This node or this driver cannot do that.
+    #[error("not supported here: {0}")]
+    Unsupported(String),
+}

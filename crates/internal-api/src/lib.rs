@@ -1,0 +1,19 @@
+//! The contract between our processes: what control asks of a node ([`NodeApi`]) and of the guest
+//! that runs there ([`GuestApi`]).
+//!
+//! In one process these traits are called directly; between machines the same traits get a network
+//! form. This crate refuses to know HTTP status codes, databases, dialects and hypervisors.
+
+pub mod error;
+pub mod guest;
+pub mod node;
+
+pub use error::NodeError;
+pub use guest::{
+    ByteStream, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind, FileStat,
+    GuestApi, GuestStats, ListeningPort, Pty, User, WriteMode,
+};
+pub use node::{
+    DoctorCheck, DoctorLevel, ImageInfo, NodeApi, NodeCapacity, NodeDoctor, NodeEvent, StopMode, VmExit, VmPhase, VmReport,
+    VmSpec,
+};

@@ -1,0 +1,223 @@
+//! What control asks of a node. Every call is idempotent: repeating it after a lost answer is safe.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use skerry_model::{
+    EnvVar, Incarnation, NodeId, Shape, Timestamp, WorkspaceId,
+    spec::{ImageDigest, ImageRef, LogRetention},
+};
+use tokio::sync::broadcast;
+
+use crate::{ByteStream, GuestApi, NodeError};
+
+/// What the node has to run for a workspace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// For which workspace.
+    pub workspace_id: WorkspaceId,
+    /// For which start.
+    pub incarnation: Incarnation,
+    /// The guest's host name: a DNS label.
+    pub hostname: String,
+    /// The image its disk starts from (used only the first time; the disk is kept after).
+    pub image_digest: ImageDigest,
+    /// The size.
+    pub shape: Shape,
+    /// Environment of every process.
+    pub env: Vec<EnvVar>,
+    /// What happens to the old console log.
+    pub log_retention: LogRetention,
+}
+
+/// How far a VM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmPhase {
+    /// Being brought up.
+    Starting,
+    /// The guest answered its hello.
+    Running,
+    /// Virtual CPUs stopped.
+    Paused,
+    /// Being shut down.
+    Stopping,
+    /// No process; the disk is there.
+    Stopped,
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "exit", rename_all = "snake_case")]
+pub enum VmExit {
+    /// The guest powered off (by itself or because it was asked to).
+    PoweredOff,
+    /// The guest asked for a reboot; the node does not reboot by itself.
+    Rebooted,
+    /// The hypervisor process ended in another way.
+    Crashed {
+        /// What is known, fit to be shown.
+        reason: String,
+    },
+}
+
+/// What the node knows of one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmReport {
+    /// For which workspace.
+    pub workspace_id: WorkspaceId,
+    /// For which start.
+    pub incarnation: Incarnation,
+    /// How far it is.
+    pub phase: VmPhase,
+    /// When the guest became ready.
+    pub ready_at: Option<Timestamp>,
+    /// The hypervisor's process id.
+    pub pid: Option<u32>,
+    /// How the last VM of this workspace ended, when it is stopped and that is known.
+    pub last_exit: Option<VmExit>,
+}
+
+/// How to bring a VM to a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// Ask the guest to power off; kill it after this long.
+    Graceful {
+        /// How long to wait for the guest.
+        within: Duration,
+    },
+    /// Kill it at once.
+    Kill,
+}
+
+/// Something happened on the node without control asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeEvent {
+    /// A VM ended.
+    Exited {
+        /// Whose.
+        workspace_id: WorkspaceId,
+        /// Which start.
+        incarnation: Incarnation,
+        /// How.
+        exit: VmExit,
+    },
+}
+
+/// An image on the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageInfo {
+    /// Its catalogue name.
+    pub name: ImageRef,
+    /// Its content digest.
+    pub digest: ImageDigest,
+    /// One line for people.
+    pub description: String,
+    /// `os`, `runtime`...
+    pub category: String,
+    /// Size of the base disk file in bytes, as allocated.
+    pub size_bytes: u64,
+    /// When it was built.
+    pub built_at: Timestamp,
+}
+
+/// What the node could still take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeCapacity {
+    /// Host CPUs.
+    pub cpus: u32,
+    /// Host memory that guests may use in all, in MiB.
+    pub memory_mib: u64,
+    /// Guest memory promised to VMs that run or start, in MiB.
+    pub memory_promised_mib: u64,
+    /// Free space where disks live, in MiB.
+    pub disk_free_mib: u64,
+}
+
+/// What this host can do, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDoctor {
+    /// `kvm` or `tcg`, from a guest that was really booted.
+    pub accelerator: String,
+    /// The checks in order.
+    pub checks: Vec<DoctorCheck>,
+}
+
+/// One check of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoctorCheck {
+    /// What was looked at.
+    pub name: String,
+    /// How it came out.
+    pub level: DoctorLevel,
+    /// What was found.
+    pub found: String,
+    /// What to do about it, when something can be done.
+    pub remedy: Option<String>,
+}
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DoctorLevel {
+    /// As it should be.
+    Ok,
+    /// Works, with something lost.
+    Degraded,
+    /// Workspaces cannot run.
+    Missing,
+}
+
+/// One machine that runs VMs.
+#[async_trait]
+pub trait NodeApi: Send + Sync {
+    /// Which node this is.
+    fn id(&self) -> NodeId;
+
+    /// Makes the VM of `spec` run and returns once the guest is ready. A VM of the same incarnation
+    /// that runs already is returned as it is; one of an older incarnation is stopped first. On an
+    /// error nothing of this incarnation is left but the workspace's disk.
+    async fn ensure_running(&self, spec: VmSpec) -> Result<VmReport, NodeError>;
+
+    /// Brings the workspace's VM to a stop if its incarnation is `incarnation` or older; keeps the
+    /// disk. Stopping what does not run is a success. Cancels a bring-up under way.
+    async fn ensure_stopped(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        mode: StopMode,
+    ) -> Result<(), NodeError>;
+
+    /// Removes everything the node has of the workspace: VM, disk, logs. Removing what is not there
+    /// is a success.
+    async fn ensure_deleted(&self, workspace_id: WorkspaceId) -> Result<(), NodeError>;
+
+    /// What the node knows of the workspace's VM; `None` when nothing is there.
+    async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport>;
+
+    /// Everything the node has, in no order.
+    async fn list(&self) -> Vec<VmReport>;
+
+    /// Events from now on. A receiver that lags loses events and must `list` again.
+    fn subscribe(&self) -> broadcast::Receiver<NodeEvent>;
+
+    /// The inside of the running VM.
+    async fn guest(&self, workspace_id: WorkspaceId) -> Result<Arc<dyn GuestApi>, NodeError>;
+
+    /// The last `tail_bytes` of the console log, oldest first; empty when there is none.
+    async fn console_log(
+        &self,
+        workspace_id: WorkspaceId,
+        tail_bytes: u64,
+    ) -> Result<ByteStream, NodeError>;
+
+    /// The images that can be used.
+    async fn images(&self) -> Vec<ImageInfo>;
+
+    /// Room on the host.
+    async fn capacity(&self) -> NodeCapacity;
+
+    /// What the host can do.
+    async fn doctor(&self) -> NodeDoctor;
+}

@@ -1,0 +1,30 @@
+//! What a workspace *is*: identifiers, quantities, the specification of a workspace, its states and
+//! the transitions between them, limits, and the decisions made from them.
+//!
+//! Everything here is pure: no I/O, no async, no clock and no randomness of its own (time and random
+//! bytes are arguments). This crate refuses to know HTTP, databases, hypervisors and every dialect:
+//! it does not know how an identifier looks on anyone's wire, only which 128 bits it is.
+
+pub mod error;
+pub mod id;
+pub mod limits;
+pub mod name;
+pub mod quantity;
+pub mod reconcile;
+pub mod secret;
+pub mod spec;
+pub mod state;
+pub mod workspace;
+
+pub use error::{ErrorKind, Invalid};
+pub use id::{AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, WorkspaceId};
+pub use limits::{Plan, Range, Usage};
+pub use name::{DisplayName, Slug};
+pub use quantity::{DiskMib, MemMib, VcpuCount};
+pub use secret::Secret;
+pub use spec::{EnvVar, ImageRef, Lifetime, Shape, WorkspaceSpec};
+pub use state::{Desired, Event, Failure, Moved, Refusal, State, Transition, transition};
+pub use workspace::Workspace;
+
+/// A point in time, UTC, with nanosecond precision.
+pub type Timestamp = jiff::Timestamp;

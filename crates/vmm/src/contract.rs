@@ -1,0 +1,231 @@
+//! What every driver promises. `contract_suite` in this crate's tests holds them to it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use skerry_model::{MemMib, VcpuCount, spec::CpuKind};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A stream to the guest's agent. Bytes only; framing is the node's business.
+pub trait Channel: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Channel for T {}
+
+/// How guest instructions are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// Hardware virtualisation.
+    Kvm,
+    /// Software emulation: the same machine, 10 to 30 times slower.
+    Tcg,
+    /// No real guest (the fake driver).
+    None,
+}
+
+/// Something a driver may be able to do beyond boot, adopt and kill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capability {
+    /// Stop and continue the virtual CPUs with memory resident.
+    Pause,
+    /// Save device state (and memory) to files.
+    Snapshot,
+    /// Start from a saved state instead of booting.
+    Restore,
+    /// Many starts from one saved memory, copied on write.
+    CloneMemory,
+}
+
+/// What this driver can do on this host. Callers ask this, never a driver's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// How instructions run.
+    pub accelerator: Accelerator,
+    /// What is possible beyond the basics.
+    pub supported: Vec<Capability>,
+    /// The largest number of virtual CPUs of one VM.
+    pub max_vcpu_count: u32,
+    /// The driver's own version, part of every template's key.
+    pub version: String,
+}
+
+/// Which CPU the guest sees. Part of a template's key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CpuModel {
+    /// The host's under KVM; a fixed x86-64-v2 model under emulation.
+    #[default]
+    Default,
+}
+
+/// The guest's one disk: a qcow2 overlay on a raw base that is never written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The overlay, writable by the VMM.
+    pub overlay: PathBuf,
+    /// The raw base below it, read-only and shared.
+    pub base: PathBuf,
+}
+
+/// With which rights the VMM process runs. Whatever is `None` could not be had on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// The uid and gid to run as (one per VM).
+    pub uid: Option<u32>,
+    /// Files (`cgroup.procs` or v1 `tasks`) into which the VMM's pid is written before it starts.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Address space limit and friends when there is no cgroup: the most memory the process may
+    /// lock or map, in bytes.
+    pub rlimit_address_space_bytes: Option<u64>,
+}
+
+/// Everything a boot needs. All paths are absolute; all files exist but the sockets and the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootSpec {
+    /// A short word to recognise the process by (`ps`), `[a-z0-9-]`, at most 40 characters.
+    pub label: String,
+    /// The VM's own directory: sockets are made here. Its path is at most 80 bytes.
+    pub run_dir: PathBuf,
+    /// The uncompressed kernel (PVH entry).
+    pub kernel: PathBuf,
+    /// The initial file system with the agent as `/init`.
+    pub initramfs: PathBuf,
+    /// Guest RAM lives in this file, made by the driver with exactly `memory_mib` (on tmpfs or disk).
+    pub memory_file: PathBuf,
+    /// Guest memory.
+    pub memory_mib: MemMib,
+    /// Virtual CPUs.
+    pub vcpu_count: VcpuCount,
+    /// CPU share class.
+    pub cpu_kind: CpuKind,
+    /// Which CPU.
+    pub cpu_model: CpuModel,
+    /// The root disk; `None` boots into the initial file system only (probes).
+    pub disk: Option<DiskSpec>,
+    /// The guest's MAC address.
+    pub mac: [u8; 6],
+    /// The serial console is appended to this file by the driver, at most `console_limit_bytes`.
+    pub console_log: PathBuf,
+    /// After this much the console is dropped, so that a guest cannot fill the host's disk.
+    pub console_limit_bytes: u64,
+    /// Words added to the kernel's command line, each `[A-Za-z0-9_.=,:/-]+`.
+    pub kernel_args: Vec<String>,
+    /// Rights.
+    pub sandbox: Sandbox,
+}
+
+/// Enough to find the process again after our own restart, and to know it is the same one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmmRecord {
+    /// The driver that made it.
+    pub driver: String,
+    /// Process id.
+    pub pid: u32,
+    /// The process's start time in clock ticks since boot (field 22 of `/proc/pid/stat`).
+    pub start_time_ticks: u64,
+    /// The host's boot id: a record from before a reboot names nothing.
+    pub boot_id: String,
+    /// The VM's directory with its sockets.
+    pub run_dir: PathBuf,
+}
+
+/// How a VM's process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest asked for a reboot.
+    Rebooted,
+    /// We killed it.
+    Killed,
+    /// Anything else, in words.
+    Crashed(String),
+    /// It ended while nobody watched: how is not known.
+    Unknown,
+}
+
+/// A driver's failure.
+#[derive(Debug, Error)]
+pub enum VmmError {
+    /// The hypervisor program is missing or cannot run.
+    #[error("hypervisor not usable: {0}")]
+    NotUsable(String),
+    /// The process ended before it was up.
+    #[error("the VMM ended during start: {0}")]
+    EndedEarly(String),
+    /// It did not answer in time.
+    #[error("{0} timed out")]
+    Timeout(&'static str),
+    /// The record names a process that is gone.
+    #[error("no such process")]
+    Gone,
+    /// The control socket said no.
+    #[error("the VMM refused {command}: {reason}")]
+    Refused {
+        /// The command.
+        command: &'static str,
+        /// Its answer.
+        reason: String,
+    },
+    /// The driver cannot do that.
+    #[error("not supported by this driver: {0:?}")]
+    Unsupported(Capability),
+    /// The host's fault.
+    #[error("{context}")]
+    Io {
+        /// What was being done.
+        context: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A hypervisor on this host.
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// What it can do here, found once when the driver was opened.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Starts a VM. Returns once the process runs and its control socket answers; the guest is
+    /// still booting then. On an error nothing is left running.
+    ///
+    /// `committed` is called with the record as soon as the process exists and before it executes a
+    /// single guest instruction, so that a crash of ours can never leave a process no record names.
+    async fn boot(
+        &self,
+        spec: &BootSpec,
+        committed: &mut (dyn FnMut(&VmmRecord) -> std::io::Result<()> + Send),
+    ) -> Result<Arc<dyn Vm>, VmmError>;
+
+    /// Takes over a process started earlier, possibly by a previous life of this program.
+    ///
+    /// # Errors
+    /// [`VmmError::Gone`] when that process (same pid, start time and boot) is not there any more.
+    async fn adopt(&self, record: &VmmRecord) -> Result<Arc<dyn Vm>, VmmError>;
+}
+
+/// One running VM. Dropping the handle leaves the VM running.
+#[async_trait]
+pub trait Vm: Send + Sync {
+    /// How to find it again.
+    fn record(&self) -> &VmmRecord;
+
+    /// A new connection to the guest's agent. At most one is open at a time: a new one replaces the
+    /// old. Succeeds before the agent is up; bytes then wait.
+    async fn connect_guest(&self) -> Result<Box<dyn Channel>, VmmError>;
+
+    /// Kills the process and returns once it is gone. Killing what is gone is a success.
+    async fn kill(&self) -> Result<(), VmmError>;
+
+    /// Completes when the process is gone. May be called many times, from many tasks.
+    async fn wait_exit(&self) -> Exit;
+
+    /// Stops the virtual CPUs; memory stays resident.
+    async fn pause(&self, within: Duration) -> Result<(), VmmError>;
+
+    /// Continues after [`Vm::pause`].
+    async fn resume(&self, within: Duration) -> Result<(), VmmError>;
+}

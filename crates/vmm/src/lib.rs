@@ -1,0 +1,15 @@
+//! The contract of a hypervisor driver ([`Vmm`], [`Vm`]) and its drivers: `qemu` and `fake`.
+//!
+//! A driver turns a [`BootSpec`] (files and sizes, all made by the caller) into a process and gives
+//! back a handle that survives our own death: the [`VmmRecord`] is enough to adopt the process again.
+//! This crate refuses to know workspaces, accounts, images and the protocol spoken over the guest
+//! channel: to it the channel is a stream of bytes.
+
+pub mod contract;
+// pub mod fake;
+// pub mod qemu;
+
+pub use contract::{
+    Accelerator, BootSpec, Capabilities, Capability, Channel, CpuModel, DiskSpec, Exit, Sandbox, Vm,
+    Vmm, VmmError, VmmRecord,
+};

@@ -1,1 +1,32 @@
-//! placeholder
+//! The control plane: use cases, the reconciler that brings every workspace from what it is to what
+//! it should be, limits, keys, and the store.
+//!
+//! Control places and records; the node executes. It refuses to know HTTP (no status code, no header,
+//! no dialect) and hypervisors (no process, no socket). The bytes of exec, files and logs pass through
+//! handles it gives out, never through its own queues.
+
+pub mod access;
+pub mod config;
+pub mod error;
+pub mod images;
+pub mod keys;
+pub mod projects;
+pub mod quota;
+pub mod reconciler;
+pub mod store;
+pub mod workspaces;
+
+mod control;
+
+pub use access::{Caller, Credential};
+pub use config::{ControlConfig, Environment, Rng};
+pub use control::Control;
+pub use error::Error;
+pub use keys::{ApiKey, NewApiKey};
+pub use projects::{CreateProject, Project};
+pub use quota::Quota;
+pub use workspaces::{
+    CreateWorkspace, Deleted, ListWorkspaces, Page, StartPolicy, UpdateWorkspace, Wait, WorkspaceRef,
+};
+
+pub use skerry_internal_api as internal_api;

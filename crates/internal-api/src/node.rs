@@ -79,6 +79,15 @@ pub struct VmReport {
     pub last_exit: Option<VmExit>,
 }
 
+/// Which log of a workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogSource {
+    /// The guest's serial console: kernel and agent.
+    Console,
+    /// Commands run through exec without a terminal: the command line, its output, its exit.
+    Commands,
+}
+
 /// How to bring a VM to a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopMode {
@@ -205,10 +214,11 @@ pub trait NodeApi: Send + Sync {
     /// The inside of the running VM.
     async fn guest(&self, workspace_id: WorkspaceId) -> Result<Arc<dyn GuestApi>, NodeError>;
 
-    /// The last `tail_bytes` of the console log, oldest first; empty when there is none.
-    async fn console_log(
+    /// The last `tail_bytes` of a log, oldest first; empty when there is none.
+    async fn log(
         &self,
         workspace_id: WorkspaceId,
+        source: LogSource,
         tail_bytes: u64,
     ) -> Result<ByteStream, NodeError>;
 

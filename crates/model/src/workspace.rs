@@ -14,8 +14,8 @@ pub struct Workspace {
     pub id: WorkspaceId,
     /// Who owns it.
     pub account_id: AccountId,
-    /// The project it belongs to; `None` means the account's default project.
-    pub project_id: Option<ProjectId>,
+    /// The project it belongs to; every account has a default one.
+    pub project_id: ProjectId,
     /// A tenant's own grouping word (Oblien's namespace): `[A-Za-z0-9-]`, 1 to 63 characters.
     pub namespace: Option<String>,
     /// The name for people. Not unique.

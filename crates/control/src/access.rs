@@ -1,0 +1,41 @@
+//! Who is calling.
+
+use skerry_model::{AccountId, ApiKeyId, Secret};
+
+/// What a request presented. Every dialect's way of authenticating ends in one of these.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    /// The key's secret, in whatever header or body field it came.
+    pub secret: Secret,
+    /// The account the request claims to be (Oblien's `X-Client-ID`), by handle or id. When present
+    /// it must be the key's own.
+    pub account: Option<String>,
+}
+
+/// An authenticated caller: passed to every use case, made only by [`crate::Control::authenticate`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub(crate) account_id: AccountId,
+    pub(crate) account_handle: String,
+    pub(crate) key_id: ApiKeyId,
+}
+
+impl Caller {
+    /// The account.
+    #[must_use]
+    pub fn account_id(&self) -> AccountId {
+        self.account_id
+    }
+
+    /// The account's handle (`admin`).
+    #[must_use]
+    pub fn account_handle(&self) -> &str {
+        &self.account_handle
+    }
+
+    /// The key that was presented.
+    #[must_use]
+    pub fn key_id(&self) -> ApiKeyId {
+        self.key_id
+    }
+}

@@ -1,0 +1,76 @@
+//! The crate's error: a kind from the closed set of `model`, fit to be shown, and a cause for the log.
+
+use skerry_internal_api::NodeError;
+use skerry_model::{ErrorKind, Invalid};
+
+/// Why a use case failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind}")]
+pub struct Error {
+    kind: ErrorKind,
+    #[source]
+    cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of this kind without a cause to keep.
+    #[must_use]
+    pub fn new(kind: ErrorKind) -> Self {
+        Self { kind, cause: None }
+    }
+
+    /// A fault of ours; `cause` is for the log only.
+    pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { kind: ErrorKind::Internal, cause: Some(cause.into()) }
+    }
+
+    /// No such object, or not the caller's.
+    #[must_use]
+    pub fn not_found(what: &'static str) -> Self {
+        Self::new(ErrorKind::NotFound { what })
+    }
+
+    /// The kind: public.
+    #[must_use]
+    pub fn kind(&self) -> &ErrorKind {
+        &self.kind
+    }
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Self::new(kind)
+    }
+}
+
+impl From<Invalid> for Error {
+    fn from(invalid: Invalid) -> Self {
+        Self::new(ErrorKind::Invalid(invalid))
+    }
+}
+
+impl From<NodeError> for Error {
+    fn from(error: NodeError) -> Self {
+        let kind = match &error {
+            NodeError::NoSuchVm | NodeError::NotRunning => ErrorKind::RefusedByState {
+                state: "stopped",
+                reason: "the workspace must be running".to_owned(),
+            },
+            NodeError::NoSuchImage(_) => ErrorKind::NotFound { what: "image" },
+            NodeError::NoSuchFile(_) => ErrorKind::NotFound { what: "file" },
+            NodeError::Guest { message, .. } => ErrorKind::Conflict(message.clone()),
+            NodeError::Invalid { field, problem } => ErrorKind::Invalid(Invalid {
+                field,
+                problem: problem.clone(),
+                allowed: "see the field's documentation".to_owned(),
+            }),
+            NodeError::NoCapacity(what) => ErrorKind::NoCapacity(what.clone()),
+            NodeError::Timeout { .. } => ErrorKind::Timeout(error.to_string()),
+            NodeError::GuestUnreachable(_) => ErrorKind::Unavailable(error.to_string()),
+            NodeError::Step { .. } | NodeError::Unsupported(_) => {
+                ErrorKind::Unavailable(error.to_string())
+            }
+        };
+        Self { kind, cause: Some(Box::new(error)) }
+    }
+}

@@ -1,0 +1,55 @@
+//! API keys: made, listed and revoked; the secret is shown once and stored as a hash.
+
+use skerry_model::{ApiKeyId, Secret, Timestamp};
+
+use crate::{Caller, Control, Error};
+
+/// The record of a key, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Its identity.
+    pub id: ApiKeyId,
+    /// The owner's name for it.
+    pub name: String,
+    /// The last four characters of the secret, to tell keys apart.
+    pub secret_tail: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last used, to the minute.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// A key just made.
+#[derive(Debug)]
+pub struct NewApiKey {
+    /// The record.
+    pub key: ApiKey,
+    /// The secret: `sk_` and 43 characters. Shown this once.
+    pub secret: Secret,
+}
+
+impl Control {
+    /// Makes a key for the caller's account. `name`: 1 to 100 characters.
+    ///
+    /// # Errors
+    /// `Invalid` for the name.
+    pub async fn create_key(&self, caller: &Caller, name: &str) -> Result<NewApiKey, Error> {
+        unimplemented!("{caller:?} {name}")
+    }
+
+    /// The account's keys, oldest first.
+    ///
+    /// # Errors
+    /// Only faults of the store.
+    pub async fn list_keys(&self, caller: &Caller) -> Result<Vec<ApiKey>, Error> {
+        unimplemented!("{caller:?}")
+    }
+
+    /// Revokes a key at once. The last key of an account cannot be revoked.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Conflict` for the last key.
+    pub async fn delete_key(&self, caller: &Caller, id: ApiKeyId) -> Result<(), Error> {
+        unimplemented!("{caller:?} {id}")
+    }
+}

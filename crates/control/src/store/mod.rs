@@ -1,0 +1,5 @@
+//! The store.
+
+/// The embedded database.
+#[derive(Clone)]
+pub struct Store;

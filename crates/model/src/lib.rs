@@ -22,7 +22,7 @@ pub use limits::{Plan, Range, Usage};
 pub use name::{DisplayName, Slug};
 pub use quantity::{DiskMib, MemMib, VcpuCount};
 pub use secret::Secret;
-pub use spec::{EnvVar, ImageRef, Lifetime, Shape, WorkspaceSpec};
+pub use spec::{EnvVar, Expiry, ExpiryAction, ImageRef, Lifetime, Shape, WorkspaceSpec};
 pub use state::{Desired, Event, Failure, Moved, Refusal, State, Transition, transition};
 pub use workspace::Workspace;
 

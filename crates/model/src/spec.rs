@@ -83,6 +83,26 @@ pub enum Lifetime {
     Temporary,
 }
 
+/// What happens when a workspace's time is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpiryAction {
+    /// It is stopped; the disk is kept.
+    Stop,
+    /// It is deleted.
+    Delete,
+}
+
+/// A time to live, counted from each moment the workspace becomes running; it does not pass while
+/// there is no VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Expiry {
+    /// Seconds, 1 to 31,536,000 (a year).
+    pub after_seconds: u32,
+    /// What then happens.
+    pub action: ExpiryAction,
+}
+
 /// What happens to the console log when the workspace starts again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -107,6 +127,8 @@ pub struct WorkspaceSpec {
     pub env: Vec<EnvVar>,
     /// Permanent or temporary.
     pub lifetime: Lifetime,
+    /// Time to live.
+    pub expiry: Option<Expiry>,
     /// Exempt from stopping when idle.
     pub keep_active: bool,
     /// Console log across starts.

@@ -1,14 +1,12 @@
 //! The record of a workspace.
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
-    AccountId, Desired, DisplayName, Incarnation, NodeId, ProjectId, Slug, State, Timestamp,
-    WorkspaceId, WorkspaceSpec,
+    AccountId, Desired, DisplayName, Incarnation, NodeId, ProjectId, Secret, Slug, State,
+    Timestamp, WorkspaceId, WorkspaceSpec,
 };
 
 /// Everything known of a workspace. `control::store` is the only writer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workspace {
     /// Its identity; dialects render it in their own form.
     pub id: WorkspaceId,
@@ -39,6 +37,10 @@ pub struct Workspace {
     pub start_began_at: Option<Timestamp>,
     /// The node it is placed on, once it was started.
     pub node_id: Option<NodeId>,
+    /// When the workspace expires, by `spec.expiry`; set each time it becomes running.
+    pub expires_at: Option<Timestamp>,
+    /// Grants access to previews of the workspace's ports: 32 characters of `[a-z0-9]`.
+    pub preview_token: Secret,
     /// When the record was made.
     pub created_at: Timestamp,
     /// When the record last changed.

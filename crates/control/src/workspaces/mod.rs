@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use skerry_internal_api::{ByteStream, GuestApi, GuestStats, LogSource};
 use skerry_model::{
-    EnvVar, Lifetime, ProjectId, Workspace, WorkspaceId,
+    EnvVar, Expiry, Lifetime, ProjectId, Workspace, WorkspaceId,
     spec::{CpuKind, LogRetention},
 };
 
@@ -66,6 +66,8 @@ pub struct CreateWorkspace {
     pub env: Vec<EnvVar>,
     /// Permanent or temporary.
     pub lifetime: Lifetime,
+    /// Time to live.
+    pub expiry: Option<Expiry>,
     /// Exempt from idle stop.
     pub keep_active: bool,
     /// Console log across starts.
@@ -92,6 +94,7 @@ impl CreateWorkspace {
             cpu_kind: CpuKind::default(),
             env: Vec::new(),
             lifetime: Lifetime::default(),
+            expiry: None,
             keep_active: false,
             log_retention: LogRetention::default(),
             metadata: BTreeMap::new(),
@@ -152,7 +155,7 @@ impl Control {
     ///
     /// # Errors
     /// `Invalid` (`name`, `slug`, `namespace`, `image`, `vcpu_count`, `memory_mib`, `disk_mib`,
-    /// `env`, `metadata`), `Quota`, `NotFound` (`project`), `Conflict` (slug taken). Nothing is
+    /// `env`, `metadata`, `expiry`), `Quota`, `NotFound` (`project`), `Conflict` (slug taken). Nothing is
     /// recorded on an error. A start that fails is not an error of create: the answer's state says
     /// it.
     pub async fn create_workspace(

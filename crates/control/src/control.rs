@@ -46,4 +46,10 @@ impl Control {
     pub fn plan(&self) -> &Plan {
         &self.inner.config.plan
     }
+
+    /// The time now, by the clock control was opened with.
+    #[must_use]
+    pub fn now(&self) -> skerry_model::Timestamp {
+        unimplemented!()
+    }
 }

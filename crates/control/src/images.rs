@@ -1,6 +1,6 @@
 //! The catalogue of images.
 
-use skerry_internal_api::ImageInfo;
+use skerry_internal_api::{ImageInfo, NodeCapacity};
 
 use crate::{Caller, Control, Error};
 
@@ -11,5 +11,21 @@ impl Control {
     /// Only when the node is out of reach.
     pub async fn list_images(&self, caller: &Caller) -> Result<Vec<ImageInfo>, Error> {
         unimplemented!("{caller:?}")
+    }
+
+    /// The same catalogue without a caller: Rigbox publishes its templates to everybody.
+    ///
+    /// # Errors
+    /// Only when the node is out of reach.
+    pub async fn public_images(&self) -> Result<Vec<ImageInfo>, Error> {
+        unimplemented!()
+    }
+
+    /// Room on the node, without a caller: Rigbox publishes its capacity to everybody.
+    ///
+    /// # Errors
+    /// Only when the node is out of reach.
+    pub async fn capacity(&self) -> Result<NodeCapacity, Error> {
+        unimplemented!()
     }
 }

@@ -142,6 +142,8 @@ pub struct UpdateWorkspace {
     pub memory_mib: Option<u64>,
     /// See `vcpu_count`.
     pub disk_mib: Option<u64>,
+    /// New CPU share class; only while no VM is there.
+    pub cpu_kind: Option<CpuKind>,
     /// New environment (replaces); takes effect at the next start.
     pub env: Option<Vec<EnvVar>>,
     /// Exempt from idle stop.

@@ -1,1 +1,87 @@
-//! placeholder
+//! The HTTP front: every dialect on one listener, authentication, error bodies.
+//!
+//! A dialect translates: it parses its own wire form, calls one use case of `skerry-control`, and
+//! renders the answer. This crate decides nothing about workspaces; it refuses to know the store, the
+//! node and hypervisors. It is the only crate that knows status codes.
+//!
+//! # One listener, several dialects
+//! The path roots of the dialects are disjoint ([`Dialect::ROOTS`]), so all of them share one origin.
+//! A host label decides where two would claim one path: requests for `rigbox.<base>`,
+//! `aether.<base>`, `instavm.<base>` and `oblien.<base>` reach that dialect alone (with the paths that
+//! only its own host serves, such as Rigbox's `/v1/...`). Every other host is the shared origin.
+//! There, `/v1/...` is InstaVM's and `/health` is answered for everybody by [`health`].
+
+pub mod auth;
+pub mod dialect;
+pub mod dialects;
+pub mod extract;
+pub mod health;
+mod hosts;
+pub mod ids;
+mod telemetry;
+
+use std::{future::Future, sync::Arc};
+
+use axum::Router;
+use skerry_control::{Control, Error};
+use skerry_model::ErrorKind;
+use tokio_util::sync::CancellationToken;
+
+pub use dialect::{Dialect, Fault};
+
+/// What the HTTP front is told at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiConfig {
+    /// Where clients reach this server: scheme, host and port, without a trailing slash.
+    pub public_url: String,
+    /// The domain whose labels choose a dialect (`rigbox.<base>`), without a port.
+    pub base_domain: String,
+    /// The version shown to clients.
+    pub version: &'static str,
+}
+
+/// What every handler is given. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiState {
+    /// The use cases.
+    pub control: Control,
+    /// Configuration.
+    pub config: Arc<ApiConfig>,
+    shutdown: CancellationToken,
+}
+
+impl ApiState {
+    /// `shutdown` ends the waiting of calls under way when the server is to stop.
+    #[must_use]
+    pub fn new(control: Control, config: ApiConfig, shutdown: CancellationToken) -> Self {
+        Self { control, config: Arc::new(config), shutdown }
+    }
+
+    /// Runs a use case that may wait long, but no longer than the server runs. The work itself is
+    /// control's and goes on.
+    ///
+    /// # Errors
+    /// Those of the use case, or `Unavailable` when the server stops first.
+    pub async fn until_shutdown<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            result = work => result,
+            () = self.shutdown.cancelled() => Err(Error::new(ErrorKind::Unavailable(
+                "the server is shutting down; what was asked for goes on when it is back".to_owned(),
+            ))),
+        }
+    }
+
+    /// Resolves when the server is to stop, for streams and sockets that must end then.
+    pub async fn shutdown_begun(&self) {
+        self.shutdown.cancelled().await;
+    }
+}
+
+/// The whole HTTP front.
+pub fn router(state: ApiState) -> Router {
+    telemetry::layered(hosts::router(state))
+}

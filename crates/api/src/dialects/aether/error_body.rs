@@ -1,0 +1,21 @@
+//! The one place where an error becomes a status and a body.
+
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use skerry_control::Error;
+
+use super::Aether;
+use crate::{Dialect, Fault};
+
+impl Dialect for Aether {
+    const NAME: &'static str = "aether";
+    const ROOTS: &'static [&'static str] = &["/projects", "/workspaces", "/user", "/profile"];
+
+    fn error(error: &Error) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+    }
+
+    fn fault(fault: &Fault) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, format!("{fault:?}")).into_response()
+    }
+}

@@ -1,0 +1,22 @@
+//! The Oblien dialect.
+
+mod error_body;
+
+use axum::Router;
+
+use crate::ApiState;
+
+/// The Oblien dialect.
+#[derive(Clone, Copy, Debug)]
+pub struct Oblien;
+
+/// The routes on the shared origin. Never `/health` and `/healthz`: those are answered for everybody.
+pub fn router() -> Router<ApiState> {
+    Router::new()
+}
+
+/// The routes on this dialect's own host (`oblien.<base>`): those of [`router`] and what only that host may
+/// serve.
+pub fn host_router() -> Router<ApiState> {
+    router()
+}

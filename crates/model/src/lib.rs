@@ -6,6 +6,7 @@
 //! it does not know how an identifier looks on anyone's wire, only which 128 bits it is.
 
 pub mod error;
+pub mod failure;
 pub mod id;
 pub mod limits;
 pub mod name;
@@ -17,14 +18,16 @@ pub mod state;
 pub mod workspace;
 
 pub use error::{ErrorKind, Invalid};
+pub use failure::{Failure, FailureCode};
 pub use id::{AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, WorkspaceId};
-pub use limits::{Plan, Range, Usage};
+pub use limits::{Demand, Plan, Pool, Range, RequestedShape, Usage};
 pub use name::{DisplayName, Slug};
 pub use quantity::{DiskMib, MemMib, VcpuCount};
+pub use reconcile::{NodeView, Step, VmEnd, VmViewPhase, next_step};
 pub use secret::Secret;
 pub use spec::{EnvVar, Expiry, ExpiryAction, ImageRef, Lifetime, Shape, WorkspaceSpec};
-pub use state::{Desired, Event, Failure, Moved, Refusal, State, Transition, transition};
-pub use workspace::Workspace;
+pub use state::{Desired, Event, Moved, Refusal, State, Transition, transition};
+pub use workspace::{Wish, Workspace};
 
 /// A point in time, UTC, with nanosecond precision.
 pub type Timestamp = jiff::Timestamp;

@@ -115,3 +115,54 @@ impl fmt::Display for Slug {
         self.0.fmt(f)
     }
 }
+
+/// Checks a namespace: 1 to 63 letters, digits and hyphens.
+///
+/// # Errors
+/// [`Invalid`] with field `namespace`.
+pub fn check_namespace(text: &str) -> Result<(), Invalid> {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if (1..=63).contains(&text.len()) && text.bytes().all(inner) {
+        return Ok(());
+    }
+    Err(Invalid {
+        field: "namespace",
+        problem: "is not a namespace".to_owned(),
+        allowed: "1 to 63 letters, digits and hyphens".to_owned(),
+    })
+}
+
+/// Checks a project's name: 1 to 100 characters, the first a letter or digit, then letters, digits,
+/// `-`, `_`, `.` and spaces.
+///
+/// # Errors
+/// [`Invalid`] with field `name`.
+pub fn check_project_name(text: &str) -> Result<(), Invalid> {
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ');
+    let first = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    if first && text.len() <= 100 && text.chars().all(inner) {
+        return Ok(());
+    }
+    Err(Invalid {
+        field: "name",
+        problem: "is not a name of a project".to_owned(),
+        allowed: "1 to 100 letters, digits, -, _, . and spaces, the first a letter or digit"
+            .to_owned(),
+    })
+}
+
+/// Checks an API key's name: 1 to 100 characters, no control characters, not only white space.
+///
+/// # Errors
+/// [`Invalid`] with field `name`.
+pub fn check_key_name(text: &str) -> Result<(), Invalid> {
+    let fits = !text.trim().is_empty() && text.chars().count() <= 100;
+    if fits && !text.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Invalid {
+        field: "name",
+        problem: "is not a name of a key".to_owned(),
+        allowed: "1 to 100 characters, no control characters".to_owned(),
+    })
+}

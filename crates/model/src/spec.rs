@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DiskMib, MemMib, VcpuCount};
+use crate::{DiskMib, Invalid, MemMib, Timestamp, VcpuCount};
 
 /// The name of an image as the catalogue knows it (`base`, `node-20`): 1 to 128 characters of
 /// `[a-z0-9._-]`, first one alphanumeric.
@@ -65,6 +65,80 @@ pub struct EnvVar {
     pub value: String,
 }
 
+impl EnvVar {
+    /// The most variables of one workspace.
+    pub const MAX_COUNT: usize = 256;
+    /// The most characters of a name.
+    pub const MAX_KEY_LEN: usize = 256;
+    /// The most bytes of a value.
+    pub const MAX_VALUE_BYTES: usize = 32 * 1024;
+    /// The most bytes of all names and values together.
+    pub const MAX_TOTAL_BYTES: usize = 128 * 1024;
+
+    /// Checks an environment: names, sizes, no name twice.
+    ///
+    /// # Errors
+    /// [`Invalid`] with field `env`; values are never repeated in it.
+    pub fn check_all(env: &[Self]) -> Result<(), Invalid> {
+        let refuse =
+            |problem: String, allowed: String| Err(Invalid { field: "env", problem, allowed });
+        if env.len() > Self::MAX_COUNT {
+            let problem = format!("has {} variables", env.len());
+            return refuse(problem, format!("at most {} variables", Self::MAX_COUNT));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        let mut total = 0_usize;
+        for variable in env {
+            let key = &variable.key;
+            let shown: String = key.chars().take(64).flat_map(char::escape_default).collect();
+            if !is_env_name(key) {
+                let problem = format!("{shown:?} is not a name of a variable");
+                let rule = "names of at most 256 characters matching [A-Za-z_][A-Za-z0-9_]*";
+                return refuse(problem, rule.to_owned());
+            }
+            if !seen.insert(key) {
+                return refuse(format!("{shown} is there twice"), "each name once".to_owned());
+            }
+            if variable.value.len() > Self::MAX_VALUE_BYTES || variable.value.contains('\0') {
+                let problem = format!("the value of {shown} is too long or contains NUL");
+                return refuse(problem, "values of at most 32 KiB without NUL".to_owned());
+            }
+            total += key.len() + variable.value.len();
+        }
+        if total > Self::MAX_TOTAL_BYTES {
+            let problem = format!("takes {total} bytes");
+            return refuse(problem, "at most 128 KiB in all".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn is_env_name(key: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    key.len() <= EnvVar::MAX_KEY_LEN
+        && key.bytes().all(word)
+        && key.bytes().next().is_some_and(|first| !first.is_ascii_digit())
+}
+
+/// The most bytes of a workspace's labels, written as JSON.
+pub const MAX_METADATA_BYTES: usize = 64 * 1024;
+
+/// Checks the size of a workspace's labels.
+///
+/// # Errors
+/// [`Invalid`] with field `metadata`.
+pub fn check_metadata(metadata: &BTreeMap<String, serde_json::Value>) -> Result<(), Invalid> {
+    let size = serde_json::to_vec(metadata).map_or(usize::MAX, |text| text.len());
+    if size <= MAX_METADATA_BYTES {
+        return Ok(());
+    }
+    Err(Invalid {
+        field: "metadata",
+        problem: "is too large".to_owned(),
+        allowed: "at most 64 KiB as JSON".to_owned(),
+    })
+}
+
 impl fmt::Debug for EnvVar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}=…", self.key)
@@ -101,6 +175,33 @@ pub struct Expiry {
     pub after_seconds: u32,
     /// What then happens.
     pub action: ExpiryAction,
+}
+
+impl Expiry {
+    /// The longest time to live: a year.
+    pub const MAX_SECONDS: u32 = 31_536_000;
+
+    /// Checks the range.
+    ///
+    /// # Errors
+    /// [`Invalid`] with field `expiry`.
+    pub fn check(self) -> Result<Self, Invalid> {
+        if (1..=Self::MAX_SECONDS).contains(&self.after_seconds) {
+            return Ok(self);
+        }
+        Err(Invalid {
+            field: "expiry",
+            problem: format!("{} is out of range", self.after_seconds),
+            allowed: format!("1 to {} seconds", Self::MAX_SECONDS),
+        })
+    }
+
+    /// When the time is over if it began at `since`; the end of representable time at the latest.
+    #[must_use]
+    pub fn end_after(self, since: Timestamp) -> Timestamp {
+        let length = jiff::SignedDuration::from_secs(i64::from(self.after_seconds));
+        since.saturating_add(length).unwrap_or(Timestamp::MAX)
+    }
 }
 
 /// What happens to the console log when the workspace starts again.

@@ -12,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Incarnation, Timestamp};
+use crate::{Failure, Incarnation, Timestamp};
 
 /// What the tenant wants the workspace to be. Written by requests (and by rules such as "the guest
 /// powered itself off"); the reconciler works towards it.
@@ -25,21 +25,6 @@ pub enum Desired {
     Stopped,
     /// Nothing is left.
     Deleted,
-}
-
-/// Why a workspace is in the failed state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// Stable word for programs, for example `boot_timeout`, `no_capacity`, `vm_crashed`.
-    pub code: String,
-    /// A sentence for people, without internal paths or secrets.
-    pub message: String,
-    /// How many starts in a row have failed, this one included.
-    pub attempts: u32,
-    /// Whether the same request may succeed if repeated.
-    pub retryable: bool,
-    /// When it happened.
-    pub at: Timestamp,
 }
 
 /// What the workspace is, as last observed.
@@ -75,6 +60,23 @@ pub enum State {
 }
 
 impl State {
+    /// Whether there is, or may be, a VM in this state: a process and memory on a node.
+    #[must_use]
+    pub const fn has_vm(&self) -> bool {
+        match self {
+            Self::Starting
+            | Self::Running { .. }
+            | Self::Paused { .. }
+            | Self::Suspending
+            | Self::Stopping => true,
+            Self::Provisioned
+            | Self::Suspended
+            | Self::Stopped
+            | Self::Failed(_)
+            | Self::Deleting => false,
+        }
+    }
+
     /// The state's name, as used in logs, errors and the native API.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -100,6 +102,9 @@ pub enum Event {
     StartBegun(Incarnation),
     /// The guest of this start is ready.
     GuestReady(Incarnation, Timestamp),
+    /// A VM of this start was found running on the node although the record did not say so (a
+    /// report was lost, or control was). Built only from what the node says at this moment.
+    VmFound(Incarnation, Timestamp),
     /// This start failed and left nothing behind but the disk.
     StartFailed(Incarnation, Failure),
     /// A stop begins.
@@ -119,6 +124,10 @@ pub enum Event {
 pub enum Refusal {
     /// It speaks of an older start.
     Stale,
+    /// It speaks of a start that was never recorded.
+    Ahead,
+    /// The VM is being stopped; what its start came to no longer matters.
+    BeingStopped,
     /// The workspace is being deleted; nothing else may happen to it.
     BeingDeleted,
     /// There is no VM to which it could apply.
@@ -150,9 +159,191 @@ pub enum Transition {
     Refused(Refusal),
 }
 
-/// The whole state machine. Pure and total.
+/// The whole state machine. Pure and total: `current` is the incarnation the state speaks of.
+///
+/// Three rules hold everywhere: a deletion is accepted in every state and nothing is accepted after
+/// it; an event that speaks of an older start is refused; the incarnation never goes back.
 #[must_use]
 pub fn transition(state: &State, current: Incarnation, event: &Event) -> Transition {
-    let _ = (state, current, event);
-    Transition::AlreadySo
+    if let State::Deleting = state {
+        return match event {
+            Event::DeleteBegun => Transition::AlreadySo,
+            Event::StartBegun(_)
+            | Event::GuestReady(..)
+            | Event::VmFound(..)
+            | Event::StartFailed(..)
+            | Event::StopBegun
+            | Event::VmStopped(_)
+            | Event::VmEnded(_)
+            | Event::VmCrashed(..) => Transition::Refused(Refusal::BeingDeleted),
+        };
+    }
+    match event {
+        Event::DeleteBegun => moved(State::Deleting, current, Some(Desired::Deleted)),
+        Event::StopBegun => stop_begun(state, current),
+        Event::StartBegun(new) => start_begun(state, current, *new),
+        Event::VmFound(found, since) => vm_found(state, current, *found, *since),
+        Event::GuestReady(of, since) => {
+            of_current(*of, current, || guest_ready(state, current, *since))
+        }
+        Event::StartFailed(of, failure) => {
+            of_current(*of, current, || start_failed(state, current, failure))
+        }
+        Event::VmStopped(of) => of_current(*of, current, || vm_stopped(state, current)),
+        Event::VmEnded(of) => of_current(*of, current, || vm_ended(state, current)),
+        Event::VmCrashed(of, failure) => {
+            of_current(*of, current, || vm_crashed(state, current, failure))
+        }
+    }
 }
+
+fn moved(next: State, incarnation: Incarnation, desired: Option<Desired>) -> Transition {
+    Transition::Moved(Moved { next, incarnation, desired })
+}
+
+/// Lets only an event of the current start through.
+fn of_current(
+    of: Incarnation,
+    current: Incarnation,
+    decide: impl FnOnce() -> Transition,
+) -> Transition {
+    match of.cmp(&current) {
+        std::cmp::Ordering::Less => Transition::Refused(Refusal::Stale),
+        std::cmp::Ordering::Greater => Transition::Refused(Refusal::Ahead),
+        std::cmp::Ordering::Equal => decide(),
+    }
+}
+
+fn start_begun(state: &State, current: Incarnation, new: Incarnation) -> Transition {
+    match state {
+        State::Starting if new == current => Transition::AlreadySo,
+        State::Starting
+        | State::Running { .. }
+        | State::Paused { .. }
+        | State::Suspending
+        | State::Stopping => {
+            Transition::Refused(if new < current { Refusal::Stale } else { Refusal::VmPresent })
+        }
+        State::Provisioned | State::Suspended | State::Stopped | State::Failed(_) => {
+            // The number of a start that is over is never used again: what that start left
+            // behind must not be taken for the new one's.
+            if new <= current {
+                Transition::Refused(Refusal::Stale)
+            } else {
+                moved(State::Starting, new, None)
+            }
+        }
+        State::Deleting => Transition::Refused(Refusal::BeingDeleted),
+    }
+}
+
+fn guest_ready(state: &State, current: Incarnation, since: Timestamp) -> Transition {
+    match state {
+        State::Starting => moved(State::Running { since }, current, None),
+        State::Running { .. } | State::Paused { .. } => Transition::AlreadySo,
+        State::Stopping | State::Suspending => Transition::Refused(Refusal::BeingStopped),
+        State::Provisioned | State::Suspended | State::Stopped | State::Failed(_) => {
+            Transition::Refused(Refusal::NoVm)
+        }
+        State::Deleting => Transition::Refused(Refusal::BeingDeleted),
+    }
+}
+
+fn vm_found(
+    state: &State,
+    current: Incarnation,
+    found: Incarnation,
+    since: Timestamp,
+) -> Transition {
+    if found < current {
+        return Transition::Refused(Refusal::Stale);
+    }
+    match state {
+        State::Running { .. } | State::Paused { .. } if found == current => Transition::AlreadySo,
+        State::Running { .. }
+        | State::Paused { .. }
+        | State::Starting
+        | State::Provisioned
+        | State::Suspended
+        | State::Stopped
+        | State::Failed(_) => moved(State::Running { since }, found, None),
+        State::Stopping | State::Suspending => Transition::Refused(Refusal::BeingStopped),
+        State::Deleting => Transition::Refused(Refusal::BeingDeleted),
+    }
+}
+
+fn start_failed(state: &State, current: Incarnation, failure: &Failure) -> Transition {
+    match state {
+        State::Starting => moved(State::Failed(failure.clone()), current, Some(Desired::Stopped)),
+        // A stop came during the start; that nothing is left is what the stop wanted.
+        State::Stopping => moved(State::Stopped, current, None),
+        State::Failed(_) => Transition::AlreadySo,
+        State::Running { .. } | State::Paused { .. } | State::Suspending => {
+            Transition::Refused(Refusal::VmPresent)
+        }
+        State::Provisioned | State::Suspended | State::Stopped => {
+            Transition::Refused(Refusal::NoVm)
+        }
+        State::Deleting => Transition::Refused(Refusal::BeingDeleted),
+    }
+}
+
+fn stop_begun(state: &State, current: Incarnation) -> Transition {
+    match state {
+        // A failed workspace has no VM, but stopping it is how a tenant acknowledges the failure,
+        // and the node is asked once more to leave nothing behind.
+        State::Starting
+        | State::Running { .. }
+        | State::Paused { .. }
+        | State::Suspending
+        | State::Suspended
+        | State::Failed(_) => moved(State::Stopping, current, None),
+        State::Stopping | State::Stopped | State::Provisioned => Transition::AlreadySo,
+        State::Deleting => Transition::Refused(Refusal::BeingDeleted),
+    }
+}
+
+fn vm_stopped(state: &State, current: Incarnation) -> Transition {
+    match state {
+        State::Stopping
+        | State::Starting
+        | State::Running { .. }
+        | State::Paused { .. }
+        | State::Suspending => moved(State::Stopped, current, None),
+        State::Stopped | State::Provisioned => Transition::AlreadySo,
+        State::Suspended | State::Failed(_) => Transition::Refused(Refusal::NoVm),
+        State::Deleting => Transition::Refused(Refusal::BeingDeleted),
+    }
+}
+
+fn vm_ended(state: &State, current: Incarnation) -> Transition {
+    match state {
+        State::Starting | State::Running { .. } | State::Paused { .. } | State::Suspending => {
+            moved(State::Stopped, current, Some(Desired::Stopped))
+        }
+        // Who asked for the stop also decided what comes after it: a restart goes on.
+        State::Stopping => moved(State::Stopped, current, None),
+        State::Stopped => Transition::AlreadySo,
+        State::Provisioned | State::Suspended | State::Failed(_) => {
+            Transition::Refused(Refusal::NoVm)
+        }
+        State::Deleting => Transition::Refused(Refusal::BeingDeleted),
+    }
+}
+
+fn vm_crashed(state: &State, current: Incarnation, failure: &Failure) -> Transition {
+    match state {
+        State::Starting | State::Running { .. } | State::Paused { .. } | State::Suspending => {
+            moved(State::Failed(failure.clone()), current, Some(Desired::Stopped))
+        }
+        State::Stopping => moved(State::Stopped, current, None),
+        State::Failed(_) => Transition::AlreadySo,
+        State::Provisioned | State::Suspended | State::Stopped => {
+            Transition::Refused(Refusal::NoVm)
+        }
+        State::Deleting => Transition::Refused(Refusal::BeingDeleted),
+    }
+}
+
+#[cfg(test)]
+mod tests;

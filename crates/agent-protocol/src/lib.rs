@@ -1,1 +1,29 @@
-//! placeholder
+//! What node and guest agent say to each other over the VM's serial channel.
+//!
+//! The channel is one byte stream. On every connection a handshake of fixed-size records finds the
+//! start of fresh bytes behind whatever an earlier connection left in the buffers ([`handshake`]);
+//! right after it HTTP/2 begins, with the guest as the server. Calls are `POST`s to the paths in
+//! [`call`]; a request body is a JSON head ([`head`]) followed by raw bytes or, for commands, by
+//! frames ([`frame`]); an answer is JSON, raw bytes or frames.
+//!
+//! Both sides treat the other as a stranger: every length is bounded by [`limits`], unknown JSON
+//! fields are ignored, unknown frame kinds are an error.
+//!
+//! This crate refuses to know what a workspace, a VM or a hypervisor is, and depends on none of our
+//! other crates: it is a wire that has to stay readable across versions.
+
+pub mod call;
+pub mod frame;
+pub mod handshake;
+pub mod head;
+pub mod limits;
+pub mod message;
+pub mod record;
+
+/// The oldest generation of this protocol that this build speaks.
+pub const GENERATION_MIN: u16 = 1;
+/// The newest generation of this protocol that this build speaks.
+pub const GENERATION_MAX: u16 = 1;
+
+/// The name of the virtio-serial port the agent serves on.
+pub const PORT_NAME: &str = "skerry.agent";

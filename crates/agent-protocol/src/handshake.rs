@@ -1,0 +1,242 @@
+//! Both ends of the handshake, over any byte stream.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::{Instant, sleep_until, timeout},
+};
+
+use crate::{
+    GENERATION_MAX, GENERATION_MIN,
+    limits::PADDING,
+    record::{Nonce, RECORD_LEN, Record, RecordKind, Synchroniser},
+};
+
+/// How long the host waits for an answer before it says hello again.
+pub const HELLO_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long the host waits between acknowledgement and ready before it begins again.
+pub const READY_WITHIN: Duration = Duration::from_secs(10);
+
+/// Hellos between two that are preceded by padding: the padding helps only against a peer stuck in a
+/// dead connection, and a guest that still boots has to read all of it.
+const HELLOS_PER_PADDING: u32 = 8;
+
+const AGENT_READ_LEN: usize = 16 * 1024;
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub enum HandshakeError {
+    /// The stream ended or broke.
+    #[error("the channel broke during the handshake: {0}")]
+    Io(#[from] std::io::Error),
+    /// No answer.
+    #[error("no answer to the handshake within {0:?}")]
+    Timeout(Duration),
+    /// The two speak no common generation.
+    #[error(
+        "the agent speaks none of the protocol generations {GENERATION_MIN} to {GENERATION_MAX}"
+    )]
+    NoCommonGeneration,
+}
+
+/// The host's end: returns the agreed generation once the next byte in either direction is HTTP/2.
+/// `nonce` must be fresh for every call.
+///
+/// # Errors
+/// [`HandshakeError`], at the latest after `within`.
+pub async fn connect<S>(
+    stream: &mut S,
+    nonce: Nonce,
+    within: Duration,
+) -> Result<u16, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let attempt = async {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let generation = {
+            // Greeting must not keep the answer from being read: the channel's buffers may be full
+            // of earlier greetings while the guest boots.
+            let greeting = keep_greeting(&mut writer, nonce);
+            let answer = find(&mut reader, RecordKind::Ack, nonce);
+            tokio::select! {
+                broken = greeting => return Err(broken.into()),
+                answer = answer => answer?.generation_max,
+            }
+        };
+        if !(GENERATION_MIN..=GENERATION_MAX).contains(&generation) {
+            return Err(HandshakeError::NoCommonGeneration);
+        }
+        // The greeting may have been cut off in the middle of a hello; the agent's scanner skips the
+        // fragment only if the bytes that follow are a record, which they are.
+        writer.write_all(&record(RecordKind::Start, generation, generation, nonce)).await?;
+        writer.flush().await?;
+        match timeout(READY_WITHIN, find(&mut reader, RecordKind::Ready, nonce)).await {
+            Ok(ready) => ready?,
+            Err(_) => return Err(HandshakeError::Timeout(READY_WITHIN)),
+        };
+        Ok(generation)
+    };
+    timeout(within, attempt).await.unwrap_or(Err(HandshakeError::Timeout(within)))
+}
+
+/// The guest's end: throws away whatever comes until a host has said hello and start. Returns the
+/// agreed generation; the next byte in either direction is HTTP/2.
+///
+/// # Errors
+/// [`std::io::Error`] when the stream ends or breaks. Waits as long as the host is silent.
+pub async fn accept<S>(stream: &mut S) -> std::io::Result<u16>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut synchroniser = Synchroniser::new();
+    let mut agreed: Option<(Nonce, u16)> = None;
+    let mut buffer = vec![0; AGENT_READ_LEN];
+    loop {
+        // Large reads are safe here: between its start and our ready the host sends nothing.
+        let length = stream.read(&mut buffer).await?;
+        if length == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut rest = &buffer[..length];
+        while !rest.is_empty() {
+            let (used, found) = synchroniser.feed(rest);
+            rest = &rest[used..];
+            let Some(found) = found else { continue };
+            match found.kind {
+                RecordKind::Hello => {
+                    let generation = common_generation(&found);
+                    agreed = generation.map(|generation| (found.nonce, generation));
+                    let shown = generation.unwrap_or(0);
+                    stream.write_all(&record(RecordKind::Ack, shown, shown, found.nonce)).await?;
+                    stream.flush().await?;
+                }
+                RecordKind::Start => {
+                    let Some((nonce, generation)) = agreed else { continue };
+                    if nonce != found.nonce {
+                        continue;
+                    }
+                    let ready = record(RecordKind::Ready, generation, generation, nonce);
+                    stream.write_all(&ready).await?;
+                    stream.flush().await?;
+                    return Ok(generation);
+                }
+                // Our own words come back only from a looped channel.
+                RecordKind::Ack | RecordKind::Ready => {}
+            }
+        }
+    }
+}
+
+fn common_generation(hello: &Record) -> Option<u16> {
+    let newest = hello.generation_max.min(GENERATION_MAX);
+    (newest >= hello.generation_min.max(GENERATION_MIN)).then_some(newest)
+}
+
+fn record(kind: RecordKind, oldest: u16, newest: u16, nonce: Nonce) -> [u8; RECORD_LEN] {
+    Record { kind, generation_min: oldest, generation_max: newest, nonce }.encode()
+}
+
+/// Says hello again and again; returns only when the stream breaks.
+async fn keep_greeting<W: AsyncWrite + Unpin>(writer: &mut W, nonce: Nonce) -> std::io::Error {
+    let hello = record(RecordKind::Hello, GENERATION_MIN, GENERATION_MAX, nonce);
+    let mut count: u32 = 0;
+    loop {
+        let greet = async {
+            // The first goes out alone, the second is the first that may have met a stuck peer.
+            if count % HELLOS_PER_PADDING == 1 {
+                writer.write_all(&vec![0xFF; PADDING]).await?;
+            }
+            writer.write_all(&hello).await?;
+            writer.flush().await
+        };
+        if let Err(error) = greet.await {
+            return error;
+        }
+        count = count.wrapping_add(1);
+        sleep_until(Instant::now() + HELLO_INTERVAL).await;
+    }
+}
+
+/// Reads up to the end of the record of this kind and nonce and not a byte further.
+async fn find<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    kind: RecordKind,
+    nonce: Nonce,
+) -> std::io::Result<Record> {
+    let mut synchroniser = Synchroniser::new();
+    let mut buffer = [0; RECORD_LEN];
+    loop {
+        let wanted = synchroniser.wanted();
+        let length = reader.read(&mut buffer[..wanted]).await?;
+        if length == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if let (_, Some(record)) = synchroniser.feed(&buffer[..length])
+            && record.kind == kind
+            && record.nonce == nonce
+        {
+            return Ok(record);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn both_ends_meet_after_garbage_in_both_directions() {
+        let (mut host, mut guest) = tokio::io::duplex(256 * 1024);
+        host.write_all(&[0xFF; 1000]).await.unwrap();
+        guest.write_all(b"stale bytes of an older answer").await.unwrap();
+        let agent = tokio::spawn(async move {
+            let generation = accept(&mut guest).await.unwrap();
+            guest.write_all(b"fresh").await.unwrap();
+            (generation, guest)
+        });
+        let generation = connect(&mut host, [7; 16], Duration::from_secs(30)).await.unwrap();
+        let mut fresh = [0; 5];
+        host.read_exact(&mut fresh).await.unwrap();
+        assert_eq!((&fresh, generation), (b"fresh", GENERATION_MAX));
+        assert_eq!(agent.await.unwrap().0, GENERATION_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_comes_late_is_still_met() {
+        let (mut host, mut guest) = tokio::io::duplex(64 * 1024);
+        let agent = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            let generation = accept(&mut guest).await;
+            (generation, guest)
+        });
+        connect(&mut host, [1; 16], Duration::from_secs(30)).await.unwrap();
+        assert!(agent.await.unwrap().0.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_to_another_hello_does_not_count() {
+        let (mut host, mut guest) = tokio::io::duplex(1024 * 1024);
+        for kind in [RecordKind::Ack, RecordKind::Ready] {
+            guest.write_all(&record(kind, 1, 1, [9; 16])).await.unwrap();
+        }
+        let outcome = connect(&mut host, [1; 16], Duration::from_secs(5)).await;
+        assert!(matches!(outcome, Err(HandshakeError::Timeout(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_from_the_future_learns_that_there_is_no_common_generation() {
+        let (mut host, mut guest) = tokio::io::duplex(64 * 1024);
+        host.write_all(&record(RecordKind::Hello, 500, 600, [3; 16])).await.unwrap();
+        let mut answer = [0; RECORD_LEN];
+        tokio::select! {
+            _ = accept(&mut guest) => unreachable!("no start was sent"),
+            read = host.read_exact(&mut answer) => { read.unwrap(); }
+        }
+        let answer = Record::decode(&answer).unwrap();
+        assert_eq!((answer.kind, answer.generation_max), (RecordKind::Ack, 0));
+    }
+}

@@ -1,0 +1,323 @@
+//! The JSON of the calls. Unknown fields are ignored, so that a newer peer may say more.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+/// Makes the guest a particular workspace's guest. Sent first on every connection; applying it again
+/// is harmless.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configure {
+    /// A DNS label.
+    pub hostname: String,
+    /// 32 lower-case hexadecimal digits.
+    pub machine_id: String,
+    /// Fresh random bytes for the guest's kernel,
+    /// [`ENTROPY_MIN`](crate::limits::ENTROPY_MIN) to [`ENTROPY_MAX`](crate::limits::ENTROPY_MAX).
+    pub entropy: Vec<u8>,
+    /// Wall clock, nanoseconds since 1970.
+    pub unix_time_ns: i64,
+    /// Environment of every process.
+    pub env: BTreeMap<String, String>,
+    /// Which start of the workspace this is; repeated in the answer.
+    pub incarnation: u64,
+}
+
+impl fmt::Debug for Configure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Configure")
+            .field("hostname", &self.hostname)
+            .field("incarnation", &self.incarnation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Answer to [`Configure`]: the guest is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configured {
+    /// The agent's version.
+    pub agent_version: String,
+    /// The guest kernel's boot id: changes when the guest restarted behind our back.
+    pub boot_id: String,
+    /// The generation the agent serves.
+    pub generation: u16,
+    /// As asked.
+    pub incarnation: u64,
+}
+
+/// Sets the wall clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Nanoseconds since 1970.
+    pub unix_time_ns: i64,
+}
+
+/// No parameters, or nothing to say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Empty {}
+
+/// As whom something is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum User {
+    /// uid 0.
+    Root,
+    /// By login name.
+    Named(String),
+}
+
+/// A terminal's size in character cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Columns.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+/// A command to run.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Added to the environment of the configure call.
+    pub env: BTreeMap<String, String>,
+    /// Working directory; the user's home if missing.
+    pub working_dir: Option<String>,
+    /// As whom.
+    pub user: User,
+    /// With a terminal, or with pipes if missing.
+    pub terminal: Option<Terminal>,
+    /// The process group is killed after this long.
+    pub timeout_ms: Option<u64>,
+}
+
+impl fmt::Debug for Exec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exec")
+            .field("program", &self.argv.first())
+            .field("user", &self.user)
+            .field("terminal", &self.terminal)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExecEnd {
+    /// By itself, with this code.
+    Code(u8),
+    /// By this signal.
+    Signal(u8),
+    /// Killed because its time was over.
+    TimedOut,
+}
+
+/// A path and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Path {
+    /// Absolute.
+    pub path: String,
+}
+
+/// Part of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Read {
+    /// Absolute.
+    pub path: String,
+    /// First byte.
+    pub offset: u64,
+    /// At most so many; to the end if missing.
+    pub length: Option<u64>,
+}
+
+/// What to do with a file that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WriteMode {
+    /// Replace it in one step.
+    Replace,
+    /// Add to its end.
+    Append,
+    /// Refuse.
+    CreateNew,
+}
+
+/// A file to write; its bytes follow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Write {
+    /// Absolute.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// If it exists.
+    pub how: WriteMode,
+    /// Owner of the file and of parents that are made.
+    pub user: User,
+}
+
+/// A file was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// Its size now.
+    pub size_bytes: u64,
+}
+
+/// A directory to make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MakeDir {
+    /// Absolute.
+    pub path: String,
+    /// Permission bits of the last component.
+    pub mode: u32,
+    /// Owner of what is made.
+    pub user: User,
+}
+
+/// A renaming.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rename {
+    /// Absolute.
+    pub from: String,
+    /// Absolute.
+    pub to: String,
+}
+
+/// A tree to unpack; the tar stream follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upload {
+    /// Absolute; the directory to unpack into.
+    pub path: String,
+    /// Owner of what is made.
+    pub user: User,
+}
+
+/// A tree was unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpacked {
+    /// Number of entries.
+    pub entries: u64,
+}
+
+/// What a directory entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// Anything else.
+    Other,
+}
+
+/// One entry. It carries no path: the asker knows where it asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stat {
+    /// Last component, lossily decoded.
+    pub name: String,
+    /// What it is.
+    pub kind: FileKind,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Milliseconds since 1970.
+    pub modified_unix_ms: i64,
+    /// Where a symbolic link points.
+    pub link_target: Option<String>,
+}
+
+/// A directory, sorted by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// The entries.
+    pub entries: Vec<Stat>,
+}
+
+/// Resource use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Since boot.
+    pub uptime_ms: u64,
+    /// All CPUs, user and system, since boot.
+    pub cpu_used_ms: u64,
+    /// CPUs online.
+    pub cpus_online: u32,
+    /// Memory in all.
+    pub memory_total_bytes: u64,
+    /// Memory that could be given out.
+    pub memory_available_bytes: u64,
+    /// Root file system.
+    pub disk_total_bytes: u64,
+    /// In use on it.
+    pub disk_used_bytes: u64,
+    /// Number of processes.
+    pub processes: u32,
+}
+
+/// One listening TCP port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// The number.
+    pub port: u16,
+    /// The address it is bound to.
+    pub address: String,
+    /// Owner, if found.
+    pub pid: Option<u32>,
+    /// Its name, if found.
+    pub process: Option<String>,
+}
+
+/// Listening TCP ports, sorted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// The ports.
+    pub ports: Vec<Port>,
+}
+
+/// Why a call failed, as stable words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// A path does not exist.
+    NoSuchFile,
+    /// A path exists and must not.
+    Exists,
+    /// A directory where a file is needed.
+    IsDirectory,
+    /// Not a directory where one is needed.
+    NotDirectory,
+    /// Permission denied.
+    PermissionDenied,
+    /// Beyond a limit.
+    TooLarge,
+    /// The guest's disk is full.
+    NoSpace,
+    /// No such login name.
+    NoSuchUser,
+    /// The program was not found.
+    NoSuchCommand,
+    /// The request makes no sense.
+    Invalid,
+    /// Configure comes first.
+    NotConfigured,
+    /// Anything else; also every word a newer agent may say.
+    #[serde(other)]
+    Other,
+}
+
+/// Body of an answer whose status is not 200.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Which kind.
+    pub code: FailureCode,
+    /// A sentence.
+    pub message: String,
+}

@@ -1,1 +1,76 @@
-//! placeholder
+//! The harness of the end-to-end tests: a real `skerry serve` with real VMs, driven from outside.
+//!
+//! It knows the built binary, its command line and its HTTP surface; it refuses to know any of our
+//! crates. Every server gets a directory of its own and is torn down with everything it started, also
+//! when a test fails.
+
+pub mod census;
+pub mod server;
+
+pub use census::Census;
+pub use server::{Options, Server};
+
+use std::path::PathBuf;
+
+/// The root of the repository.
+#[must_use]
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository")
+}
+
+/// The binary under test: `SKERRY_BIN`, or the release build.
+///
+/// # Panics
+/// When it is not there, naming the command that makes it.
+#[must_use]
+pub fn skerry_binary() -> PathBuf {
+    let path = std::env::var_os("SKERRY_BIN")
+        .map_or_else(|| repository().join("target/release/skerry"), PathBuf::from);
+    assert!(path.is_file(), "{} is missing: run `make setup`", path.display());
+    path
+}
+
+/// Where the images are: `SKERRY_IMAGE_DIR`, or `var/images`.
+///
+/// # Panics
+/// When they are not there, naming the command that makes them.
+#[must_use]
+pub fn image_dir() -> PathBuf {
+    let path = std::env::var_os("SKERRY_IMAGE_DIR")
+        .map_or_else(|| repository().join("var/images"), PathBuf::from);
+    assert!(path.join("boot").is_dir(), "{} has no images: run `make setup`", path.display());
+    path
+}
+
+/// The steps of bringing a VM up after which the server can be told to die, in their order. The
+/// server refuses a name it does not know, so this list cannot name what is gone.
+pub const BRING_UP_STEPS: &[&str] = &[
+    "reserve",
+    "vm_directory",
+    "ledger_intent",
+    "run_directory",
+    "cgroup",
+    "disk",
+    "memory_file",
+    "console_log",
+    "boot_commit",
+    "boot",
+    "guest_ready",
+    "ready",
+];
+
+/// The steps of deleting a running VM, in their order.
+pub const TEAR_DOWN_STEPS: &[&str] = &[
+    "power_off",
+    "release_process",
+    "release_memory_file",
+    "release_cgroup",
+    "release_run_directory",
+    "release_uid",
+    "released",
+    "tombstone",
+    "release_disk",
+    "release_logs",
+    "release_ledger",
+    "deleted",
+];

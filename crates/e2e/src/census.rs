@@ -1,0 +1,141 @@
+//! Counting what a server has on this host, to prove that nothing is left behind.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+/// What was found, by kind: each with the names, so that a difference explains itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    found: BTreeMap<&'static str, Vec<String>>,
+}
+
+impl Census {
+    /// Looks at everything a server with this data directory could have made: its VMM processes,
+    /// files of its VMs, memory files, cgroups, mounts, sockets and network devices.
+    #[must_use]
+    pub fn take(data_dir: &Path, memory_dir: &Path, server_pid: Option<u32>) -> Self {
+        let data = data_dir.to_string_lossy().into_owned();
+        let memory = memory_dir.to_string_lossy().into_owned();
+        let mut found = BTreeMap::new();
+        found.insert("processes", processes(&[&data, &memory], server_pid));
+        found.insert("vm files", files_below(&data_dir.join("vms")));
+        found.insert("memory files", files_below(memory_dir));
+        found.insert("cgroups", cgroups());
+        found.insert("mounts", lines_with("/proc/self/mounts", &data));
+        found.insert("sockets", lines_with("/proc/net/unix", &format!("{data}/vms")));
+        found.insert("network devices", network_devices());
+        Self { found }
+    }
+
+    /// The ids of the VMM processes.
+    #[must_use]
+    pub fn process_ids(&self) -> Vec<i32> {
+        let names = self.found.get("processes").into_iter().flatten();
+        names.filter_map(|name| name.split(':').next()?.parse().ok()).collect()
+    }
+
+    /// The number of things of each kind.
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<&'static str, usize> {
+        self.found.iter().map(|(kind, names)| (*kind, names.len())).collect()
+    }
+}
+
+impl fmt::Display for Census {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (kind, names) in &self.found {
+            writeln!(f, "{kind}: {} {}", names.len(), names.join(" "))?;
+        }
+        Ok(())
+    }
+}
+
+/// Processes whose open files or command line name one of `needles`, without the server itself and
+/// this test.
+fn processes(needles: &[&str], server_pid: Option<u32>) -> Vec<String> {
+    let own = std::process::id();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if pid == own || Some(pid) == server_pid {
+            continue;
+        }
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if !command.contains("qemu-system") {
+            continue;
+        }
+        let opened: Vec<PathBuf> = std::fs::read_dir(entry.path().join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|fd| std::fs::read_link(fd.path()).ok())
+            .collect();
+        let names = |needle: &&str| {
+            command.contains(*needle)
+                || opened.iter().any(|path| path.to_string_lossy().contains(*needle))
+        };
+        if needles.iter().any(|needle| names(needle)) {
+            found.push(format!("{pid}:{}", command.chars().take(60).collect::<String>()));
+        }
+    }
+    found
+}
+
+fn files_below(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.to_path_buf()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            found.push(path.to_string_lossy().into_owned());
+            if path.is_dir() && !path.is_symlink() {
+                open.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Cgroup directories with our name in them. They carry the workspace's id, not the server's
+/// directory, so the end-to-end tests run one after the other.
+fn cgroups() -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
+    while let Some((dir, depth)) = open.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if !path.is_dir() || path.is_symlink() {
+                continue;
+            }
+            if entry.file_name().to_string_lossy().contains("skerry-vm") {
+                found.push(path.to_string_lossy().into_owned());
+            }
+            if depth < 5 {
+                open.push((path, depth + 1));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn lines_with(file: &str, needle: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter(|line| line.contains(needle)).map(str::to_owned).collect()
+}
+
+fn network_devices() -> Vec<String> {
+    std::fs::read_dir("/sys/class/net")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}

@@ -1,0 +1,43 @@
+//! Many life cycles, counted before and after.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use skerry_e2e::{Options, Server};
+
+const CYCLES: usize = 50;
+
+#[tokio::test]
+async fn fifty_cycles_of_create_exec_delete_leave_nothing_behind() -> Result<()> {
+    let server = Server::start(Options::default()).await?;
+    let before = server.census();
+    let files_before = open_files(server.pid());
+    println!("before: {:?}, server has {files_before} open files", before.counts());
+    for pair in 0..CYCLES / 2 {
+        let cycle = |number: usize| {
+            let server = &server;
+            async move {
+                let body = json!({"name": format!("cycle {number}"), "memory_mib": 256});
+                let path = "/skerry/v1/workspaces";
+                let made =
+                    server.expect(201, "POST", &format!("{path}?wait=true"), Some(body)).await?;
+                let id = made["id"].as_str().unwrap().to_owned();
+                ensure!(server.run(&id, "echo $((6*7))").await? == "42\n", "{made}");
+                server.expect(200, "DELETE", &format!("{path}/{id}?wait=true"), None).await?;
+                Ok(())
+            }
+        };
+        futures::future::try_join(cycle(2 * pair), cycle(2 * pair + 1)).await?;
+    }
+    let after = server.census();
+    let files_after = open_files(server.pid());
+    println!("after {CYCLES} cycles: {:?}, server has {files_after} open files", after.counts());
+    ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+    // The connection pools of client and server may hold a few more sockets than at the start.
+    ensure!(files_after <= files_before + 8, "{files_before} open files became {files_after}");
+    server.finish().await
+}
+
+fn open_files(pid: Option<u32>) -> usize {
+    let pid = pid.expect("the server runs");
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}

@@ -1,0 +1,11 @@
+//! End to end: a real server, real VMs, and clients from outside. Run one after the other
+//! (`--test-threads=1`): the machine is small and the census looks at the whole host.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+mod clean_slate;
+mod command_line;
+mod crash;
+mod dialects;
+mod isolation;
+mod official_clients;
+mod server;

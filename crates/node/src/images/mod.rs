@@ -1,0 +1,24 @@
+//! Images and boot artefacts: the store that holds them and the builders that make them.
+//!
+//! An image is a raw ext4 disk named by the digest of its content; workspaces put overlays on it and
+//! it is never written again. The boot artefacts are the kernel and the initial file system, with the
+//! agent as `/init`, that every VM starts with. Nothing here mounts a guest file system.
+//!
+//! Builders block (they run the distribution's programs for minutes); call them off the async threads.
+
+mod boot;
+mod error;
+mod host_program;
+mod initramfs;
+mod kernel;
+mod manifest;
+mod progress;
+mod store;
+
+pub use boot::{BootRecipe, KernelSource, build_boot};
+pub use error::ImageError;
+pub use initramfs::{KernelModule, write_initramfs};
+pub use kernel::{GUEST_MODULES, extract_vmlinux, modules_in_load_order};
+pub use manifest::{BootManifest, ImageManifest, SealedFile};
+pub use progress::Progress;
+pub use store::{BootFiles, ImageStore, StoredImage};

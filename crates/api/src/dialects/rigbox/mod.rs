@@ -1,8 +1,21 @@
-//! The Rigbox dialect.
+//! The Rigbox dialect: `/api/v1/...` as documented, `/api/...` as in its earlier documentation, and
+//! `/v1/...`, the base path of its public clients, on the host `rigbox.<base>` alone.
 
+mod account;
+mod catalog;
+mod convert;
 mod error_body;
+mod logs;
+mod metrics;
+mod paging;
+mod unsupported;
+mod wire;
+mod workspaces;
 
-use axum::Router;
+use axum::{
+    Router,
+    routing::{delete, get, post, put},
+};
 
 use crate::ApiState;
 
@@ -12,11 +25,32 @@ pub struct Rigbox;
 
 /// The routes on the shared origin. Never `/health` and `/healthz`: those are answered for everybody.
 pub fn router() -> Router<ApiState> {
-    Router::new()
+    routes("/api/v1").merge(routes("/api"))
 }
 
-/// The routes on this dialect's own host (`rigbox.<base>`): those of [`router`] and what only that host may
-/// serve.
+/// The routes on this dialect's own host (`rigbox.<base>`): those of [`router`] and `/v1/...`, which
+/// InstaVM has elsewhere.
 pub fn host_router() -> Router<ApiState> {
-    router()
+    router().merge(routes("/v1"))
+}
+
+fn routes(prefix: &str) -> Router<ApiState> {
+    let at = |path: &str| format!("{prefix}{path}");
+    Router::new()
+        .route(&at("/workspaces"), get(workspaces::list).post(workspaces::create))
+        .route(&at("/workspaces/{id}"), get(workspaces::get).delete(workspaces::delete))
+        .route(&at("/workspaces/{id}/start"), post(workspaces::start))
+        .route(&at("/workspaces/{id}/stop"), post(workspaces::stop))
+        .route(&at("/workspaces/{id}/cancel"), post(workspaces::cancel))
+        .route(&at("/workspaces/{id}/retry"), post(workspaces::retry))
+        .route(&at("/workspaces/{id}/resources"), put(workspaces::set_resources))
+        .route(&at("/workspaces/{id}/env"), post(workspaces::set_env))
+        .route(&at("/workspaces/{id}/metrics"), get(metrics::get))
+        .route(&at("/workspaces/{id}/logs"), get(logs::get))
+        .route(&at("/capacity"), get(catalog::capacity))
+        .route(&at("/templates"), get(catalog::templates))
+        .route(&at("/users/me/limits"), get(account::limits))
+        .route(&at("/api-keys"), get(account::list_keys).post(account::create_key))
+        .route(&at("/api-keys/{id}"), delete(account::delete_key))
+        .merge(unsupported::routes(prefix))
 }

@@ -96,17 +96,16 @@ pub(super) fn status(
     let coming_up = if incarnation.0 <= 1 { Status::Creating } else { Status::Starting };
     let status = match state {
         State::Provisioned if wants_to_run => coming_up,
-        State::Paused { .. } | State::Suspended | State::Stopped if wants_to_run => {
-            Status::Starting
-        }
-        State::Provisioned | State::Paused { .. } | State::Suspended | State::Stopped => {
-            Status::Stopped
-        }
+        State::Suspended | State::Stopped if wants_to_run => Status::Starting,
+        State::Provisioned | State::Suspended | State::Stopped => Status::Stopped,
+        State::Paused { .. } if wants_to_run => Status::Stopped,
         State::Starting if wants_to_run => coming_up,
         State::Running { .. } if wants_to_run => Status::Running,
-        State::Starting | State::Running { .. } | State::Suspending | State::Stopping => {
-            Status::Stopping
-        }
+        State::Starting
+        | State::Running { .. }
+        | State::Paused { .. }
+        | State::Suspending
+        | State::Stopping => Status::Stopping,
         State::Failed(_) => Status::Error,
         State::Deleting => return None,
     };

@@ -297,7 +297,7 @@ impl Server {
         let listed = self.expect(200, "GET", "/skerry/v1/workspaces", None).await?;
         for workspace in listed["workspaces"].as_array().into_iter().flatten() {
             let id = workspace["id"].as_str().context("no id")?;
-            self.expect(200, "DELETE", &format!("/skerry/v1/workspaces/{id}?wait=true"), None)
+            self.expect(200, "DELETE", &format!("/skerry/v1/workspaces/{id}?wait=240"), None)
                 .await?;
         }
         self.terminate().await?;

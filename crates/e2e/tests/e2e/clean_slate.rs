@@ -19,10 +19,10 @@ async fn fifty_cycles_of_create_exec_delete_leave_nothing_behind() -> Result<()>
                 let body = json!({"name": format!("cycle {number}"), "memory_mib": 256});
                 let path = "/skerry/v1/workspaces";
                 let made =
-                    server.expect(201, "POST", &format!("{path}?wait=true"), Some(body)).await?;
+                    server.expect(201, "POST", &format!("{path}?wait=240"), Some(body)).await?;
                 let id = made["id"].as_str().unwrap().to_owned();
                 ensure!(server.run(&id, "echo $((6*7))").await? == "42\n", "{made}");
-                server.expect(200, "DELETE", &format!("{path}/{id}?wait=true"), None).await?;
+                server.expect(200, "DELETE", &format!("{path}/{id}?wait=240"), None).await?;
                 Ok(())
             }
         };

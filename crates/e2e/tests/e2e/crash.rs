@@ -42,7 +42,7 @@ async fn a_vm_that_died_while_the_server_was_away_is_reported_and_can_be_started
     let path = format!("/skerry/v1/workspaces/{id}");
     let failed = server.until(&path, |answer| answer["state"] == "failed").await?;
     ensure!(failed["failure"]["retryable"] == true, "{failed}");
-    server.expect(200, "POST", &format!("{path}/start?wait=true"), None).await?;
+    server.expect(200, "POST", &format!("{path}/start?wait=240"), None).await?;
     ensure!(server.run(&id, "cat /root/file").await? == "kept\n", "the disk was kept");
     server.finish().await
 }
@@ -56,7 +56,7 @@ async fn a_server_that_dies_after_any_step_of_bringing_a_vm_up_finishes_the_star
         server.spawn_with(&[("SKERRY_FAULT", &format!("{step}:abort"))]).await?;
         // The answer never comes: the server dies while it works on it.
         let body = json!({"name": format!("after {step}")});
-        let asked = server.request("POST", "/skerry/v1/workspaces?wait=true", Some(body)).await;
+        let asked = server.request("POST", "/skerry/v1/workspaces?wait=240", Some(body)).await;
         ensure!(asked.is_err(), "{step}: the fault did not strike: {asked:?}");
         server.wait_ended().await?;
         server.spawn().await?;
@@ -66,7 +66,7 @@ async fn a_server_that_dies_after_any_step_of_bringing_a_vm_up_finishes_the_star
         server.until(&path, |answer| answer["state"] == "running").await?;
         ensure!(server.run(&id, "echo alive").await? == "alive\n", "{step}");
         ensure!(server.census().counts()["processes"] == 1, "{step}:\n{}", server.census());
-        server.expect(200, "DELETE", &format!("{path}?wait=true"), None).await?;
+        server.expect(200, "DELETE", &format!("{path}?wait=240"), None).await?;
         let left = server.census();
         for kind in ["processes", "vm files", "memory files", "cgroups", "sockets"] {
             ensure!(left.counts()[kind] == 0, "after {step}:\n{left}");
@@ -85,9 +85,9 @@ async fn a_server_that_dies_after_any_step_of_a_deletion_finishes_it_afterwards(
         server.spawn_with(&[("SKERRY_FAULT", &format!("{step}:abort"))]).await?;
         let body = json!({"name": format!("before {step}"), "memory_mib": 256});
         let path = "/skerry/v1/workspaces";
-        let made = server.expect(201, "POST", &format!("{path}?wait=true"), Some(body)).await?;
+        let made = server.expect(201, "POST", &format!("{path}?wait=240"), Some(body)).await?;
         let item = format!("{path}/{}", made["id"].as_str().unwrap());
-        let asked = server.request("DELETE", &format!("{item}?wait=true"), None).await;
+        let asked = server.request("DELETE", &format!("{item}?wait=240"), None).await;
         ensure!(asked.is_err(), "{step}: the fault did not strike: {asked:?}");
         server.wait_ended().await?;
         server.spawn().await?;

@@ -132,11 +132,11 @@ async fn the_environment_and_the_disk_asked_for_are_inside_and_the_disk_survives
     ensure!(server.run(&id, "hostname").await?.starts_with("kept"), "hostname");
     server.run(&id, "echo persistent > /root/file && sync").await?;
     let item = format!("/skerry/v1/workspaces/{id}");
-    server.expect(200, "POST", &format!("{item}/stop?wait=true"), None).await?;
+    server.expect(200, "POST", &format!("{item}/stop?wait=240"), None).await?;
     let (status, _) =
         server.request("POST", &format!("{item}/exec"), Some(json!({"argv": ["true"]}))).await?;
     ensure!(status == 409, "exec on a stopped workspace answered {status}");
-    server.expect(200, "POST", &format!("{item}/start?wait=true"), None).await?;
+    server.expect(200, "POST", &format!("{item}/start?wait=240"), None).await?;
     ensure!(server.run(&id, "cat /root/file").await? == "persistent\n", "the disk was kept");
     server.finish().await
 }

@@ -16,7 +16,7 @@ async fn each_vmm_is_sandboxed_and_as_root_has_a_uid_of_its_own() -> Result<()> 
     let server = Server::start(Options::default()).await?;
     for name in ["one", "two"] {
         let body = json!({"name": name, "memory_mib": 256});
-        server.expect(201, "POST", "/skerry/v1/workspaces?wait=true", Some(body)).await?;
+        server.expect(201, "POST", "/skerry/v1/workspaces?wait=240", Some(body)).await?;
     }
     let pids = server.census().process_ids();
     ensure!(pids.len() == 2, "{}", server.census());

@@ -49,7 +49,7 @@ async fn the_bootstrap_key_works_at_once_in_every_dialects_way() -> Result<()> {
 async fn sigterm_ends_the_server_within_seconds_and_keeps_the_vms() -> Result<()> {
     let mut server = Server::start(Options::default()).await?;
     let body = json!({"name": "kept", "memory_mib": 256});
-    server.expect(201, "POST", "/skerry/v1/workspaces?wait=true", Some(body)).await?;
+    server.expect(201, "POST", "/skerry/v1/workspaces?wait=240", Some(body)).await?;
     let took = server.terminate().await?;
     println!("SIGTERM to exit: {took:?}");
     ensure!(server.census().counts()["processes"] == 1, "{}", server.census());
@@ -66,12 +66,12 @@ async fn on_shutdown_stop_leaves_no_vm_and_keeps_the_disks() -> Result<()> {
     };
     let mut server = Server::start(options).await?;
     let body = json!({"name": "stopped", "memory_mib": 256});
-    server.expect(201, "POST", "/skerry/v1/workspaces?wait=true", Some(body)).await?;
+    server.expect(201, "POST", "/skerry/v1/workspaces?wait=240", Some(body)).await?;
     server.run("stopped", "echo kept > /root/file && sync").await?;
     server.terminate().await?;
     ensure!(server.census().counts()["processes"] == 0, "{}", server.census());
     server.spawn().await?;
-    server.expect(200, "POST", "/skerry/v1/workspaces/stopped/start?wait=true", None).await?;
+    server.expect(200, "POST", "/skerry/v1/workspaces/stopped/start?wait=240", None).await?;
     ensure!(server.run("stopped", "cat /root/file").await? == "kept\n", "the disk was kept");
     server.finish().await
 }

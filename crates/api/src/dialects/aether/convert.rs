@@ -96,7 +96,8 @@ pub(super) fn status(
     let coming_up = if incarnation.0 <= 1 { Status::Creating } else { Status::Starting };
     let status = match state {
         State::Provisioned if wants_to_run => coming_up,
-        State::Suspended | State::Stopped if wants_to_run => Status::Starting,
+        // A start that fails also gives up the wish: failed and wished for is a new try.
+        State::Suspended | State::Stopped | State::Failed(_) if wants_to_run => Status::Starting,
         State::Provisioned | State::Suspended | State::Stopped => Status::Stopped,
         State::Paused { .. } if wants_to_run => Status::Stopped,
         State::Starting if wants_to_run => coming_up,

@@ -155,22 +155,16 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `POST /workspaces/{id}/start`: at once; clients poll. One that runs already is a success.
+/// `POST /workspaces/{id}/start`: at once; clients poll. One that runs already is a success, and one
+/// that is stopping starts again after that.
 pub(super) async fn start(
     State(state): State<ApiState>,
     auth: Authenticated<Aether>,
     WorkspacePath(which): WorkspacePath,
 ) -> Result<Json<wire::StatusOnly>, AetherError> {
-    let current = shown(&state.control.get_workspace(&auth.caller, &which).await?)?;
-    match current.status {
-        Status::Stopping => Err(AetherError::not_in_state(
-            "The workspace is stopping; start it again when it is stopped",
-        )),
-        Status::Creating | Status::Starting | Status::Running | Status::Stopped | Status::Error => {
-            let workspace = state.control.start_workspace(&auth.caller, &which, Wait::No).await?;
-            Ok(Json(wire::StatusOnly { status: shown(&workspace)?.status }))
-        }
-    }
+    shown(&state.control.get_workspace(&auth.caller, &which).await?)?;
+    let workspace = state.control.start_workspace(&auth.caller, &which, Wait::No).await?;
+    Ok(Json(wire::StatusOnly { status: shown(&workspace)?.status }))
 }
 
 /// `POST /workspaces/{id}/stop`: at once; clients poll. The volume is kept.

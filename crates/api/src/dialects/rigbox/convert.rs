@@ -6,7 +6,9 @@ use skerry_control::{
     ApiKey, CreateWorkspace, Quota, StartPolicy, UpdateWorkspace,
     internal_api::{GuestStats, ImageInfo, NodeCapacity},
 };
-use skerry_model::{Desired, EnvVar, Invalid, State, Timestamp, Workspace, WorkspaceId};
+use skerry_model::{
+    Desired, EnvVar, Failure, Incarnation, Invalid, State, Timestamp, Workspace, WorkspaceId,
+};
 
 use super::wire;
 use crate::ids;
@@ -116,56 +118,65 @@ pub(super) fn status(state: &State, desired: Desired) -> wire::VmStatus {
         Desired::Stopped => Status::Stopping,
         Desired::Deleted => Status::Deleting,
     };
-    let whatever_is_desired = |word| match desired {
-        Desired::Running | Desired::Stopped => word,
-        Desired::Deleted => Status::Deleting,
-    };
     match state {
         State::Provisioned => at_rest(Status::Provisioned),
         State::Starting => active(Status::Starting),
         State::Running { .. } => active(Status::Running),
         State::Paused { .. } => active(Status::Stopped),
         State::Stopped | State::Suspended => at_rest(Status::Stopped),
-        State::Suspending | State::Stopping => whatever_is_desired(Status::Stopping),
-        State::Failed(_) => whatever_is_desired(Status::Failed),
+        State::Suspending | State::Stopping => match desired {
+            Desired::Running | Desired::Stopped => Status::Stopping,
+            Desired::Deleted => Status::Deleting,
+        },
+        // A start that fails also gives up the wish: failed and wished for is a new try.
+        State::Failed(_) => at_rest(Status::Failed),
         State::Deleting => Status::Deleting,
     }
 }
 
 /// Starts in a row up to and including the current or last one: Rigbox's `creation_attempts`.
-fn creation_attempts(workspace: &Workspace) -> u64 {
-    if workspace.incarnation.0 == 0 {
+fn creation_attempts(workspace: &Workspace) -> u32 {
+    if workspace.incarnation == Incarnation::default() {
         return 0;
     }
     match &workspace.state {
-        State::Failed(failure) => u64::from(failure.attempts),
+        State::Starting => workspace.failed_starts.saturating_add(1),
         State::Provisioned
-        | State::Starting
         | State::Running { .. }
         | State::Paused { .. }
         | State::Suspending
         | State::Suspended
         | State::Stopping
         | State::Stopped
-        | State::Deleting => u64::from(workspace.failed_starts) + 1,
+        | State::Failed(_)
+        | State::Deleting => workspace.failed_starts.max(1),
+    }
+}
+
+/// Why the workspace is failed, while that is its status.
+fn failure(workspace: &Workspace) -> Option<&Failure> {
+    match (&workspace.state, status(&workspace.state, workspace.desired)) {
+        (State::Failed(failure), wire::VmStatus::Failed) => Some(failure),
+        (
+            State::Provisioned
+            | State::Starting
+            | State::Running { .. }
+            | State::Paused { .. }
+            | State::Suspending
+            | State::Suspended
+            | State::Stopping
+            | State::Stopped
+            | State::Failed(_)
+            | State::Deleting,
+            _,
+        ) => None,
     }
 }
 
 /// A workspace as Rigbox shows it.
 pub(super) fn vm(workspace: &Workspace) -> wire::Vm {
     let spec = &workspace.spec;
-    let failure = match &workspace.state {
-        State::Failed(failure) => Some(failure),
-        State::Provisioned
-        | State::Starting
-        | State::Running { .. }
-        | State::Paused { .. }
-        | State::Suspending
-        | State::Suspended
-        | State::Stopping
-        | State::Stopped
-        | State::Deleting => None,
-    };
+    let failure = failure(workspace);
     let env_vars: BTreeMap<_, _> =
         spec.env.iter().map(|var| (var.key.clone(), var.value.clone())).collect();
     wire::Vm {
@@ -193,27 +204,14 @@ pub(super) fn vm(workspace: &Workspace) -> wire::Vm {
 
 /// A workspace and, while its status is `failed`, why.
 pub(super) fn envelope(workspace: &Workspace) -> wire::VmEnvelope {
-    let vm = vm(workspace);
-    let failure = match &workspace.state {
-        State::Failed(failure) if vm.status == wire::VmStatus::Failed => Some(wire::FailureView {
-            code: failure.code.clone(),
-            message: failure.message.clone(),
-            attempts: failure.attempts,
-            occurred_at: failure.at,
-            retryable: failure.retryable,
-        }),
-        State::Failed(_)
-        | State::Provisioned
-        | State::Starting
-        | State::Running { .. }
-        | State::Paused { .. }
-        | State::Suspending
-        | State::Suspended
-        | State::Stopping
-        | State::Stopped
-        | State::Deleting => None,
-    };
-    wire::VmEnvelope { vm, failure }
+    let failure = failure(workspace).map(|failure| wire::FailureView {
+        code: failure.code.clone(),
+        message: failure.message.clone(),
+        attempts: creation_attempts(workspace),
+        occurred_at: failure.at,
+        retryable: failure.retryable,
+    });
+    wire::VmEnvelope { vm: vm(workspace), failure }
 }
 
 /// Room on the machine, counted in workspaces of Rigbox's default size.

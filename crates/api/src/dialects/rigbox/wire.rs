@@ -106,7 +106,7 @@ pub(super) struct Vm {
     pub env_vars: BTreeMap<String, String>,
     pub setup_script_ids: Vec<String>,
     pub service_spec_ids: Vec<String>,
-    pub creation_attempts: u64,
+    pub creation_attempts: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creation_started_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -25,14 +25,6 @@ pub enum ImageError {
         /// Why.
         reason: String,
     },
-    /// A recipe starts from an image that has not been built (or whose tree was removed).
-    #[error("the image `{parent}`, from which `{name}` is made, has to be built first")]
-    ParentMissing {
-        /// The image to be built.
-        name: String,
-        /// The image it starts from.
-        parent: String,
-    },
     /// A program of the host is missing.
     #[error("`{program}` is not installed (Debian package {package})")]
     ProgramMissing {

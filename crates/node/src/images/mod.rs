@@ -7,18 +7,22 @@
 //! Builders block (they run the distribution's programs for minutes); call them off the async threads.
 
 mod boot;
+mod build;
 mod error;
 mod host_program;
 mod initramfs;
 mod kernel;
 mod manifest;
 mod progress;
+mod recipe;
 mod store;
 
 pub use boot::{BootRecipe, KernelSource, build_boot};
+pub use build::{BuildContext, Rebuild, build_image};
 pub use error::ImageError;
 pub use initramfs::{KernelModule, write_initramfs};
 pub use kernel::{GUEST_MODULES, extract_vmlinux, modules_in_load_order};
 pub use manifest::{BootManifest, ImageManifest, SealedFile};
 pub use progress::Progress;
+pub use recipe::{Origin, Recipe};
 pub use store::{BootFiles, ImageStore, StoredImage};

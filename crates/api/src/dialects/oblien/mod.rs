@@ -1,8 +1,19 @@
-//! The Oblien dialect.
+//! The Oblien dialect: the control plane of Oblien's workspace API (`/workspace`), as its client 2.4.0
+//! and its reference page use it. What is served, refused and different: `docs/dialects/oblien.md`.
 
+mod convert;
 mod error_body;
+mod images;
+mod power;
+mod quota;
+mod unserved;
+mod wire;
+mod workspaces;
 
-use axum::Router;
+use axum::{
+    Router,
+    routing::{any, get, post},
+};
 
 use crate::ApiState;
 
@@ -10,13 +21,28 @@ use crate::ApiState;
 #[derive(Clone, Copy, Debug)]
 pub struct Oblien;
 
-/// The routes on the shared origin. Never `/health` and `/healthz`: those are answered for everybody.
+/// The routes on the shared origin.
 pub fn router() -> Router<ApiState> {
-    Router::new()
+    let mut routes = Router::new()
+        .route("/workspace", post(workspaces::create).get(workspaces::list))
+        .route("/workspace/quota", get(quota::get))
+        .route("/workspace/images", get(images::list))
+        .route(
+            "/workspace/{workspace}",
+            get(workspaces::get).put(workspaces::update).delete(workspaces::delete),
+        )
+        .route("/workspace/{workspace}/details", get(workspaces::details))
+        .route("/workspace/{workspace}/start", post(power::start))
+        .route("/workspace/{workspace}/stop", post(power::stop))
+        .route("/workspace/{workspace}/restart", post(power::restart))
+        .route("/workspace/{workspace}/provisioning/retry", post(power::retry));
+    for path in unserved::PATHS {
+        routes = routes.route(path, any(unserved::refuse));
+    }
+    routes
 }
 
-/// The routes on this dialect's own host (`oblien.<base>`): those of [`router`] and what only that host may
-/// serve.
+/// The routes on this dialect's own host, `oblien.<base>`: the same.
 pub fn host_router() -> Router<ApiState> {
     router()
 }

@@ -1,0 +1,721 @@
+//! Between Oblien's wire and the core: total, pure.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Number, Value};
+use skerry_control::{CreateWorkspace, ListWorkspaces, StartPolicy, UpdateWorkspace, Wait};
+use skerry_model::{
+    Desired, DisplayName, EnvVar, Expiry, ExpiryAction, Lifetime, State, Timestamp, Workspace,
+    spec::LogRetention,
+};
+
+use super::{
+    error_body::Refusal,
+    wire::{
+        Access, ApiAccess, CreateBody, DetailedConfig, DetailedLifecycle, Details, Info, Lifecycle,
+        ListQuery, Network, Provisioning, ProvisioningError, Resources, Ssh, Stats, UpdateBody,
+        WorkspaceObject,
+    },
+};
+use crate::ids;
+
+/// Sizes when the request is silent, from the reference page.
+pub(super) const DEFAULT_CPUS: u64 = 1;
+pub(super) const DEFAULT_MEMORY_MB: u64 = 512;
+pub(super) const DEFAULT_WRITABLE_SIZE_MB: u64 = 512;
+
+/// The label that keeps Oblien's `type`, which means nothing to the server.
+const TYPE_LABEL: &str = "oblien.type";
+
+/// What a field may be that this server has no machinery for: the value that asks for nothing.
+struct Unserved {
+    field: &'static str,
+    accepted: &'static str,
+    asks_nothing: fn(&Value) -> bool,
+}
+
+const fn unserved(field: &'static str) -> Unserved {
+    Unserved { field, accepted: "leave it out, null, false or empty", asks_nothing: is_nothing }
+}
+
+/// Fields at the top of a create request that are refused while they ask for something.
+const UNSERVED_FIELDS: [Unserved; 4] = [
+    unserved("idempotency_key"),
+    unserved("logo"),
+    unserved("ready_check"),
+    unserved("proxy_assignment_id"),
+];
+
+/// Fields of `config` that are refused while they ask for something.
+const UNSERVED_CONFIG: [Unserved; 15] = [
+    unserved("remove_on_exit"),
+    Unserved {
+        field: "restart_policy",
+        accepted: "\"no\"",
+        asks_nothing: |value| is_nothing(value) || *value == "no" || *value == "never",
+    },
+    Unserved {
+        field: "max_restarts",
+        accepted: "0",
+        asks_nothing: |value| is_nothing(value) || value.as_u64() == Some(0),
+    },
+    unserved("static_network"),
+    unserved("ssh_access"),
+    unserved("cmd"),
+    unserved("workloads"),
+    unserved("proxy_assignment_id"),
+    unserved("idle"),
+    unserved("ready_check"),
+    unserved("allow_internet"),
+    unserved("desktop"),
+    unserved("enable_kvm"),
+    unserved("kernel_id"),
+    unserved("macos"),
+];
+
+/// Absent, `null`, `false`, `""`, `[]` and `{}` ask for nothing.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(true) | Value::Number(_) => false,
+    }
+}
+
+fn refuse_unserved(
+    prefix: &str,
+    fields: &Map<String, Value>,
+    table: &[Unserved],
+    code: &'static str,
+) -> Result<(), Refusal> {
+    match table
+        .iter()
+        .find(|entry| fields.get(entry.field).is_some_and(|v| !(entry.asks_nothing)(v)))
+    {
+        None => Ok(()),
+        Some(entry) => Err(Refusal {
+            code,
+            field: format!("{prefix}{}", entry.field),
+            problem: "is not available on this server yet".to_owned(),
+            allowed: entry.accepted.to_owned(),
+        }),
+    }
+}
+
+/// Workspaces have no network yet, so only a policy that closes everything can be kept.
+fn check_network_config(config: &Map<String, Value>) -> Result<(), Refusal> {
+    let refusal = |field: &str, problem: &str, allowed: &str| {
+        Err(Refusal {
+            code: "INVALID_CONFIG",
+            field: field.to_owned(),
+            problem: problem.to_owned(),
+            allowed: allowed.to_owned(),
+        })
+    };
+    match config.get("network_config") {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Object(policy)) => match policy.iter().find(|(_, value)| !is_nothing(value)) {
+            None => Ok(()),
+            Some((name, _)) => refusal(
+                &format!("config.network_config.{name}"),
+                "is not available on this server yet: workspaces have no network",
+                "leave it out, null, false or empty",
+            ),
+        },
+        Some(_) => refusal("config.network_config", "is not an object", "an object"),
+    }
+}
+
+/// A create request and whether the call waits for the machine.
+pub(super) fn create_request(
+    body: CreateBody,
+    longest_wait: Wait,
+) -> Result<CreateWorkspace, Refusal> {
+    let config = body.config.unwrap_or_default();
+    refuse_unserved("", &body.others, &UNSERVED_FIELDS, "validation_error")?;
+    refuse_unserved("config.", &config.others, &UNSERVED_CONFIG, "INVALID_CONFIG")?;
+    check_network_config(&config.others)?;
+
+    if let Some(name) = &body.name {
+        check_name_length(name)?;
+    }
+    if let Some(slug) = &body.slug {
+        check_slug(slug)?;
+    }
+    if body.image.as_deref() == Some("") {
+        return Err(Refusal {
+            code: "INVALID_IMAGE",
+            field: "image".to_owned(),
+            problem: "is empty".to_owned(),
+            allowed: "the id of an image, see GET /workspace/images".to_owned(),
+        });
+    }
+    let lifetime = lifetime(body.mode.as_deref())?;
+    let expiry = expiry(config.ttl.as_ref(), config.ttl_action.as_deref())?;
+
+    let wait_for_vm = body.wait_ready.unwrap_or(true) || config.wait_for_init.unwrap_or(false);
+    let wait = if wait_for_vm { longest_wait } else { Wait::No };
+    let mut metadata = BTreeMap::new();
+    if let Some(kind) = body.kind {
+        metadata.insert(TYPE_LABEL.to_owned(), Value::String(kind));
+    }
+    Ok(CreateWorkspace {
+        name: body.name,
+        slug: body.slug,
+        namespace: body.namespace,
+        image: body.image,
+        vcpu_count: Some(
+            size(
+                &CPUS,
+                &[("config.cpus", &config.cpus), ("cpus", &body.cpus), ("vcpus", &body.vcpus)],
+            )?
+            .unwrap_or(DEFAULT_CPUS),
+        ),
+        memory_mib: Some(
+            size(
+                &MEMORY_MB,
+                &[
+                    ("config.memory_mb", &config.memory_mb),
+                    ("memory_mb", &body.memory_mb),
+                    ("ram_mb", &body.ram_mb),
+                ],
+            )?
+            .unwrap_or(DEFAULT_MEMORY_MB),
+        ),
+        disk_mib: Some(
+            size(
+                &WRITABLE_SIZE_MB,
+                &[
+                    ("config.writable_size_mb", &config.writable_size_mb),
+                    ("config.disk_size_mb", &config.disk_size_mb),
+                    ("writable_size_mb", &body.writable_size_mb),
+                    ("disk_size_mb", &body.disk_size_mb),
+                    ("disk_mb", &body.disk_mb),
+                ],
+            )?
+            .unwrap_or(DEFAULT_WRITABLE_SIZE_MB),
+        ),
+        env: env(config.env.unwrap_or_default())?,
+        lifetime,
+        expiry: match lifetime {
+            Lifetime::Temporary => expiry,
+            // By the reference a time to live applies to temporary mode only.
+            Lifetime::Permanent => None,
+        },
+        log_retention: if config.keep_logs.unwrap_or(true) {
+            LogRetention::AcrossStarts
+        } else {
+            LogRetention::ThisStart
+        },
+        metadata,
+        ..CreateWorkspace::new(StartPolicy::Now(wait))
+    })
+}
+
+/// A change. Only what is named here can be changed; everything else is refused by name.
+pub(super) fn update_request(body: UpdateBody) -> Result<UpdateWorkspace, Refusal> {
+    let refusal = |field: String, problem: &str, allowed: &str| Refusal {
+        code: "validation_error",
+        field,
+        problem: problem.to_owned(),
+        allowed: allowed.to_owned(),
+    };
+    let mut slug = None;
+    for (field, value) in body.others {
+        match (field.as_str(), value) {
+            ("logo", Value::Null) => {}
+            ("slug", Value::String(text)) => {
+                check_slug(&text)?;
+                slug = Some(text);
+            }
+            ("slug", _) => {
+                return Err(refusal(
+                    field,
+                    "cannot be cleared here: every workspace has one",
+                    SLUG,
+                ));
+            }
+            ("logo", _) => {
+                return Err(refusal(field, "is not available on this server yet", "null"));
+            }
+            _ => return Err(refusal(field, "cannot be updated", "name, slug, config")),
+        }
+    }
+    if let Some(name) = &body.name {
+        check_name_length(name)?;
+    }
+    let config = body.config.unwrap_or_default();
+    refuse_unserved("config.", &config.others, &UNSERVED_CONFIG, "INVALID_CONFIG")?;
+    check_network_config(&config.others)?;
+    let fixed = [
+        ("ttl", config.ttl.as_ref().is_some_and(|ttl| !is_nothing(ttl))),
+        ("ttl_action", config.ttl_action.is_some()),
+        ("keep_logs", config.keep_logs.is_some()),
+    ];
+    if let Some((field, _)) = fixed.into_iter().find(|(_, given)| *given) {
+        return Err(Refusal {
+            code: "INVALID_CONFIG",
+            field: format!("config.{field}"),
+            problem: "cannot be changed after create on this server yet".to_owned(),
+            allowed: UPDATABLE_CONFIG.to_owned(),
+        });
+    }
+    let known = |name: &str| {
+        UNSERVED_CONFIG.iter().any(|entry| entry.field == name) || name == "network_config"
+    };
+    if let Some(name) = config.others.keys().find(|name| !known(name)) {
+        return Err(Refusal {
+            code: "INVALID_CONFIG",
+            field: format!("config.{name}"),
+            problem: "cannot be updated".to_owned(),
+            allowed: UPDATABLE_CONFIG.to_owned(),
+        });
+    }
+    Ok(UpdateWorkspace {
+        name: body.name,
+        slug,
+        vcpu_count: size(&CPUS, &[("config.cpus", &config.cpus)])?,
+        memory_mib: size(&MEMORY_MB, &[("config.memory_mb", &config.memory_mb)])?,
+        disk_mib: size(
+            &WRITABLE_SIZE_MB,
+            &[
+                ("config.writable_size_mb", &config.writable_size_mb),
+                ("config.disk_size_mb", &config.disk_size_mb),
+            ],
+        )?,
+        env: config.env.map(env).transpose()?,
+        ..UpdateWorkspace::default()
+    })
+}
+
+const UPDATABLE_CONFIG: &str = "cpus, memory_mb, writable_size_mb, disk_size_mb, env";
+const SLUG: &str =
+    "3 to 63 characters of a-z, 0-9 and -, not beginning or ending with -, not of an id's form";
+
+/// A resource's absolute range by the reference; the plan's own range is control's.
+struct SizeRange {
+    min: u64,
+    max: u64,
+    allowed: &'static str,
+}
+
+const CPUS: SizeRange = SizeRange { min: 1, max: 32, allowed: "a whole number from 1 to 32" };
+const MEMORY_MB: SizeRange =
+    SizeRange { min: 128, max: 65_536, allowed: "a whole number of MB from 128 to 65536" };
+const WRITABLE_SIZE_MB: SizeRange =
+    SizeRange { min: 64, max: 204_800, allowed: "a whole number of MB from 64 to 204800" };
+
+/// The one value given under any of a size's names.
+fn size(range: &SizeRange, names: &[(&str, &Option<Number>)]) -> Result<Option<u64>, Refusal> {
+    let mut found: Option<u64> = None;
+    for (field, number) in names {
+        let Some(number) = number else { continue };
+        let refusal = |problem: String| Refusal {
+            code: "INVALID_CONFIG",
+            field: (*field).to_owned(),
+            problem,
+            allowed: range.allowed.to_owned(),
+        };
+        let value = whole_number(number)
+            .filter(|value| (range.min..=range.max).contains(value))
+            .ok_or_else(|| refusal(format!("is {number}")))?;
+        if found.is_some_and(|other| other != value) {
+            return Err(refusal("contradicts another name of the same size".to_owned()));
+        }
+        found = Some(value);
+    }
+    Ok(found)
+}
+
+/// `2` and `2.0`, as JavaScript does not tell them apart.
+fn whole_number(number: &Number) -> Option<u64> {
+    number.as_u64().or_else(|| {
+        let float = number.as_f64()?;
+        let whole = float.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&float);
+        // In range and whole: the conversion loses nothing.
+        whole.then_some(float as u64)
+    })
+}
+
+fn check_name_length(name: &str) -> Result<(), Refusal> {
+    if name.chars().count() <= DisplayName::MAX_CHARS {
+        return Ok(());
+    }
+    Err(Refusal {
+        code: "INVALID_NAME_LENGTH",
+        field: "name".to_owned(),
+        problem: "is too long".to_owned(),
+        allowed: "at most 255 characters".to_owned(),
+    })
+}
+
+/// A slug that reads as an id would never be found: ids are looked for first.
+fn check_slug(slug: &str) -> Result<(), Refusal> {
+    if ids::parse_workspace_id(slug).is_none() {
+        return Ok(());
+    }
+    Err(Refusal {
+        code: "validation_error",
+        field: "slug".to_owned(),
+        problem: "has the form of an id".to_owned(),
+        allowed: SLUG.to_owned(),
+    })
+}
+
+fn lifetime(mode: Option<&str>) -> Result<Lifetime, Refusal> {
+    match mode {
+        None | Some("temporary") => Ok(Lifetime::Temporary),
+        Some("permanent") => Ok(Lifetime::Permanent),
+        Some(_) => Err(Refusal {
+            code: "validation_error",
+            field: "mode".to_owned(),
+            problem: "is not a mode".to_owned(),
+            allowed: "permanent, temporary".to_owned(),
+        }),
+    }
+}
+
+fn expiry(ttl: Option<&Value>, action: Option<&str>) -> Result<Option<Expiry>, Refusal> {
+    let refusal = |field: &str, problem: &str, allowed: &str| Refusal {
+        code: "INVALID_CONFIG",
+        field: field.to_owned(),
+        problem: problem.to_owned(),
+        allowed: allowed.to_owned(),
+    };
+    let action = match action {
+        None | Some("stop") => ExpiryAction::Stop,
+        Some("remove") => ExpiryAction::Delete,
+        Some(_) => {
+            return Err(refusal("config.ttl_action", "is not available", "stop, remove"));
+        }
+    };
+    let Some(ttl) = ttl.filter(|ttl| !ttl.is_null()) else { return Ok(None) };
+    ttl_seconds(ttl).map(|after_seconds| Some(Expiry { after_seconds, action })).ok_or_else(|| {
+        refusal(
+            "config.ttl",
+            "is not a time to live",
+            "\"45s\", \"30m\", \"1h\", \"7d\" or a number of seconds, 1 second to 365 days",
+        )
+    })
+}
+
+/// `"90s"`, `"30m"`, `"1h"`, `"7d"`, `"90"` or `90`.
+fn ttl_seconds(ttl: &Value) -> Option<u32> {
+    let seconds = match ttl {
+        Value::Number(number) => whole_number(number)?,
+        Value::String(text) => {
+            let text = text.trim();
+            let (digits, unit) = match text.char_indices().last()? {
+                (_, '0'..='9') => (text, 1),
+                (at, 's') => (text.get(..at)?, 1),
+                (at, 'm') => (text.get(..at)?, 60),
+                (at, 'h') => (text.get(..at)?, 3600),
+                (at, 'd') => (text.get(..at)?, 86_400),
+                _ => return None,
+            };
+            let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+            plain.then(|| digits.parse::<u64>().ok()).flatten()?.checked_mul(unit)?
+        }
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
+    };
+    u32::try_from(seconds).ok().filter(|seconds| (1..=Expiry::MAX_SECONDS).contains(seconds))
+}
+
+/// The shortest text that reads back as the same time: `1h`, `90m`, `45s`.
+fn ttl_text(seconds: u32) -> String {
+    for (unit, length) in [("d", 86_400), ("h", 3600), ("m", 60)] {
+        if seconds.is_multiple_of(length) {
+            return format!("{}{unit}", seconds / length);
+        }
+    }
+    format!("{seconds}s")
+}
+
+/// `{"key":…,"value":…}` or `"KEY=value"`. A value is not repeated in a refusal: it may be a secret.
+fn env(entries: Vec<Value>) -> Result<Vec<EnvVar>, Refusal> {
+    let refusal = |index: usize, problem: &str| Refusal {
+        code: "INVALID_CONFIG",
+        field: format!("config.env[{index}]"),
+        problem: problem.to_owned(),
+        allowed: "{\"key\": string, \"value\": string} or \"KEY=value\"".to_owned(),
+    };
+    let text =
+        |entry: &Value, field: &str| entry.get(field).and_then(Value::as_str).map(str::to_owned);
+    entries
+        .iter()
+        .enumerate()
+        .map(|(index, entry)| match entry {
+            Value::String(pair) => pair
+                .split_once('=')
+                .map(|(key, value)| EnvVar { key: key.to_owned(), value: value.to_owned() })
+                .ok_or_else(|| refusal(index, "has no \"=\"")),
+            Value::Object(_) => text(entry, "key")
+                .zip(text(entry, "value"))
+                .map(|(key, value)| EnvVar { key, value })
+                .ok_or_else(|| refusal(index, "has no key or value that is a string")),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => {
+                Err(refusal(index, "is not a variable"))
+            }
+        })
+        .collect()
+}
+
+/// A page of a list.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PageRequest {
+    pub(super) page: u64,
+    pub(super) limit: u64,
+    pub(super) filter: ListWorkspaces,
+    /// Only those shown with this status. Two statuses may stand for one state, so this filter is
+    /// applied to what is shown.
+    pub(super) status: Option<&'static str>,
+}
+
+/// Every word that a workspace's status can be.
+const STATUSES: [&str; 10] = [
+    "creating",
+    "starting",
+    "running",
+    "stopping",
+    "stopped",
+    "paused",
+    "suspended",
+    "error",
+    "deleting",
+    "suspending",
+];
+
+pub(super) fn page_request(query: ListQuery) -> Result<PageRequest, Refusal> {
+    let refusal = |field: &str, problem: &str, allowed: &str| Refusal {
+        code: "validation_error",
+        field: field.to_owned(),
+        problem: problem.to_owned(),
+        allowed: allowed.to_owned(),
+    };
+    let page = query.page.unwrap_or(1);
+    let limit = query.limit.unwrap_or(20);
+    if !(1..=1_000_000).contains(&page) {
+        return Err(refusal("page", "is out of range", "1 to 1000000"));
+    }
+    if !(1..=100).contains(&limit) {
+        return Err(refusal("limit", "is out of range", "1 to 100"));
+    }
+    let lifetime = query.mode.as_deref().map(|mode| lifetime(Some(mode))).transpose()?;
+    let status = match query.status.as_deref() {
+        None => None,
+        Some(word) => Some(
+            STATUSES
+                .into_iter()
+                .find(|status| *status == word)
+                .ok_or_else(|| refusal("status", "is not a status", &STATUSES.join(", ")))?,
+        ),
+    };
+    let (offset, at_most) = match status {
+        None => ((page - 1) * limit, Some(limit)),
+        Some(_) => (0, None),
+    };
+    Ok(PageRequest {
+        page,
+        limit,
+        filter: ListWorkspaces {
+            namespace: query.namespace,
+            lifetime,
+            offset,
+            limit: at_most,
+            ..ListWorkspaces::default()
+        },
+        status,
+    })
+}
+
+/// The status word of a workspace.
+pub(super) fn status(workspace: &Workspace) -> &'static str {
+    match &workspace.state {
+        State::Provisioned => match workspace.desired {
+            Desired::Running => "creating",
+            Desired::Stopped => "stopped",
+            Desired::Deleted => "deleting",
+        },
+        State::Starting if workspace.incarnation.0 <= 1 => "creating",
+        State::Starting => "starting",
+        State::Running { .. } => "running",
+        State::Paused { .. } => "paused",
+        State::Suspending => "suspending",
+        State::Suspended => "suspended",
+        State::Stopping => "stopping",
+        State::Stopped => "stopped",
+        State::Failed(_) => "error",
+        State::Deleting => "deleting",
+    }
+}
+
+fn provisioning(workspace: &Workspace) -> Provisioning {
+    let done = ("ready", "ready", "the workspace has been set up");
+    let mut error = None;
+    let mut completed_at = None;
+    let (state, phase, message) = match &workspace.state {
+        State::Provisioned => match workspace.desired {
+            Desired::Running => ("queued", "queued", "the workspace waits to be started"),
+            Desired::Stopped => done,
+            Desired::Deleted => ("running", "deleting", "the workspace is being deleted"),
+        },
+        State::Starting if workspace.incarnation.0 <= 1 => {
+            ("running", "starting", "the machine is being started")
+        }
+        State::Running { since } => {
+            if workspace.incarnation.0 <= 1 {
+                completed_at = Some(time(*since));
+            }
+            done
+        }
+        // Every start so far failed: it has never been set up.
+        State::Failed(failure) if u64::from(failure.attempts) >= workspace.incarnation.0 => {
+            error = Some(ProvisioningError {
+                code: failure.code.clone(),
+                message: failure.message.clone(),
+            });
+            completed_at = Some(time(failure.at));
+            ("failed", "failed", failure.message.as_str())
+        }
+        State::Deleting => ("running", "deleting", "the workspace is being deleted"),
+        State::Starting
+        | State::Paused { .. }
+        | State::Suspending
+        | State::Suspended
+        | State::Stopping
+        | State::Stopped
+        | State::Failed(_) => done,
+    };
+    Provisioning {
+        state,
+        phase,
+        message: message.to_owned(),
+        error,
+        created_at: time(workspace.created_at),
+        updated_at: time(workspace.updated_at),
+        completed_at,
+    }
+}
+
+/// The workspace object.
+pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> WorkspaceObject {
+    let status = status(workspace);
+    let is_running = matches!(workspace.state, State::Running { .. });
+    let stop_wanted = match workspace.desired {
+        Desired::Running => false,
+        Desired::Stopped => true,
+        Desired::Deleted => false,
+    };
+    WorkspaceObject {
+        id: ids::oblien_workspace_id(workspace.id),
+        name: workspace.name.as_str().to_owned(),
+        slug: workspace.slug.as_str().to_owned(),
+        logo: None,
+        namespace: workspace.namespace.clone(),
+        mode: mode(workspace.spec.lifetime),
+        image: workspace.spec.image.0.clone(),
+        kind: workspace.spec.metadata.get(TYPE_LABEL).and_then(Value::as_str).map(str::to_owned),
+        status,
+        ready: is_running,
+        provisioning: provisioning(workspace),
+        ip: "",
+        uptime: uptime_seconds(&workspace.state, now),
+        start_time: running_since(&workspace.state)
+            .or(workspace.start_began_at)
+            .map(time)
+            .unwrap_or_default(),
+        info: Info {
+            status,
+            is_running,
+            user_requested_stop: stop_wanted && matches!(status, "stopping" | "stopped"),
+        },
+        access: Access { ssh_enabled: false },
+        network: Network::default(),
+        public_ports: [],
+        resources: Resources {
+            cpus: workspace.spec.shape.vcpu_count.get(),
+            memory_mb: workspace.spec.shape.memory_mib.get(),
+            disk_size_mb: workspace.spec.shape.disk_mib.get(),
+        },
+        lifecycle: lifecycle(workspace),
+        created_at: time(workspace.created_at),
+        updated_at: time(workspace.updated_at),
+    }
+}
+
+fn lifecycle(workspace: &Workspace) -> Lifecycle {
+    let expiry = workspace.spec.expiry;
+    Lifecycle {
+        ttl: expiry.map(|expiry| ttl_text(expiry.after_seconds)),
+        ttl_action: expiry.map(|expiry| match expiry.action {
+            ExpiryAction::Stop => "stop",
+            ExpiryAction::Delete => "remove",
+        }),
+        remove_on_exit: false,
+        restart_policy: "no",
+        ttl_expires_at: workspace.expires_at.map(time),
+    }
+}
+
+/// The workspace object with everything else that is known; `stats` where the guest answered.
+pub(super) fn details(workspace: &Workspace, stats: Option<Stats>, now: Timestamp) -> Details {
+    Details {
+        workspace: workspace_object(workspace, now),
+        token: None,
+        stats,
+        ssh: Ssh { ssh_enabled: false, ssh_id: None, connection: None },
+        api_access: ApiAccess { terminal: false, preview: false },
+        lifecycle: DetailedLifecycle {
+            mode: mode(workspace.spec.lifetime),
+            policy: lifecycle(workspace),
+            uptime: uptime_seconds(&workspace.state, now),
+        },
+        config: DetailedConfig {
+            cpus: workspace.spec.shape.vcpu_count.get(),
+            memory_mb: workspace.spec.shape.memory_mib.get(),
+            writable_size_mb: workspace.spec.shape.disk_mib.get(),
+            image_digest: workspace.spec.image_digest.0.clone(),
+            keep_logs: match workspace.spec.log_retention {
+                LogRetention::AcrossStarts => true,
+                LogRetention::ThisStart => false,
+            },
+            env_keys: workspace.spec.env.iter().map(|var| var.key.clone()).collect(),
+        },
+    }
+}
+
+fn mode(lifetime: Lifetime) -> &'static str {
+    match lifetime {
+        Lifetime::Permanent => "permanent",
+        Lifetime::Temporary => "temporary",
+    }
+}
+
+fn running_since(state: &State) -> Option<Timestamp> {
+    match state {
+        State::Running { since } | State::Paused { since } => Some(*since),
+        State::Provisioned
+        | State::Starting
+        | State::Suspending
+        | State::Suspended
+        | State::Stopping
+        | State::Stopped
+        | State::Failed(_)
+        | State::Deleting => None,
+    }
+}
+
+fn uptime_seconds(state: &State, now: Timestamp) -> i64 {
+    running_since(state).map_or(0, |since| now.duration_since(since).as_secs().max(0))
+}
+
+/// `2026-02-24T10:30:00Z`.
+pub(super) fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+mod tests;

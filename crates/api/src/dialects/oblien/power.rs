@@ -1,0 +1,101 @@
+//! `/workspace/:id/start`, `stop`, `restart`, `provisioning/retry`.
+
+use axum::{extract::State, response::Response};
+use skerry_control::{Error, Wait};
+use skerry_model::{ErrorKind, State as WorkspaceState, Workspace};
+
+use super::{
+    Oblien,
+    error_body::Problem,
+    wire::StartBody,
+    workspaces::{LONGEST_WAIT, workspace_answer},
+};
+use crate::{
+    ApiState,
+    auth::Authenticated,
+    extract::{JsonBody, PathOf},
+    ids,
+};
+
+pub(super) async fn start(
+    State(state): State<ApiState>,
+    Authenticated { caller, .. }: Authenticated<Oblien>,
+    PathOf { value: reference, .. }: PathOf<String, Oblien>,
+    _: JsonBody<Option<StartBody>, Oblien>,
+) -> Result<Response, Problem> {
+    let which = ids::parse_workspace_ref(&reference);
+    let starting = state.control.start_workspace(&caller, &which, Wait::UpTo(LONGEST_WAIT));
+    started(&state, state.until_shutdown(starting).await?)
+}
+
+pub(super) async fn restart(
+    State(state): State<ApiState>,
+    Authenticated { caller, .. }: Authenticated<Oblien>,
+    PathOf { value: reference, .. }: PathOf<String, Oblien>,
+) -> Result<Response, Problem> {
+    let which = ids::parse_workspace_ref(&reference);
+    let restarting = state.control.restart_workspace(&caller, &which, Wait::UpTo(LONGEST_WAIT));
+    started(&state, state.until_shutdown(restarting).await?)
+}
+
+fn started(state: &ApiState, workspace: Workspace) -> Result<Response, Problem> {
+    match &workspace.state {
+        WorkspaceState::Failed(failure) => Err(Problem::StartFailed {
+            creating: false,
+            workspace_id: ids::oblien_workspace_id(workspace.id),
+            failure: failure.clone(),
+        }),
+        WorkspaceState::Provisioned
+        | WorkspaceState::Starting
+        | WorkspaceState::Running { .. }
+        | WorkspaceState::Paused { .. }
+        | WorkspaceState::Suspending
+        | WorkspaceState::Suspended
+        | WorkspaceState::Stopping
+        | WorkspaceState::Stopped
+        | WorkspaceState::Deleting => Ok(workspace_answer(state, &workspace)),
+    }
+}
+
+/// A success only when there is no machine any more.
+pub(super) async fn stop(
+    State(state): State<ApiState>,
+    Authenticated { caller, .. }: Authenticated<Oblien>,
+    PathOf { value: reference, .. }: PathOf<String, Oblien>,
+) -> Result<Response, Problem> {
+    let which = ids::parse_workspace_ref(&reference);
+    let stopping = state.control.stop_workspace(&caller, &which, Wait::UpTo(LONGEST_WAIT));
+    let workspace = state.until_shutdown(stopping).await?;
+    match &workspace.state {
+        WorkspaceState::Stopping | WorkspaceState::Starting => Err(Problem::StopUnconfirmed),
+        WorkspaceState::Provisioned
+        | WorkspaceState::Running { .. }
+        | WorkspaceState::Paused { .. }
+        | WorkspaceState::Suspending
+        | WorkspaceState::Suspended
+        | WorkspaceState::Stopped
+        | WorkspaceState::Failed(_)
+        | WorkspaceState::Deleting => Ok(workspace_answer(&state, &workspace)),
+    }
+}
+
+/// Starts a workspace again whose creation failed, with the same id and configuration. Answers at
+/// once, as a create with `wait_ready: false` does.
+pub(super) async fn retry(
+    State(state): State<ApiState>,
+    Authenticated { caller, .. }: Authenticated<Oblien>,
+    PathOf { value: reference, .. }: PathOf<String, Oblien>,
+) -> Result<Response, Problem> {
+    let which = ids::parse_workspace_ref(&reference);
+    let workspace = state.control.get_workspace(&caller, &which).await?;
+    match &workspace.state {
+        WorkspaceState::Failed(_) => {
+            let workspace = state.control.start_workspace(&caller, &which, Wait::No).await?;
+            Ok(workspace_answer(&state, &workspace))
+        }
+        other => Err(Problem::Control(Error::new(ErrorKind::RefusedByState {
+            state: other.name(),
+            reason: "only a failed creation can be retried".to_owned(),
+        }))),
+    }
+}

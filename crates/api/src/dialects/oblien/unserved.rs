@@ -1,0 +1,65 @@
+//! Oblien's areas that this server does not serve (yet): told apart from a mistyped path, so that a
+//! caller learns that the request was right and the server is what lacks.
+
+use super::{Oblien, error_body::Problem};
+use crate::auth::Authenticated;
+
+/// Every path of these areas.
+pub(super) const PATHS: [&str; 51] = [
+    "/workspace/archived",
+    "/workspace/activity",
+    "/workspace/estimate",
+    "/workspace/usage",
+    "/workspace/{workspace}/archives",
+    "/workspace/{workspace}/archives/{*rest}",
+    "/workspace/{workspace}/config",
+    "/workspace/{workspace}/domain",
+    "/workspace/{workspace}/domain/{*rest}",
+    "/workspace/{workspace}/info",
+    "/workspace/{workspace}/internal-api-access",
+    "/workspace/{workspace}/internal-api-access/{*rest}",
+    "/workspace/{workspace}/lifecycle",
+    "/workspace/{workspace}/lifecycle/{*rest}",
+    "/workspace/{workspace}/logs",
+    "/workspace/{workspace}/logs/{*rest}",
+    "/workspace/{workspace}/metadata",
+    "/workspace/{workspace}/network",
+    "/workspace/{workspace}/network/{*rest}",
+    "/workspace/{workspace}/overlay",
+    "/workspace/{workspace}/overlay/{*rest}",
+    "/workspace/{workspace}/pause",
+    "/workspace/{workspace}/ping",
+    "/workspace/{workspace}/public-access",
+    "/workspace/{workspace}/public-access/{*rest}",
+    "/workspace/{workspace}/reinstall",
+    "/workspace/{workspace}/resources",
+    "/workspace/{workspace}/restore",
+    "/workspace/{workspace}/resume",
+    "/workspace/{workspace}/runtime-api-access",
+    "/workspace/{workspace}/runtime-api-access/{*rest}",
+    "/workspace/{workspace}/snapshot",
+    "/workspace/{workspace}/ssh",
+    "/workspace/{workspace}/ssh/{*rest}",
+    "/workspace/{workspace}/stats",
+    "/workspace/{workspace}/stats/{*rest}",
+    "/workspace/{workspace}/usage",
+    "/workspace/{workspace}/usage/{*rest}",
+    "/workspace/{workspace}/workloads",
+    "/workspace/{workspace}/workloads/{*rest}",
+    "/namespaces",
+    "/namespaces/{*rest}",
+    "/tokens",
+    "/webhooks",
+    "/webhooks/{*rest}",
+    "/credits",
+    "/credits/{*rest}",
+    "/pages",
+    "/pages/{*rest}",
+    "/cdn",
+    "/cdn/{*rest}",
+];
+
+/// Any method on any of [`PATHS`].
+pub(super) async fn refuse(_: Authenticated<Oblien>) -> Problem {
+    Problem::NotServed
+}

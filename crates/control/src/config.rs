@@ -32,6 +32,12 @@ pub struct ControlConfig {
     pub image_aliases: std::collections::BTreeMap<String, String>,
     /// How long a guest may take to power off before it is killed.
     pub stop_grace: Duration,
+    /// How many VMs may be brought up at the same time; further starts wait their turn. At least 1;
+    /// the number of CPUs is a good value.
+    pub boot_concurrency: usize,
+    /// The longest a single call to the node may take before control gives it up. A backstop above
+    /// the node's own bounds (its boot watchdog, the guest's grace), not a boot timeout.
+    pub node_call_timeout: Duration,
     /// How often every workspace is compared with its node when nothing happens.
     pub reconcile_interval: Duration,
 }

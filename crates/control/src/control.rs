@@ -1,36 +1,94 @@
-//! The control plane's handle.
+//! The control plane's handle: opening, authentication, and the two ways a record is written.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use sha2::{Digest as _, Sha256};
 use skerry_internal_api::NodeApi;
-use skerry_model::Plan;
+use skerry_model::{
+    AccountId, ApiKeyId, Demand, ErrorKind, Plan, ProjectId, Secret, Timestamp, Workspace,
+    WorkspaceId,
+};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Caller, ControlConfig, Credential, Environment, Error, store::Store};
+use crate::{
+    ApiKey, Caller, ControlConfig, Credential, Environment, Error, NewApiKey, Project,
+    reconciler::{Watchers, Workers},
+    store::{Account, Admission, SecretHash, Store, StoredKey, Write},
+};
+
+/// The account of whoever installed the server.
+pub(crate) const ADMIN: &str = "admin";
+/// A secret longer than this is refused without being hashed.
+const MAX_SECRET_BYTES: usize = 1024;
 
 /// The control plane. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Control {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    config: ControlConfig,
+pub(crate) struct Inner {
+    pub(crate) config: ControlConfig,
+    pub(crate) environment: Environment,
+    pub(crate) store: Store,
+    pub(crate) node: Arc<dyn NodeApi>,
+    /// One entry for each workspace somebody works on now.
+    pub(crate) workers: Workers,
+    /// Requests that wait for a workspace to change.
+    pub(crate) watchers: Watchers,
+    /// Turns for bringing VMs up.
+    pub(crate) boots: Semaphore,
+    /// Rings when a time to live began: the timer may have to ring earlier.
+    pub(crate) expiry_changed: Notify,
+    /// Every task control starts.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when control ends; every task ends at its next await.
+    pub(crate) ending: CancellationToken,
 }
 
 impl Control {
-    /// Opens the control plane on a store and a node: brings the store's schema up to date, makes
-    /// the `admin` account and its bootstrap key. Reconciling begins with [`Control::run`].
+    /// Opens the control plane on a store and a node: makes the `admin` account and its bootstrap
+    /// key. Requests are served from now on; the background work (reports of the node, periodic
+    /// comparison, times to live) begins with [`Control::run`].
     ///
     /// # Errors
-    /// Faults of the store.
+    /// Faults of the store; `Invalid` for an empty bootstrap key (`bootstrap_key`) or a plan that
+    /// contradicts itself (`plan`).
     pub async fn open(
         config: ControlConfig,
         environment: Environment,
         store: Store,
         node: Arc<dyn NodeApi>,
     ) -> Result<Self, Error> {
-        let _ = (environment, store, node);
-        Ok(Self { inner: Arc::new(Inner { config }) })
+        config.plan.check().map_err(|problem| {
+            Error::invalid("plan", problem, "1 <= min <= default <= max for each resource")
+        })?;
+        let bootstrap = config.bootstrap_key.clone();
+        if bootstrap.expose().is_empty() || bootstrap.expose().len() > MAX_SECRET_BYTES {
+            return Err(Error::invalid("bootstrap_key", "is empty or too long", "1 to 1024 bytes"));
+        }
+        let boots = Semaphore::new(config.boot_concurrency.max(1));
+        let control = Self {
+            inner: Arc::new(Inner {
+                config,
+                environment,
+                store,
+                node,
+                workers: Workers::default(),
+                watchers: Watchers::default(),
+                boots,
+                expiry_changed: Notify::new(),
+                tasks: TaskTracker::new(),
+                ending: CancellationToken::new(),
+            }),
+        };
+        let inner = &control.inner;
+        let (admin, _) = inner.ensure_account(ADMIN).await?;
+        let key = inner.stored_key(admin.id, "bootstrap", &bootstrap);
+        inner.store.ensure_bootstrap_key(&key).await?;
+        Ok(control)
     }
 
     /// Who presents this credential.
@@ -38,7 +96,43 @@ impl Control {
     /// # Errors
     /// `Unauthenticated`.
     pub async fn authenticate(&self, credential: &Credential) -> Result<Caller, Error> {
-        unimplemented!("{credential:?}")
+        let refused = || Error::new(ErrorKind::Unauthenticated);
+        let secret = credential.secret.expose();
+        if secret.is_empty() || secret.len() > MAX_SECRET_BYTES {
+            return Err(refused());
+        }
+        // The lookup compares hashes, not secrets: how long it takes says nothing of a secret.
+        let owner = self.inner.store.key_owner(&hash(secret)).await?.ok_or_else(refused)?;
+        if let Some(claimed) = &credential.account {
+            let by_id = claimed.parse::<AccountId>().is_ok_and(|id| id == owner.account.id);
+            if !by_id && *claimed != owner.account.handle {
+                return Err(refused());
+            }
+        }
+        self.inner.note_use(owner.key_id, owner.last_used_at);
+        Ok(Caller {
+            account_id: owner.account.id,
+            account_handle: owner.account.handle,
+            key_id: owner.key_id,
+        })
+    }
+
+    /// Makes an account with its default project and a first key.
+    ///
+    /// # Errors
+    /// `Invalid` (`handle`), `Conflict` when the handle is taken.
+    pub async fn create_account(&self, handle: &str) -> Result<(Account, NewApiKey), Error> {
+        let inner = b"abcdefghijklmnopqrstuvwxyz0123456789-";
+        if !(1..=63).contains(&handle.len()) || !handle.bytes().all(|b| inner.contains(&b)) {
+            let rule = "1 to 63 characters of a-z, 0-9 and -";
+            return Err(Error::invalid("handle", "is not a handle", rule));
+        }
+        let (account, made) = self.inner.ensure_account(handle).await?;
+        if !made {
+            return Err(ErrorKind::Conflict(format!("the handle {handle} is taken")).into());
+        }
+        let key = self.inner.make_key(account.id, "first").await?;
+        Ok((account, key))
     }
 
     /// The plan in force.
@@ -49,7 +143,133 @@ impl Control {
 
     /// The time now, by the clock control was opened with.
     #[must_use]
-    pub fn now(&self) -> skerry_model::Timestamp {
-        unimplemented!()
+    pub fn now(&self) -> Timestamp {
+        self.inner.now()
+    }
+}
+
+fn hash(secret: &str) -> SecretHash {
+    SecretHash(Sha256::digest(secret.as_bytes()).into())
+}
+
+impl Inner {
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.environment.now)()
+    }
+
+    pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.environment.rng.fill(&mut bytes);
+        bytes
+    }
+
+    /// `length` random characters of `[a-z0-9]`, each equally likely.
+    pub(crate) fn random_word(&self, length: usize) -> String {
+        const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+        // Bytes from 252 on would make the first letters likelier than the others.
+        const FAIR: u8 = 252;
+        let mut word = String::with_capacity(length);
+        while word.len() < length {
+            let bytes: [u8; 32] = self.random();
+            let fair = bytes.iter().filter(|byte| **byte < FAIR);
+            let letters = fair.map(|byte| char::from(ALPHABET[usize::from(byte % 36)]));
+            word.extend(letters.take(length - word.len()));
+        }
+        word
+    }
+
+    async fn ensure_account(&self, handle: &str) -> Result<(Account, bool), Error> {
+        let now = self.now();
+        let account = Account {
+            id: AccountId::from_random(self.random()),
+            handle: handle.to_owned(),
+            created_at: now,
+        };
+        let default_project = Project {
+            id: ProjectId::from_random(self.random()),
+            name: "default".to_owned(),
+            description: None,
+            is_default: true,
+            created_at: now,
+            updated_at: now,
+        };
+        self.store.ensure_account(&account, &default_project).await
+    }
+
+    fn stored_key(&self, account_id: AccountId, name: &str, secret: &Secret) -> StoredKey {
+        let text = secret.expose();
+        let tail_start = text.char_indices().rev().nth(3).map_or(0, |(index, _)| index);
+        StoredKey {
+            key: ApiKey {
+                id: ApiKeyId::from_random(self.random()),
+                name: name.to_owned(),
+                secret_tail: text.get(tail_start..).unwrap_or_default().to_owned(),
+                created_at: self.now(),
+                last_used_at: None,
+            },
+            account_id,
+            hash: hash(text),
+        }
+    }
+
+    /// Makes and records a key of 256 random bits.
+    pub(crate) async fn make_key(
+        &self,
+        account_id: AccountId,
+        name: &str,
+    ) -> Result<NewApiKey, Error> {
+        let bytes: [u8; 32] = self.random();
+        let secret = Secret::new(format!("sk_{}", URL_SAFE_NO_PAD.encode(bytes)));
+        let stored = self.stored_key(account_id, name, &secret);
+        self.store.insert_key(&stored).await?;
+        Ok(NewApiKey { key: stored.key, secret })
+    }
+
+    /// Records the use of a key to the minute, off the request's path.
+    fn note_use(self: &Arc<Self>, key: ApiKeyId, recorded: Option<Timestamp>) {
+        let now = self.now();
+        let fresh = recorded.is_some_and(|at| now.duration_since(at).as_secs() < 60);
+        if fresh || !self.workers.begin_touch(key) {
+            return;
+        }
+        let inner = Arc::clone(self);
+        self.tasks.spawn(async move {
+            if let Err(error) = inner.store.touch_key(key, now).await {
+                tracing::warn!(key.id = %key, %error, "the use of a key could not be recorded");
+            }
+            inner.workers.end_touch(key);
+        });
+    }
+
+    /// Runs a change of the tenant's to its end even if the caller goes away: a client that hangs
+    /// up must not leave a wish recorded that nobody works on.
+    pub(crate) async fn to_the_end<T: Send + 'static>(
+        self: &Arc<Self>,
+        change: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.tasks.spawn(change).await.map_err(Error::internal)?
+    }
+
+    /// Writes a record that was read before and changed since, and tells who waits for it.
+    pub(crate) async fn write(
+        &self,
+        workspace: &Workspace,
+        demand: Option<Demand>,
+    ) -> Result<Write<Workspace>, Error> {
+        let admission = demand.map(|demand| Admission { plan: &self.config.plan, demand });
+        let stamped = Workspace { updated_at: self.now(), ..workspace.clone() };
+        let outcome = self.store.update_workspace(&stamped, admission).await?;
+        if let Write::Done(written) = &outcome {
+            self.announce(written.id);
+            if written.expires_at.is_some() {
+                self.expiry_changed.notify_one();
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Wakes the requests that wait for this workspace.
+    pub(crate) fn announce(&self, id: WorkspaceId) {
+        self.watchers.announce(id);
     }
 }

@@ -24,6 +24,16 @@ impl Error {
         Self { kind: ErrorKind::Internal, cause: Some(cause.into()) }
     }
 
+    /// A value that was not acceptable.
+    #[must_use]
+    pub fn invalid(
+        field: &'static str,
+        problem: impl Into<String>,
+        allowed: impl Into<String>,
+    ) -> Self {
+        Invalid { field, problem: problem.into(), allowed: allowed.into() }.into()
+    }
+
     /// No such object, or not the caller's.
     #[must_use]
     pub fn not_found(what: &'static str) -> Self {

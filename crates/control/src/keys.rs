@@ -1,8 +1,8 @@
 //! API keys: made, listed and revoked; the secret is shown once and stored as a hash.
 
-use skerry_model::{ApiKeyId, Secret, Timestamp};
+use skerry_model::{ApiKeyId, ErrorKind, Secret, Timestamp, name::check_key_name};
 
-use crate::{Caller, Control, Error};
+use crate::{Caller, Control, Error, store::KeyRemoval};
 
 /// The record of a key, without its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,8 @@ impl Control {
     /// # Errors
     /// `Invalid` for the name.
     pub async fn create_key(&self, caller: &Caller, name: &str) -> Result<NewApiKey, Error> {
-        unimplemented!("{caller:?} {name}")
+        check_key_name(name)?;
+        self.inner.make_key(caller.account_id, name).await
     }
 
     /// The account's keys, oldest first.
@@ -42,7 +43,7 @@ impl Control {
     /// # Errors
     /// Only faults of the store.
     pub async fn list_keys(&self, caller: &Caller) -> Result<Vec<ApiKey>, Error> {
-        unimplemented!("{caller:?}")
+        self.inner.store.list_keys(caller.account_id).await
     }
 
     /// Revokes a key at once. The last key of an account cannot be revoked.
@@ -50,6 +51,13 @@ impl Control {
     /// # Errors
     /// `NotFound`, or `Conflict` for the last key.
     pub async fn delete_key(&self, caller: &Caller, id: ApiKeyId) -> Result<(), Error> {
-        unimplemented!("{caller:?} {id}")
+        match self.inner.store.remove_key(caller.account_id, id).await? {
+            KeyRemoval::Removed => Ok(()),
+            KeyRemoval::NotFound => Err(Error::not_found("key")),
+            KeyRemoval::LastOne => {
+                let why = "the last key of an account cannot be revoked";
+                Err(ErrorKind::Conflict(why.to_owned()).into())
+            }
+        }
     }
 }

@@ -27,7 +27,8 @@ pub use keys::{ApiKey, NewApiKey};
 pub use projects::{CreateProject, Project};
 pub use quota::Quota;
 pub use workspaces::{
-    CreateWorkspace, Deleted, ListWorkspaces, Page, StartPolicy, UpdateWorkspace, Wait, WorkspaceRef,
+    CreateWorkspace, Deleted, ListWorkspaces, Page, StartPolicy, UpdateWorkspace, Wait,
+    WorkspaceRef,
 };
 
 pub use skerry_internal_api as internal_api;

@@ -1,9 +1,9 @@
 //! Projects: groups of workspaces (Aether's). Every account has one called `default`, under which
 //! workspaces made through the other dialects appear.
 
-use skerry_model::{ProjectId, Timestamp};
+use skerry_model::{ErrorKind, ProjectId, Timestamp, name::check_project_name};
 
-use crate::{Caller, Control, Error};
+use crate::{Caller, Control, Error, store::Write};
 
 /// A project.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,27 @@ impl Control {
         caller: &Caller,
         request: CreateProject,
     ) -> Result<Project, Error> {
-        unimplemented!("{caller:?} {request:?}")
+        check_project_name(&request.name)?;
+        let description = request.description.filter(|text| !text.is_empty());
+        if description.as_ref().is_some_and(|text| text.chars().count() > 500) {
+            return Err(Error::invalid("description", "is too long", "at most 500 characters"));
+        }
+        let now = self.inner.now();
+        let project = Project {
+            id: ProjectId::from_random(self.inner.random()),
+            name: request.name,
+            description,
+            is_default: false,
+            created_at: now,
+            updated_at: now,
+        };
+        match self.inner.store.insert_project(caller.account_id, &project).await? {
+            Write::Done(project) => Ok(project),
+            Write::Taken | Write::Stale => {
+                let name = &project.name;
+                Err(ErrorKind::Conflict(format!("a project named {name} already exists")).into())
+            }
+        }
     }
 
     /// The account's projects, the default one first, then oldest first.
@@ -49,7 +69,7 @@ impl Control {
     /// # Errors
     /// Only faults of the store.
     pub async fn list_projects(&self, caller: &Caller) -> Result<Vec<Project>, Error> {
-        unimplemented!("{caller:?}")
+        self.inner.store.list_projects(caller.account_id).await
     }
 
     /// One project.
@@ -57,6 +77,7 @@ impl Control {
     /// # Errors
     /// `NotFound`.
     pub async fn get_project(&self, caller: &Caller, id: ProjectId) -> Result<Project, Error> {
-        unimplemented!("{caller:?} {id}")
+        let project = self.inner.store.project(caller.account_id, id).await?;
+        project.ok_or_else(|| Error::not_found("project"))
     }
 }

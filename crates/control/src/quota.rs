@@ -1,6 +1,6 @@
 //! Limits and what is used of them.
 
-use skerry_model::{ErrorKind, Plan, Usage};
+use skerry_model::{ErrorKind, Plan, Usage, limits::admit_create};
 
 use crate::{Caller, Control, Error};
 
@@ -21,6 +21,9 @@ impl Control {
     /// # Errors
     /// Only faults of the store.
     pub async fn quota(&self, caller: &Caller) -> Result<Quota, Error> {
-        unimplemented!("{caller:?}")
+        let plan = self.plan().clone();
+        let usage = self.inner.store.usage(caller.account_id).await?;
+        let blocked = admit_create(&plan, &usage, &plan.smallest()).err();
+        Ok(Quota { plan, usage, blocked })
     }
 }

@@ -1,14 +1,17 @@
 //! Use cases on workspaces.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod create;
+mod inside;
+mod read;
+mod update;
+mod wishes;
 
-use skerry_internal_api::{ByteStream, GuestApi, GuestStats, LogSource};
+use std::{collections::BTreeMap, time::Duration};
+
 use skerry_model::{
     EnvVar, Expiry, Lifetime, ProjectId, Workspace, WorkspaceId,
     spec::{CpuKind, LogRetention},
 };
-
-use crate::{Caller, Control, Error};
 
 /// How a request names a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,151 +153,6 @@ pub struct UpdateWorkspace {
     pub keep_active: Option<bool>,
     /// New labels (replace).
     pub metadata: Option<BTreeMap<String, serde_json::Value>>,
-}
-
-impl Control {
-    /// Makes a workspace and, as asked, starts it.
-    ///
-    /// # Errors
-    /// `Invalid` (`name`, `slug`, `namespace`, `image`, `vcpu_count`, `memory_mib`, `disk_mib`,
-    /// `env`, `metadata`, `expiry`), `Quota`, `NotFound` (`project`), `Conflict` (slug taken). Nothing is
-    /// recorded on an error. A start that fails is not an error of create: the answer's state says
-    /// it.
-    pub async fn create_workspace(
-        &self,
-        caller: &Caller,
-        request: CreateWorkspace,
-    ) -> Result<Workspace, Error> {
-        unimplemented!("{caller:?} {request:?}")
-    }
-
-    /// One workspace.
-    ///
-    /// # Errors
-    /// `NotFound`, also for another account's and for one whose deletion is complete.
-    pub async fn get_workspace(
-        &self,
-        caller: &Caller,
-        which: &WorkspaceRef,
-    ) -> Result<Workspace, Error> {
-        unimplemented!("{caller:?} {which:?}")
-    }
-
-    /// The caller's workspaces.
-    ///
-    /// # Errors
-    /// Only faults of the store.
-    pub async fn list_workspaces(
-        &self,
-        caller: &Caller,
-        filter: &ListWorkspaces,
-    ) -> Result<Page<Workspace>, Error> {
-        unimplemented!("{caller:?} {filter:?}")
-    }
-
-    /// Changes a workspace.
-    ///
-    /// # Errors
-    /// As create; `RefusedByState` for a new size while a VM is there.
-    pub async fn update_workspace(
-        &self,
-        caller: &Caller,
-        which: &WorkspaceRef,
-        update: UpdateWorkspace,
-    ) -> Result<Workspace, Error> {
-        unimplemented!("{caller:?} {which:?} {update:?}")
-    }
-
-    /// Starts a workspace; one that runs or starts already is a success.
-    ///
-    /// # Errors
-    /// `NotFound`, `Quota` (running pool), `RefusedByState` while it is deleted.
-    pub async fn start_workspace(
-        &self,
-        caller: &Caller,
-        which: &WorkspaceRef,
-        wait: Wait,
-    ) -> Result<Workspace, Error> {
-        unimplemented!("{caller:?} {which:?} {wait:?}")
-    }
-
-    /// Stops a workspace; one that is stopped already is a success.
-    ///
-    /// # Errors
-    /// `NotFound`, `RefusedByState` while it is deleted.
-    pub async fn stop_workspace(
-        &self,
-        caller: &Caller,
-        which: &WorkspaceRef,
-        wait: Wait,
-    ) -> Result<Workspace, Error> {
-        unimplemented!("{caller:?} {which:?} {wait:?}")
-    }
-
-    /// Stops and starts again, durably: a crash in between does not lose the start.
-    ///
-    /// # Errors
-    /// As [`Control::start_workspace`].
-    pub async fn restart_workspace(
-        &self,
-        caller: &Caller,
-        which: &WorkspaceRef,
-        wait: Wait,
-    ) -> Result<Workspace, Error> {
-        unimplemented!("{caller:?} {which:?} {wait:?}")
-    }
-
-    /// Deletes a workspace from any state. Returns the record as it was last; with
-    /// [`Wait::UpTo`], after everything is gone unless the wait was over first (state `deleting`).
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub async fn delete_workspace(
-        &self,
-        caller: &Caller,
-        which: &WorkspaceRef,
-        wait: Wait,
-    ) -> Result<Deleted, Error> {
-        unimplemented!("{caller:?} {which:?} {wait:?}")
-    }
-
-    /// The inside of a running workspace: exec, files, ports.
-    ///
-    /// # Errors
-    /// `NotFound`, `RefusedByState` unless running.
-    pub async fn guest(
-        &self,
-        caller: &Caller,
-        which: &WorkspaceRef,
-    ) -> Result<Arc<dyn GuestApi>, Error> {
-        unimplemented!("{caller:?} {which:?}")
-    }
-
-    /// Resource use as the guest sees it.
-    ///
-    /// # Errors
-    /// As [`Control::guest`].
-    pub async fn workspace_stats(
-        &self,
-        caller: &Caller,
-        which: &WorkspaceRef,
-    ) -> Result<GuestStats, Error> {
-        unimplemented!("{caller:?} {which:?}")
-    }
-
-    /// The end of a log, in any state.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub async fn workspace_log(
-        &self,
-        caller: &Caller,
-        which: &WorkspaceRef,
-        source: LogSource,
-        tail_bytes: u64,
-    ) -> Result<ByteStream, Error> {
-        unimplemented!("{caller:?} {which:?} {source:?} {tail_bytes}")
-    }
 }
 
 /// What is left of a workspace that was deleted.

@@ -1,0 +1,260 @@
+//! One worker: the owner of one workspace while something is to be done for it.
+
+use std::{future::Future, pin::pin, sync::Arc};
+
+use skerry_internal_api::{NodeError, StopMode, VmSpec};
+use skerry_model::{
+    Desired, ErrorKind, Event, Failure, FailureCode, Incarnation, State, Step, Transition,
+    Workspace, WorkspaceId, next_step,
+};
+use tokio::sync::Notify;
+
+use super::{backoff, registry::Post, view};
+use crate::{Error, control::Inner, store::Write};
+
+/// More steps than any workspace needs in a row. Passing it means that record and node never come to
+/// agree; the worker then pauses instead of spinning.
+const MAX_STEPS: u32 = 100;
+
+/// Works until nothing is left to do or control ends.
+pub(super) async fn work(inner: Arc<Inner>, id: WorkspaceId, post: Post) {
+    let worker = Worker { inner, id, bell: post.bell };
+    let mut failures = 0_u32;
+    loop {
+        let outcome = tokio::select! {
+            biased;
+            () = worker.inner.ending.cancelled() => return,
+            outcome = worker.drive() => outcome,
+        };
+        match outcome {
+            Ok(()) if worker.inner.workers.may_leave(id) => return,
+            Ok(()) => failures = 0,
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                let pause = backoff(failures);
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(workspace.id = %id, %error, cause, failures, ?pause,
+                    "bringing the workspace to where it should be failed; will try again");
+                tokio::select! {
+                    () = worker.inner.ending.cancelled() => return,
+                    () = worker.bell.notified() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        }
+    }
+}
+
+struct Worker {
+    inner: Arc<Inner>,
+    id: WorkspaceId,
+    bell: Arc<Notify>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.inner.workers.left(self.id, &self.bell);
+    }
+}
+
+/// What became of a call to the node.
+enum Call<T> {
+    Returned(T),
+    /// Something else is wanted now; the call was dropped.
+    Overtaken,
+    /// It took too long and was dropped.
+    TooLong,
+}
+
+impl Worker {
+    /// Takes steps until nothing is to be done.
+    async fn drive(&self) -> Result<(), Error> {
+        let inner = &self.inner;
+        for _ in 0..MAX_STEPS {
+            let record = inner.store.workspace(self.id).await?;
+            let observed = inner.bounded("inspect", inner.node.inspect(self.id)).await?;
+            let Some(workspace) = record else {
+                if observed.is_some() {
+                    tracing::warn!(workspace.id = %self.id, "removing a VM without a record");
+                    self.delete_on_node().await?;
+                }
+                return Ok(());
+            };
+            let observed = observed.as_ref().map(view);
+            let step = next_step(&workspace, observed.as_ref(), inner.now());
+            tracing::debug!(workspace.id = %self.id, state = workspace.state.name(), ?step);
+            match step {
+                Step::Nothing => return Ok(()),
+                Step::Record(event) => self.record(workspace, &event).await?,
+                Step::Start { incarnation } => self.start(workspace, incarnation).await?,
+                Step::Stop { through } => self.stop(&workspace, through).await?,
+                Step::Delete => {
+                    self.delete_on_node().await?;
+                    // Only this record: one that changed is looked at again.
+                    let removed = inner.store.remove_workspace(self.id, workspace.revision).await?;
+                    if removed == Write::Done(()) {
+                        inner.announce(self.id);
+                    }
+                }
+            }
+        }
+        Err(Error::internal("record and node do not come to agree"))
+    }
+
+    /// Applies an event to the record as it was read. A record that changed since is left alone:
+    /// the next step is decided anew.
+    async fn record(&self, mut workspace: Workspace, event: &Event) -> Result<(), Error> {
+        match workspace.apply(event, self.inner.now()) {
+            Transition::Moved(_) => self.inner.write(&workspace, None).await.map(drop),
+            Transition::AlreadySo => Ok(()),
+            Transition::Refused(refusal) => {
+                Err(Error::internal(format!("{event:?} was decided and then refused: {refusal:?}")))
+            }
+        }
+    }
+
+    /// Applies what came of a call that took time. The state machine drops what no longer fits.
+    async fn record_outcome(&self, event: &Event) -> Result<(), Error> {
+        loop {
+            let Some(mut workspace) = self.inner.store.workspace(self.id).await? else {
+                return Ok(());
+            };
+            match workspace.apply(event, self.inner.now()) {
+                Transition::Moved(_) => match self.inner.write(&workspace, None).await? {
+                    Write::Done(_) => return Ok(()),
+                    Write::Stale | Write::Taken => {}
+                },
+                Transition::AlreadySo => return Ok(()),
+                Transition::Refused(refusal) => {
+                    tracing::debug!(workspace.id = %self.id, ?refusal, "an outcome was overtaken");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn start(&self, workspace: Workspace, incarnation: Incarnation) -> Result<(), Error> {
+        let inner = &self.inner;
+        let begun = Event::StartBegun(incarnation);
+        let mut starting = workspace;
+        if let Transition::Moved(_) = starting.apply(&begun, inner.now()) {
+            starting.node_id = Some(inner.node.id());
+            match inner.write(&starting, None).await? {
+                Write::Done(written) => starting = written,
+                Write::Stale | Write::Taken => return Ok(()),
+            }
+        }
+        let spec = VmSpec {
+            workspace_id: self.id,
+            incarnation,
+            hostname: starting.slug.as_str().to_owned(),
+            image_digest: starting.spec.image_digest.clone(),
+            shape: starting.spec.shape,
+            env: starting.spec.env.clone(),
+            log_retention: starting.spec.log_retention,
+        };
+        // Waiting for a turn is not bounded by itself: each boot before it is.
+        let boot = async {
+            let turn = inner.boots.acquire().await;
+            let bound = inner.config.node_call_timeout;
+            let outcome = tokio::time::timeout(bound, inner.node.ensure_running(spec)).await;
+            drop(turn);
+            outcome
+        };
+        let wanted = |fresh: &Workspace| {
+            let again = Step::Start { incarnation };
+            fresh.incarnation == incarnation && next_step(fresh, None, inner.now()) == again
+        };
+        let event = match self.while_wanted(boot, wanted).await? {
+            // What is wanted instead includes the call that cancels this bring-up on the node.
+            Call::Overtaken => return Ok(()),
+            Call::Returned(Ok(report)) if report.incarnation == incarnation => {
+                Event::GuestReady(incarnation, report.ready_at.unwrap_or_else(|| inner.now()))
+            }
+            Call::Returned(Ok(report)) => {
+                let (wanted, got) = (incarnation, report.incarnation);
+                return Err(Error::internal(format!("the node runs {got} instead of {wanted}")));
+            }
+            Call::Returned(Err(error)) => {
+                tracing::info!(workspace.id = %self.id, %incarnation, %error, "a start failed");
+                Event::StartFailed(incarnation, failure(&error, inner.now()))
+            }
+            Call::TooLong => {
+                let kill = inner.node.ensure_stopped(self.id, incarnation, StopMode::Kill);
+                inner.bounded("ensure_stopped", kill).await??;
+                let message = "the VM did not become ready in time";
+                let failure = Failure::new(FailureCode::BootTimeout, message, inner.now());
+                Event::StartFailed(incarnation, failure)
+            }
+        };
+        self.record_outcome(&event).await
+    }
+
+    async fn stop(&self, workspace: &Workspace, through: Incarnation) -> Result<(), Error> {
+        let inner = &self.inner;
+        // Only a stop somebody asked for lets the guest finish; a VM that should not be there goes.
+        let mode = if workspace.state == State::Stopping {
+            StopMode::Graceful { within: inner.config.stop_grace }
+        } else {
+            StopMode::Kill
+        };
+        let bound = inner.config.node_call_timeout;
+        let call = tokio::time::timeout(bound, inner.node.ensure_stopped(self.id, through, mode));
+        let wanted = |fresh: &Workspace| fresh.desired != Desired::Deleted;
+        match self.while_wanted(call, wanted).await? {
+            Call::Overtaken => Ok(()),
+            Call::Returned(Ok(())) => {
+                self.record_outcome(&Event::VmStopped(workspace.incarnation)).await
+            }
+            Call::Returned(Err(error)) => Err(error.into()),
+            Call::TooLong => Err(ErrorKind::Timeout("stopping the VM".to_owned()).into()),
+        }
+    }
+
+    async fn delete_on_node(&self) -> Result<(), Error> {
+        let call = self.inner.node.ensure_deleted(self.id);
+        Ok(self.inner.bounded("ensure_deleted", call).await??)
+    }
+
+    /// Awaits a call to the node for as long as its outcome is wanted: each time the bell rings the
+    /// record is read again.
+    async fn while_wanted<T>(
+        &self,
+        call: impl Future<Output = Result<T, tokio::time::error::Elapsed>>,
+        wanted: impl Fn(&Workspace) -> bool,
+    ) -> Result<Call<T>, Error> {
+        let mut call = pin!(call);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut call => {
+                    return Ok(outcome.map_or(Call::TooLong, Call::Returned));
+                }
+                () = self.bell.notified() => {
+                    let fresh = self.inner.store.workspace(self.id).await?;
+                    if !fresh.as_ref().is_some_and(&wanted) {
+                        return Ok(Call::Overtaken);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Why a start failed, for the record.
+fn failure(error: &NodeError, at: skerry_model::Timestamp) -> Failure {
+    let code = match error {
+        NodeError::Timeout { .. } => FailureCode::BootTimeout,
+        NodeError::NoCapacity(_) => FailureCode::NoCapacity,
+        NodeError::NoSuchImage(_) => FailureCode::ImageMissing,
+        NodeError::GuestUnreachable(_) => FailureCode::GuestUnreachable,
+        NodeError::Step { .. } => FailureCode::HostStepFailed,
+        NodeError::NoSuchVm
+        | NodeError::NotRunning
+        | NodeError::NoSuchFile(_)
+        | NodeError::Guest { .. }
+        | NodeError::Invalid { .. }
+        | NodeError::Unsupported(_) => FailureCode::Internal,
+    };
+    Failure::new(code, error.to_string(), at)
+}

@@ -1,0 +1,114 @@
+//! Finding, listing and waiting for workspaces.
+
+use skerry_model::{Desired, ErrorKind, Workspace, WorkspaceId};
+
+use super::{ListWorkspaces, Page, Wait, WorkspaceRef};
+use crate::{Caller, Control, Error, control::Inner};
+
+impl Control {
+    /// One workspace.
+    ///
+    /// # Errors
+    /// `NotFound`, also for another account's and for one whose deletion is complete.
+    pub async fn get_workspace(
+        &self,
+        caller: &Caller,
+        which: &WorkspaceRef,
+    ) -> Result<Workspace, Error> {
+        self.inner.find(caller, which).await
+    }
+
+    /// The caller's workspaces.
+    ///
+    /// # Errors
+    /// Only faults of the store.
+    pub async fn list_workspaces(
+        &self,
+        caller: &Caller,
+        filter: &ListWorkspaces,
+    ) -> Result<Page<Workspace>, Error> {
+        self.inner.store.list_workspaces(caller.account_id, filter).await
+    }
+}
+
+impl Inner {
+    /// The caller's workspace of this name; another account's is not found.
+    pub(crate) async fn find(
+        &self,
+        caller: &Caller,
+        which: &WorkspaceRef,
+    ) -> Result<Workspace, Error> {
+        let missing = || Error::not_found("workspace");
+        let account = caller.account_id;
+        match which {
+            WorkspaceRef::Id(id) => {
+                let found = self.store.workspace(*id).await?;
+                found.filter(|found| found.account_id == account).ok_or_else(missing)
+            }
+            WorkspaceRef::Slug(slug) => {
+                self.store.workspace_by_slug(account, slug).await?.ok_or_else(missing)
+            }
+            WorkspaceRef::SlugOrName(text) => {
+                if let Some(found) = self.store.workspace_by_slug(account, text).await? {
+                    return Ok(found);
+                }
+                let mut named = self.store.workspaces_by_name(account, text, 2).await?;
+                match (named.pop(), named.pop()) {
+                    (Some(only), None) => Ok(only),
+                    (None, _) => Err(missing()),
+                    (Some(_), Some(_)) => {
+                        let shown: String = text.chars().take(64).collect();
+                        let why = format!("more than one workspace is named {shown}; use the slug");
+                        Err(ErrorKind::Conflict(why).into())
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits, as asked, until the workspace is settled; answers the record as it is then. A
+    /// deletion ends the wait: there is nothing to settle any more.
+    pub(crate) async fn until_settled(
+        &self,
+        workspace: Workspace,
+        wait: Wait,
+    ) -> Result<Workspace, Error> {
+        let done = |record: &Workspace| record.is_settled() || record.desired == Desired::Deleted;
+        let reached = self.wait_for(workspace.id, wait, done).await?;
+        reached.ok_or_else(|| Error::not_found("workspace"))
+    }
+
+    /// Waits, as asked, until the record is as wanted or gone (`None`).
+    pub(crate) async fn wait_for(
+        &self,
+        id: WorkspaceId,
+        wait: Wait,
+        done: impl Fn(&Workspace) -> bool,
+    ) -> Result<Option<Workspace>, Error> {
+        let watcher = self.watchers.watch(id);
+        let bound = match wait {
+            Wait::No => return self.store.workspace(id).await,
+            Wait::UpTo(bound) => bound,
+        };
+        let reached = async {
+            loop {
+                // Listening begins before the record is read, so no change falls between.
+                let mut changed = std::pin::pin!(watcher.bell.notified());
+                changed.as_mut().enable();
+                let record = self.store.workspace(id).await?;
+                if record.as_ref().is_none_or(&done) {
+                    return Ok(record);
+                }
+                changed.await;
+            }
+        };
+        // Control that ends answers what is so now instead of holding up its own end.
+        tokio::select! {
+            outcome = tokio::time::timeout(bound, reached) => match outcome {
+                Ok(outcome) => outcome,
+                Err(_) => self.store.workspace(id).await,
+            },
+            () = self.ending.cancelled() => self.store.workspace(id).await,
+        }
+    }
+}

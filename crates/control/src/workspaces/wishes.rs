@@ -1,0 +1,145 @@
+//! Starting, stopping, restarting and deleting: each records a wish, wakes the worker and waits.
+
+use std::sync::Arc;
+
+use skerry_model::{Demand, ErrorKind, Refusal, State, Timestamp, Wish, Workspace};
+
+use super::{Deleted, Wait, WorkspaceRef};
+use crate::{Caller, Control, Error, control::Inner, store::Write};
+
+/// How often a change is computed anew because the record changed meanwhile.
+const MAX_REDOS: u32 = 32;
+
+impl Control {
+    /// Starts a workspace; one that runs or starts already is a success.
+    ///
+    /// # Errors
+    /// `NotFound`, `Quota` (running pool), `RefusedByState` while it is deleted.
+    pub async fn start_workspace(
+        &self,
+        caller: &Caller,
+        which: &WorkspaceRef,
+        wait: Wait,
+    ) -> Result<Workspace, Error> {
+        let wished = self.inner.wish(caller, which, Wish::Start).await?;
+        self.inner.until_settled(wished, wait).await
+    }
+
+    /// Stops a workspace; one that is stopped already is a success.
+    ///
+    /// # Errors
+    /// `NotFound`, `RefusedByState` while it is deleted.
+    pub async fn stop_workspace(
+        &self,
+        caller: &Caller,
+        which: &WorkspaceRef,
+        wait: Wait,
+    ) -> Result<Workspace, Error> {
+        let wished = self.inner.wish(caller, which, Wish::Stop).await?;
+        self.inner.until_settled(wished, wait).await
+    }
+
+    /// Stops and starts again, durably: a crash in between does not lose the start.
+    ///
+    /// # Errors
+    /// As [`Control::start_workspace`].
+    pub async fn restart_workspace(
+        &self,
+        caller: &Caller,
+        which: &WorkspaceRef,
+        wait: Wait,
+    ) -> Result<Workspace, Error> {
+        let wished = self.inner.wish(caller, which, Wish::Restart).await?;
+        self.inner.until_settled(wished, wait).await
+    }
+
+    /// Deletes a workspace from any state. Returns the record as it was last; with
+    /// [`Wait::UpTo`], after everything is gone unless the wait was over first (state `deleting`).
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn delete_workspace(
+        &self,
+        caller: &Caller,
+        which: &WorkspaceRef,
+        wait: Wait,
+    ) -> Result<Deleted, Error> {
+        let workspace = self.inner.wish(caller, which, Wish::Delete).await?;
+        // The node has to confirm, so the record is never gone already when the wish is recorded.
+        let complete = match wait {
+            Wait::No => false,
+            Wait::UpTo(_) => self.inner.wait_for(workspace.id, wait, |_| false).await?.is_none(),
+        };
+        Ok(Deleted { workspace, complete })
+    }
+}
+
+impl Inner {
+    async fn wish(
+        self: &Arc<Self>,
+        caller: &Caller,
+        which: &WorkspaceRef,
+        wish: Wish,
+    ) -> Result<Workspace, Error> {
+        let (inner, caller, which) = (Arc::clone(self), caller.clone(), which.clone());
+        self.to_the_end(async move {
+            let changed = inner
+                .change(&caller, &which, |workspace, now| {
+                    let demand = match wish {
+                        Wish::Start | Wish::Restart => {
+                            (!workspace.counts_as_running()).then_some(Demand::Start)
+                        }
+                        Wish::Stop | Wish::Delete => None,
+                    };
+                    workspace.wish(wish, now).map_err(refused)?;
+                    Ok(demand)
+                })
+                .await?;
+            inner.wake(changed.id);
+            Ok(changed)
+        })
+        .await
+    }
+
+    /// Changes a record of the caller's. `change` is computed anew from the record as it then is
+    /// whenever somebody else changed it first; it answers what the plan has to admit.
+    pub(crate) async fn change(
+        &self,
+        caller: &Caller,
+        which: &WorkspaceRef,
+        change: impl Fn(&mut Workspace, Timestamp) -> Result<Option<Demand>, Error>,
+    ) -> Result<Workspace, Error> {
+        for _ in 0..MAX_REDOS {
+            let before = self.find(caller, which).await?;
+            let mut after = before.clone();
+            let demand = change(&mut after, self.now())?;
+            if after == before {
+                return Ok(before);
+            }
+            match self.write(&after, demand).await? {
+                Write::Done(written) => return Ok(written),
+                Write::Stale => {}
+                Write::Taken => {
+                    let taken = format!("the slug {} is already in use", after.slug);
+                    return Err(ErrorKind::Conflict(taken).into());
+                }
+            }
+        }
+        Err(ErrorKind::Unavailable("the workspace changes too quickly".to_owned()).into())
+    }
+}
+
+pub(super) fn refused(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::BeingDeleted => ErrorKind::RefusedByState {
+            state: State::Deleting.name(),
+            reason: "it is being deleted".to_owned(),
+        }
+        .into(),
+        Refusal::Stale
+        | Refusal::Ahead
+        | Refusal::BeingStopped
+        | Refusal::NoVm
+        | Refusal::VmPresent => Error::internal(format!("a wish was refused: {refusal:?}")),
+    }
+}

@@ -1,0 +1,118 @@
+//! The root disk: finding it, growing its file system.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+            socket,
+        },
+        statvfs::statvfs,
+    },
+};
+
+use super::layout;
+
+/// Disks appear while their driver loads; this is for the slowest emulation.
+const DISK_WITHIN: Duration = Duration::from_secs(3);
+
+nix::ioctl_write_ptr!(
+    /// `EXT4_IOC_RESIZE_FS`: grows a mounted ext4 to so many blocks.
+    ext4_resize, b'f', 16, u64
+);
+
+/// The kernel's announcements of devices: what waiting for one is woken by.
+pub(super) struct Uevents(Option<OwnedFd>);
+
+impl Uevents {
+    /// Listens from now on. A kernel without it is polled instead.
+    pub(super) fn open() -> Self {
+        let listening = socket(
+            AddressFamily::Netlink,
+            SockType::Datagram,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            SockProtocol::NetlinkKObjectUEvent,
+        )
+        .and_then(|socket| {
+            // Group 1: the kernel itself.
+            bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 1))?;
+            Ok(socket)
+        });
+        Self(listening.ok())
+    }
+
+    /// Looks with `look` until it finds something, again after every announcement, for at most
+    /// `within`.
+    pub(super) fn wait_for<T>(
+        &self,
+        within: Duration,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(found) = look() {
+                return Some(found);
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            self.wait_for_any(left);
+        }
+    }
+
+    fn wait_for_any(&self, within: Duration) {
+        // Announcements can get lost; looking again once a while costs nothing.
+        let pause = within.min(Duration::from_millis(200));
+        let Some(socket) = &self.0 else { return std::thread::sleep(pause) };
+        let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
+        let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout);
+        let mut buffer = [0; 4096];
+        while recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).is_ok_and(|length| length > 0)
+        {
+        }
+    }
+}
+
+/// The root disk's device file.
+pub(super) fn find_root(uevents: &Uevents) -> Option<String> {
+    uevents.wait_for(DISK_WITHIN, by_serial).or_else(|| {
+        Path::new(layout::ROOT_FALLBACK).exists().then(|| String::from(layout::ROOT_FALLBACK))
+    })
+}
+
+fn by_serial() -> Option<String> {
+    fs::read_dir("/sys/block").ok()?.flatten().find_map(|disk| {
+        let serial = fs::read_to_string(disk.path().join("serial")).ok()?;
+        let device = format!("/dev/{}", disk.file_name().to_string_lossy());
+        (serial.trim() == layout::ROOT_SERIAL && Path::new(&device).exists()).then_some(device)
+    })
+}
+
+/// Grows the file system mounted at `mount_point` to the size of `device`. Returns the number of
+/// bytes gained; an up-to-date file system is left alone.
+pub(super) fn grow(device: &str, mount_point: &str) -> io::Result<u64> {
+    let name = device.trim_start_matches("/dev/");
+    let sectors: u64 = fs::read_to_string(format!("/sys/block/{name}/size"))?
+        .trim()
+        .parse()
+        .map_err(io::Error::other)?;
+    let before = statvfs(mount_point)?;
+    let block_size = before.fragment_size();
+    let blocks = sectors * 512 / block_size;
+    // `blocks()` leaves out the file system's own tables: an equal size looks a little smaller. The
+    // kernel knows better and does nothing when nothing is to be done.
+    if blocks <= before.blocks() {
+        return Ok(0);
+    }
+    let directory = File::open(mount_point)?;
+    // SAFETY: the descriptor is open and the kernel reads one 64-bit number.
+    unsafe { ext4_resize(directory.as_raw_fd(), &raw const blocks) }?;
+    let after = statvfs(mount_point)?;
+    Ok(after.blocks().saturating_sub(before.blocks()).saturating_mul(block_size))
+}

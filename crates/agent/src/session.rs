@@ -1,0 +1,212 @@
+//! One connection: handshake, then HTTP/2, then which call goes where.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Method, Request};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use skerry_agent_protocol::{
+    call,
+    handshake::accept,
+    limits::{
+        CONCURRENT_STREAMS, CONNECTION_WINDOW, HEADER_LIST_MAX, HTTP2_FRAME_MAX, STREAM_WINDOW,
+    },
+    message::{Empty, FailureCode},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    AgentError, Guest,
+    body::{Answer, RequestBody, failure, json},
+    configure, exec, files, ports, stats, tree, write,
+};
+
+/// How long the last answers may take once power off was asked for.
+const LAST_ANSWERS_WITHIN: Duration = Duration::from_millis(500);
+/// How long commands of a lost connection may take to be killed before the next one is served.
+const CLEAN_UP_WITHIN: Duration = Duration::from_secs(10);
+/// Bytes of an answer that wait in the agent for one slow reader.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// One connection's own state.
+pub(crate) struct Session {
+    pub(crate) guest: Arc<Guest>,
+    pub(crate) generation: u16,
+    /// Every connection begins with a configure call: the host may be another than before.
+    pub(crate) configured: AtomicBool,
+    /// Cancelled when the connection is gone.
+    pub(crate) ended: CancellationToken,
+    /// Everything that runs for this connection.
+    pub(crate) tasks: TaskTracker,
+}
+
+/// Runs connection tasks inside the session's tracker, so that none outlives it.
+#[derive(Clone)]
+struct SessionExecutor {
+    tasks: TaskTracker,
+    ended: CancellationToken,
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for SessionExecutor {
+    fn execute(&self, future: F) {
+        let ended = self.ended.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = future => {}
+                () = ended.cancelled() => {}
+            }
+        });
+    }
+}
+
+/// Serves one connection: waits for the handshake, then answers calls until the stream ends, breaks,
+/// turns to nonsense, or the host asks for power off. Commands that still run then are killed.
+///
+/// # Errors
+/// [`io::Error`] when the stream ends or breaks, during the handshake or after.
+pub async fn serve(
+    mut io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    guest: &Arc<Guest>,
+) -> io::Result<()> {
+    let generation = tokio::select! {
+        generation = accept(&mut io) => generation?,
+        () = guest.powering_off() => return Ok(()),
+    };
+    let session = Arc::new(Session {
+        guest: Arc::clone(guest),
+        generation,
+        configured: AtomicBool::new(false),
+        ended: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    });
+    let outcome = serve_http2(io, &session).await;
+    session.ended.cancel();
+    session.tasks.close();
+    let _ = timeout(CLEAN_UP_WITHIN, session.tasks.wait()).await;
+    outcome
+}
+
+async fn serve_http2(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    session: &Arc<Session>,
+) -> io::Result<()> {
+    let executor = SessionExecutor { tasks: session.tasks.clone(), ended: session.ended.clone() };
+    let service = {
+        let session = Arc::clone(session);
+        service_fn(move |request| {
+            let session = Arc::clone(&session);
+            async move { Ok::<_, Infallible>(answer(&session, request).await) }
+        })
+    };
+    let connection = http2::Builder::new(executor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(CONCURRENT_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(HTTP2_FRAME_MAX)
+        .max_header_list_size(HEADER_LIST_MAX)
+        .max_send_buf_size(SEND_BUFFER)
+        .serve_connection(TokioIo::new(io), service);
+    tokio::pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = session.guest.powering_off() => {
+            connection.as_mut().graceful_shutdown();
+            timeout(LAST_ANSWERS_WITHIN, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    outcome.map_err(io::Error::other)
+}
+
+async fn answer(session: &Arc<Session>, request: Request<Incoming>) -> Answer {
+    let (parts, incoming) = request.into_parts();
+    let mut body = RequestBody::new(incoming);
+    let outcome = if parts.method == Method::POST {
+        dispatch(session, parts.uri.path(), &mut body).await
+    } else {
+        Err(AgentError::invalid("every call is a POST"))
+    };
+    match outcome {
+        Ok(Dispatched::Answered(answer)) => {
+            session.tasks.spawn(body.discard());
+            answer
+        }
+        Ok(Dispatched::Command(command)) => command.run(session, body),
+        Err(error) => {
+            session.tasks.spawn(body.discard());
+            failure(&error)
+        }
+    }
+}
+
+enum Dispatched {
+    Answered(Answer),
+    /// A command has started; it needs the rest of the body for its input.
+    Command(exec::Command),
+}
+
+async fn dispatch(
+    session: &Arc<Session>,
+    path: &str,
+    body: &mut RequestBody,
+) -> Result<Dispatched, AgentError> {
+    if path == call::CONFIGURE {
+        let configured = configure::configure(session, &body.head().await?).await?;
+        session.configured.store(true, Ordering::Release);
+        return json(&configured).map(Dispatched::Answered);
+    }
+    if !session.configured.load(Ordering::Acquire) {
+        return Err(AgentError::refused(
+            FailureCode::NotConfigured,
+            "the first call of a connection is configure",
+        ));
+    }
+    let guest = &session.guest;
+    let answer = match path {
+        call::EXEC => {
+            let command = exec::start(guest, body.head().await?).await?;
+            return Ok(Dispatched::Command(command));
+        }
+        call::CLOCK => {
+            configure::set_clock(guest, body.head().await?)?;
+            json(&Empty {})?
+        }
+        call::POWER_OFF => {
+            let Empty {} = body.head().await?;
+            guest.request_power_off();
+            json(&Empty {})?
+        }
+        call::STAT => files::stat(guest, body.head().await?).await?,
+        call::LIST => files::list(guest, body.head().await?).await?,
+        call::READ => files::read(guest, body.head().await?).await?,
+        call::MAKE_DIR => files::make_dir(guest, body.head().await?).await?,
+        call::RENAME => files::rename(guest, body.head().await?).await?,
+        call::REMOVE => files::remove(guest, body.head().await?).await?,
+        call::WRITE => write::write(guest, body.head().await?, body).await?,
+        call::UPLOAD => tree::upload(guest, body.head().await?, body).await?,
+        call::DOWNLOAD => tree::download(guest, body.head().await?).await?,
+        call::STATS => {
+            let Empty {} = body.head().await?;
+            json(&guest.blocking(stats::read).await?)?
+        }
+        call::PORTS => {
+            let Empty {} = body.head().await?;
+            json(&guest.blocking(ports::read).await?)?
+        }
+        _ => return Err(AgentError::invalid(format!("there is no call {path}"))),
+    };
+    Ok(Dispatched::Answered(answer))
+}

@@ -81,12 +81,19 @@ pub struct Sandbox {
     pub rlimit_address_space_bytes: Option<u64>,
 }
 
-/// Everything a boot needs. All paths are absolute; all files exist but the sockets and the log.
+/// Everything a boot needs. All paths are absolute. The directories, the kernel, the initial file
+/// system and the disk exist already; the driver makes the sockets, the logs and the memory file
+/// (replacing what an earlier boot left) and gives the overlay and the memory file to
+/// [`Sandbox::uid`]. After the VM's end these files are the caller's to remove.
+///
+/// The kernel, the initial file system and the base image must be readable by everyone when a uid is
+/// given; the directories above them need not be, because the VMM gets them as open files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootSpec {
     /// A short word to recognise the process by (`ps`), `[a-z0-9-]`, at most 40 characters.
     pub label: String,
-    /// The VM's own directory: sockets are made here. Its path is at most 80 bytes.
+    /// The VM's own directory, made private (0700) by the driver: sockets and `vmm.log` are made
+    /// here. Its path is at most 80 bytes.
     pub run_dir: PathBuf,
     /// The uncompressed kernel (PVH entry).
     pub kernel: PathBuf,
@@ -106,9 +113,11 @@ pub struct BootSpec {
     pub disk: Option<DiskSpec>,
     /// The guest's MAC address.
     pub mac: [u8; 6],
-    /// The serial console is appended to this file by the driver, at most `console_limit_bytes`.
+    /// The serial console is appended to this file by the driver, which makes it if need be. What
+    /// the guest writes while no driver is connected (between our death and the adoption) is lost.
     pub console_log: PathBuf,
-    /// After this much the console is dropped, so that a guest cannot fill the host's disk.
+    /// The most the file may hold, at least 4096. When it would grow beyond, it is cut in place to
+    /// its newest half: a reader that finds it shorter than its own offset starts again at 0.
     pub console_limit_bytes: u64,
     /// Words added to the kernel's command line, each `[A-Za-z0-9_.=,:/-]+`.
     pub kernel_args: Vec<String>,
@@ -129,6 +138,10 @@ pub struct VmmRecord {
     pub boot_id: String,
     /// The VM's directory with its sockets.
     pub run_dir: PathBuf,
+    /// Where the console goes on after an adoption ([`BootSpec::console_log`]).
+    pub console_log: PathBuf,
+    /// Its limit ([`BootSpec::console_limit_bytes`]).
+    pub console_limit_bytes: u64,
 }
 
 /// How a VM's process ended.
@@ -149,6 +162,14 @@ pub enum Exit {
 /// A driver's failure.
 #[derive(Debug, Error)]
 pub enum VmmError {
+    /// The boot was asked for with something the driver does not take. Nothing was started or made.
+    #[error("{field}: {reason}")]
+    InvalidSpec {
+        /// Which field of [`BootSpec`].
+        field: &'static str,
+        /// What is wrong with it and what is allowed.
+        reason: String,
+    },
     /// The hypervisor program is missing or cannot run.
     #[error("hypervisor not usable: {0}")]
     NotUsable(String),
@@ -183,6 +204,9 @@ pub enum VmmError {
     },
 }
 
+/// Makes a record durable; see [`Vmm::boot`].
+pub type Commit<'a> = dyn FnMut(&VmmRecord) -> std::io::Result<()> + Send + 'a;
+
 /// A hypervisor on this host.
 #[async_trait]
 pub trait Vmm: Send + Sync {
@@ -197,7 +221,7 @@ pub trait Vmm: Send + Sync {
     async fn boot(
         &self,
         spec: &BootSpec,
-        committed: &mut (dyn FnMut(&VmmRecord) -> std::io::Result<()> + Send),
+        committed: &mut Commit<'_>,
     ) -> Result<Arc<dyn Vm>, VmmError>;
 
     /// Takes over a process started earlier, possibly by a previous life of this program.

@@ -5,11 +5,14 @@
 //! This crate refuses to know workspaces, accounts, images and the protocol spoken over the guest
 //! channel: to it the channel is a stream of bytes.
 
+mod console_log;
 pub mod contract;
-// pub mod fake;
-// pub mod qemu;
+pub mod fake;
+mod procfs;
+pub mod qemu;
+mod spec_check;
 
 pub use contract::{
-    Accelerator, BootSpec, Capabilities, Capability, Channel, CpuModel, DiskSpec, Exit, Sandbox, Vm,
-    Vmm, VmmError, VmmRecord,
+    Accelerator, BootSpec, Capabilities, Capability, Channel, Commit, CpuModel, DiskSpec, Exit,
+    Sandbox, Vm, Vmm, VmmError, VmmRecord,
 };

@@ -1,0 +1,212 @@
+//! The handle of one running QEMU.
+
+use std::{
+    io,
+    net::Shutdown,
+    path::Path,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::UnixStream,
+    sync::{Mutex, watch},
+};
+
+use super::{
+    Driver,
+    files::Sockets,
+    process::{Facts, Process},
+    qmp::QmpClient,
+};
+use crate::{Channel, Exit, Vm, VmmError, VmmRecord};
+
+/// SIGKILL ends a process at once, except while it waits in the kernel for a device.
+pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A local socket answers a connect at once or not at all.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What all handles of one VM share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) record: VmmRecord,
+    pub(super) process: Arc<Process>,
+    pub(super) facts: Arc<Facts>,
+    pub(super) exit: watch::Receiver<Option<Exit>>,
+    /// Set once the control socket has answered.
+    pub(super) qmp: OnceLock<QmpClient>,
+    /// A second hold on the open guest connection, to end it when a newer one comes.
+    guest: Mutex<Option<std::os::unix::net::UnixStream>>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        record: VmmRecord,
+        process: Arc<Process>,
+        facts: Arc<Facts>,
+        exit: watch::Receiver<Option<Exit>>,
+    ) -> Self {
+        Self { record, process, facts, exit, qmp: OnceLock::new(), guest: Mutex::new(None) }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+
+    pub(super) async fn wait_exit(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        let exit = exit.wait_for(Option::is_some).await;
+        // The watching task is gone only when the driver was closed under us.
+        exit.ok().and_then(|exit| exit.clone()).unwrap_or(Exit::Unknown)
+    }
+
+    pub(super) async fn kill(&self) -> Result<(), VmmError> {
+        if self.has_ended() {
+            return Ok(());
+        }
+        self.facts.request_kill();
+        self.process
+            .kill()
+            .map_err(|source| VmmError::Io { context: "kill the VMM".into(), source })?;
+        tokio::time::timeout(KILL_DEADLINE, self.wait_exit())
+            .await
+            .map_err(|_| VmmError::Timeout("killing the VMM"))?;
+        Ok(())
+    }
+
+    async fn connect_guest(&self) -> Result<GuestChannel, VmmError> {
+        let mut open = self.guest.lock().await;
+        if let Some(older) = open.take() {
+            // QEMU serves one connection at a time: the newer would wait for ever behind the older.
+            let _ = older.shutdown(Shutdown::Both);
+        }
+        let path = Sockets::in_dir(&self.record.run_dir).agent;
+        let stream = match connect(&path, "connect to the guest channel").await {
+            Ok(stream) => stream,
+            Err(error) => return Err(self.gone_or(error).await),
+        };
+        let context = |source| VmmError::Io { context: "set up the guest channel".into(), source };
+        let std_stream = stream.into_std().map_err(context)?;
+        *open = Some(std_stream.try_clone().map_err(context)?);
+        Ok(GuestChannel(UnixStream::from_std(std_stream).map_err(context)?))
+    }
+
+    async fn control(&self, command: &'static str, within: Duration) -> Result<(), VmmError> {
+        if self.has_ended() {
+            return Err(VmmError::Gone);
+        }
+        let Some(qmp) = self.qmp.get() else {
+            return Err(VmmError::Refused {
+                command,
+                reason: "the control socket did not answer when the VM was adopted".into(),
+            });
+        };
+        match qmp.execute(command, None, within).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.gone_or(error).await),
+        }
+    }
+
+    /// A socket that fails because its process is ending means that the VM is gone. Only a broken
+    /// connection is worth the wait for the process's end.
+    async fn gone_or(&self, error: VmmError) -> VmmError {
+        let VmmError::Io { .. } = error else { return error };
+        match tokio::time::timeout(Duration::from_secs(1), self.wait_exit()).await {
+            Ok(_) => VmmError::Gone,
+            Err(_) => error,
+        }
+    }
+}
+
+pub(super) async fn connect(path: &Path, context: &'static str) -> Result<UnixStream, VmmError> {
+    tokio::time::timeout(CONNECT_DEADLINE, UnixStream::connect(path))
+        .await
+        .map_err(|_| VmmError::Timeout(context))?
+        .map_err(|source| VmmError::Io { context: context.into(), source })
+}
+
+/// One VM under QEMU.
+#[derive(Debug)]
+pub(super) struct QemuVm {
+    pub(super) shared: Arc<Shared>,
+    /// The tasks that watch the VM live as long as any handle.
+    pub(super) _driver: Arc<Driver>,
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    fn record(&self) -> &VmmRecord {
+        &self.shared.record
+    }
+
+    async fn connect_guest(&self) -> Result<Box<dyn Channel>, VmmError> {
+        if self.shared.has_ended() {
+            return Err(VmmError::Gone);
+        }
+        Ok(Box::new(self.shared.connect_guest().await?))
+    }
+
+    async fn kill(&self) -> Result<(), VmmError> {
+        self.shared.kill().await
+    }
+
+    async fn wait_exit(&self) -> Exit {
+        self.shared.wait_exit().await
+    }
+
+    async fn pause(&self, within: Duration) -> Result<(), VmmError> {
+        self.shared.control("stop", within).await
+    }
+
+    async fn resume(&self, within: Duration) -> Result<(), VmmError> {
+        self.shared.control("cont", within).await
+    }
+}
+
+/// The agent's byte stream. [`Shared`] keeps a duplicate of the descriptor, so closing this one
+/// alone would not end the connection.
+#[derive(Debug)]
+struct GuestChannel(UnixStream);
+
+impl Drop for GuestChannel {
+    fn drop(&mut self) {
+        // Already disconnected is fine.
+        let _ = nix::sys::socket::shutdown(
+            std::os::fd::AsRawFd::as_raw_fd(&self.0),
+            nix::sys::socket::Shutdown::Both,
+        );
+    }
+}
+
+impl AsyncRead for GuestChannel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for GuestChannel {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,115 @@
+//! What every driver demands of a [`BootSpec`] before it makes anything.
+
+use std::{os::unix::ffi::OsStrExt, path::Path};
+
+use crate::{BootSpec, VmmError};
+
+/// The most virtual CPUs of one VM: the machine's interrupt controllers have 8-bit ids, and this
+/// stays far from where that matters.
+pub(crate) const MAX_VCPU_COUNT: u32 = 64;
+
+/// The least memory a Linux guest reaches its first process with.
+const MIN_MEMORY_MIB: u32 = 64;
+
+/// A socket's path has 107 usable bytes; the rest is for the file's name.
+const MAX_RUN_DIR_BYTES: usize = 80;
+
+const MAX_LABEL_BYTES: usize = 40;
+
+/// Less could not hold one message and would be cut at every line.
+const MIN_CONSOLE_LIMIT_BYTES: u64 = 4096;
+
+/// The kernel's own limit on x86 is 2048, of which the driver's words take some 300.
+const MAX_KERNEL_ARGS_BYTES: usize = 1024;
+
+/// Refuses what no driver takes.
+///
+/// # Errors
+/// [`VmmError::InvalidSpec`] naming the first field that is wrong.
+pub(crate) fn check(spec: &BootSpec) -> Result<(), VmmError> {
+    check_label(&spec.label)?;
+    check_kernel_args(&spec.kernel_args)?;
+
+    if spec.run_dir.as_os_str().as_bytes().len() > MAX_RUN_DIR_BYTES {
+        return Err(invalid("run_dir", format!("longer than {MAX_RUN_DIR_BYTES} bytes")));
+    }
+    let vcpu_count = spec.vcpu_count.get();
+    if vcpu_count == 0 || vcpu_count > MAX_VCPU_COUNT {
+        return Err(invalid("vcpu_count", format!("must be 1 to {MAX_VCPU_COUNT}")));
+    }
+    if spec.memory_mib.get() < MIN_MEMORY_MIB {
+        return Err(invalid("memory_mib", format!("must be at least {MIN_MEMORY_MIB}")));
+    }
+    if spec.console_limit_bytes < MIN_CONSOLE_LIMIT_BYTES {
+        let reason = format!("must be at least {MIN_CONSOLE_LIMIT_BYTES}");
+        return Err(invalid("console_limit_bytes", reason));
+    }
+    // A multicast address is no station's address; the guest's driver would refuse it later.
+    if spec.mac[0] & 1 == 1 || spec.mac == [0; 6] {
+        return Err(invalid("mac", "must be the address of one station".into()));
+    }
+
+    directory("run_dir", &spec.run_dir)?;
+    file("kernel", &spec.kernel)?;
+    file("initramfs", &spec.initramfs)?;
+    absolute("memory_file", &spec.memory_file)?;
+    absolute("console_log", &spec.console_log)?;
+    if let Some(disk) = &spec.disk {
+        file("disk.overlay", &disk.overlay)?;
+        file("disk.base", &disk.base)?;
+    }
+    Ok(())
+}
+
+fn check_label(label: &str) -> Result<(), VmmError> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if label.is_empty() || label.len() > MAX_LABEL_BYTES || !label.bytes().all(allowed) {
+        let reason = format!("must be 1 to {MAX_LABEL_BYTES} characters of [a-z0-9-]");
+        return Err(invalid("label", reason));
+    }
+    Ok(())
+}
+
+fn check_kernel_args(args: &[String]) -> Result<(), VmmError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.=,:/-".contains(&b);
+    for arg in args {
+        if arg.is_empty() || !arg.bytes().all(allowed) {
+            return Err(invalid("kernel_args", "each must match [A-Za-z0-9_.=,:/-]+".into()));
+        }
+    }
+    if args.iter().map(|arg| arg.len() + 1).sum::<usize>() > MAX_KERNEL_ARGS_BYTES {
+        let reason = format!("longer than {MAX_KERNEL_ARGS_BYTES} bytes together");
+        return Err(invalid("kernel_args", reason));
+    }
+    Ok(())
+}
+
+fn absolute(field: &'static str, path: &Path) -> Result<(), VmmError> {
+    if path.is_absolute() {
+        Ok(())
+    } else {
+        Err(invalid(field, format!("not an absolute path: {}", path.display())))
+    }
+}
+
+fn directory(field: &'static str, path: &Path) -> Result<(), VmmError> {
+    absolute(field, path)?;
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(invalid(field, format!("not a directory: {}", path.display()))),
+        Err(error) => Err(invalid(field, format!("{}: {error}", path.display()))),
+    }
+}
+
+fn file(field: &'static str, path: &Path) -> Result<(), VmmError> {
+    absolute(field, path)?;
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => Ok(()),
+        Ok(_) => Err(invalid(field, format!("not a regular file: {}", path.display()))),
+        Err(error) => Err(invalid(field, format!("{}: {error}", path.display()))),
+    }
+}
+
+fn invalid(field: &'static str, reason: String) -> VmmError {
+    VmmError::InvalidSpec { field, reason }
+}

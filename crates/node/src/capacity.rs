@@ -1,0 +1,129 @@
+//! What the host has, and what of it is promised to guests.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use nix::sys::statvfs::statvfs;
+use skerry_model::MemMib;
+
+use crate::{Error, NodeConfig};
+
+const MIB: u64 = 1024 * 1024;
+
+/// The books of guest memory.
+#[derive(Clone, Debug)]
+pub(crate) struct MemoryBooks {
+    limit_mib: u64,
+    promised_mib: Arc<Mutex<u64>>,
+}
+
+/// A promise of memory; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct MemoryPromise {
+    mib: u64,
+    promised_mib: Arc<Mutex<u64>>,
+}
+
+impl MemoryBooks {
+    pub fn new(limit_mib: u64) -> Self {
+        Self { limit_mib, promised_mib: Arc::default() }
+    }
+
+    pub fn limit_mib(&self) -> u64 {
+        self.limit_mib
+    }
+
+    pub fn promised_mib(&self) -> u64 {
+        *self.promised_mib.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Promises `memory` to a guest, if all promises together fit.
+    pub fn promise(&self, memory: MemMib) -> Result<MemoryPromise, Error> {
+        let mib = u64::from(memory.get());
+        let mut promised = self.promised_mib.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.limit_mib.saturating_sub(*promised);
+        if mib > free {
+            return Err(Error::NoCapacity(format!(
+                "{mib} MiB of memory are needed, {free} MiB are free"
+            )));
+        }
+        *promised += mib;
+        Ok(MemoryPromise { mib, promised_mib: Arc::clone(&self.promised_mib) })
+    }
+
+    /// Writes down what a guest already has, whether or not it still fits.
+    pub fn acknowledge(&self, memory: MemMib) -> MemoryPromise {
+        let mib = u64::from(memory.get());
+        *self.promised_mib.lock().unwrap_or_else(PoisonError::into_inner) += mib;
+        MemoryPromise { mib, promised_mib: Arc::clone(&self.promised_mib) }
+    }
+}
+
+impl Drop for MemoryPromise {
+    fn drop(&mut self) {
+        *self.promised_mib.lock().unwrap_or_else(PoisonError::into_inner) -= self.mib;
+    }
+}
+
+/// Memory of the host in MiB, or of the container this server runs in; 0 when it cannot be read.
+pub(crate) fn host_memory_mib() -> u64 {
+    let total = fs::read_to_string("/proc/meminfo").map_or(0, |text| meminfo_total_bytes(&text));
+    let bounds = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let smallest = bounds
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok())
+        .fold(total, u64::min);
+    smallest / MIB
+}
+
+/// proc(5): the first line of `/proc/meminfo` is `MemTotal:  N kB`, where kB means 1024 bytes.
+fn meminfo_total_bytes(text: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
+
+/// How much guests may be promised: what is configured, else the host's memory less a tenth (at
+/// least 512 MiB) for the host itself, and never more than the file system of the memory files has.
+pub(crate) fn guest_memory_limit_mib(config: &NodeConfig, memory_dir: &Path) -> u64 {
+    let host = host_memory_mib();
+    let limit =
+        config.guest_memory_mib.unwrap_or_else(|| host.saturating_sub((host / 10).max(512)));
+    let room = statvfs(memory_dir)
+        .map_or(u64::MAX, |fs| fs.blocks().saturating_mul(fs.fragment_size()) / MIB);
+    limit.min(room)
+}
+
+/// Free space in MiB for ordinary users on the file system of `path`; 0 when it cannot be read.
+pub(crate) fn disk_free_mib(path: &Path) -> u64 {
+    statvfs(path).map_or(0, |fs| fs.blocks_available().saturating_mul(fs.fragment_size()) / MIB)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promises_never_exceed_the_limit_and_are_given_back() {
+        let books = MemoryBooks::new(1000);
+        let first = books.promise(MemMib(600)).unwrap();
+        assert!(matches!(books.promise(MemMib(401)), Err(Error::NoCapacity(_))));
+        let second = books.promise(MemMib(400)).unwrap();
+        drop(first);
+        assert_eq!(books.promised_mib(), 400);
+        let over = books.acknowledge(MemMib(900));
+        assert_eq!(books.promised_mib(), 1300);
+        drop((second, over));
+        assert_eq!(books.promised_mib(), 0);
+    }
+
+    #[test]
+    fn the_total_of_meminfo_is_in_units_of_1024_bytes() {
+        assert_eq!(meminfo_total_bytes("MemTotal:       16384 kB\nMemFree: 1 kB\n"), 16 * MIB);
+        assert_eq!(meminfo_total_bytes(""), 0);
+    }
+}

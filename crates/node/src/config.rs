@@ -1,0 +1,114 @@
+//! What the node is told at start, and the ambient things it is handed instead of reaching for them.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use skerry_model::Timestamp;
+
+use crate::faults::Faults;
+
+/// A range of uids that belong to the node alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UidRange {
+    /// The first.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// Whether VMM processes are put into cgroups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CgroupPolicy {
+    /// As far as the host permits.
+    #[default]
+    Auto,
+    /// Never (resource limits of the process only).
+    Off,
+}
+
+/// Configuration of the node.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Where VMs' directories, the node's id and its lock live. Absolute. Made if missing.
+    pub data_dir: PathBuf,
+    /// Where images are. Absolute.
+    pub image_dir: PathBuf,
+    /// Where guest memory files are made; `None` chooses `/dev/shm` when it is a tmpfs of at least
+    /// half the memory, else a directory below `data_dir`.
+    pub memory_dir: Option<PathBuf>,
+    /// A private directory with a short path (`$XDG_RUNTIME_DIR`), used for sockets when `data_dir`
+    /// is too deep for the 107 bytes of a socket's address.
+    pub runtime_dir: Option<PathBuf>,
+    /// Each VM runs as a uid of its own from this range, if the server runs as root.
+    pub uids: UidRange,
+    /// Use of cgroups.
+    pub cgroups: CgroupPolicy,
+    /// How long a guest may take from boot to its first answer, one repetition after a hang
+    /// included; `None` is 30 s with hardware virtualisation and 180 s without.
+    pub boot_timeout: Option<Duration>,
+    /// How long a guest of an older incarnation may take to power off when a newer one replaces it.
+    pub replace_grace: Duration,
+    /// Host memory that guests may be promised in all; `None` leaves the host a tenth, at least
+    /// 512 MiB.
+    pub guest_memory_mib: Option<u64>,
+    /// A VM is not started when less than this is free where disks live.
+    pub min_disk_free_mib: u64,
+    /// The most a guest's console may write in one start.
+    pub console_limit_bytes: u64,
+    /// The most one of the two command log files of a workspace takes.
+    pub command_log_limit_bytes: u64,
+    /// Planned failures, for tests: empty in production.
+    pub faults: Faults,
+}
+
+impl NodeConfig {
+    /// The defaults for a data directory and an image directory.
+    #[must_use]
+    pub fn new(data_dir: PathBuf, image_dir: PathBuf) -> Self {
+        Self {
+            data_dir,
+            image_dir,
+            memory_dir: None,
+            runtime_dir: None,
+            uids: UidRange { first: 200_000, count: 10_000 },
+            cgroups: CgroupPolicy::Auto,
+            boot_timeout: None,
+            replace_grace: Duration::from_secs(10),
+            guest_memory_mib: None,
+            min_disk_free_mib: 512,
+            console_limit_bytes: 4 * 1024 * 1024,
+            command_log_limit_bytes: 4 * 1024 * 1024,
+            faults: Faults::default(),
+        }
+    }
+}
+
+/// Clock and randomness, passed in so that tests own them.
+#[derive(Clone)]
+pub struct NodeEnvironment {
+    /// The time now.
+    pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    /// Fills a buffer with bytes from a cryptographic source.
+    pub fill_random: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+}
+
+impl NodeEnvironment {
+    /// The time now.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        (self.now)()
+    }
+
+    /// `N` random bytes.
+    #[must_use]
+    pub fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0_u8; N];
+        (self.fill_random)(&mut bytes);
+        bytes
+    }
+}
+
+impl fmt::Debug for NodeEnvironment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeEnvironment")
+    }
+}

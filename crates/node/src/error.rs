@@ -1,0 +1,149 @@
+//! What can go wrong on the node, with its cause. Callers of [`crate::Node`] see only the
+//! [`NodeError`] it turns into; the cause is logged where that happens.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use skerry_internal_api::NodeError;
+use skerry_vmm::VmmError;
+use thiserror::Error;
+
+/// A failure on the host.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A system call or file operation failed.
+    #[error("{context}")]
+    Io {
+        /// What was being done, with the path.
+        context: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Another server already owns the data directory.
+    #[error("the data directory {0} is in use by another server")]
+    DataDirInUse(PathBuf),
+    /// A setting that cannot work.
+    #[error("{setting}: {problem}")]
+    Config {
+        /// Which setting.
+        setting: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The host has no room.
+    #[error("no capacity: {0}")]
+    NoCapacity(String),
+    /// The image is not on this node.
+    #[error("image {0} is not present")]
+    NoSuchImage(String),
+    /// The kernel and initial file system are not on this node.
+    #[error("boot files are not present: {0}")]
+    NoBootFiles(String),
+    /// The overlay is damaged or was tampered with.
+    #[error("disk {path}: {problem}")]
+    Disk {
+        /// The overlay.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A program of the host failed.
+    #[error("{program}: {problem}")]
+    Program {
+        /// Which program.
+        program: &'static str,
+        /// Its message, shortened.
+        problem: String,
+    },
+    /// Did not finish within its bound.
+    #[error("did not finish within {bound_seconds} s")]
+    Timeout {
+        /// The bound.
+        bound_seconds: u64,
+    },
+    /// A stop, a deletion or a newer start took precedence, or the node is shutting down.
+    #[error("cancelled")]
+    Cancelled,
+    /// The guest ended before it was ready.
+    #[error("the guest ended before it was ready: {0}")]
+    EndedEarly(String),
+    /// The hypervisor failed.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The guest's agent refused or is lost.
+    #[error("guest: {0}")]
+    Guest(#[source] NodeError),
+    /// A blocking task was lost: the runtime is going down.
+    #[error("the runtime is going down")]
+    RuntimeGone,
+    /// A step was taken without one it builds on: a fault of ours.
+    #[error("step {0} was not taken")]
+    StepMissing(&'static str),
+    /// A fault planned by a test.
+    #[error("planned fault after {0}")]
+    Planned(&'static str),
+}
+
+impl Error {
+    /// An I/O error with what was being done.
+    pub(crate) fn io(context: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let context = context.into();
+        move |source| Self::Io { context, source }
+    }
+
+    /// An I/O error about `path`.
+    pub(crate) fn path(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let context = format!("{verb} {}", path.display());
+        move |source| Self::Io { context, source }
+    }
+
+    /// What the tenant is told when `step` failed like this. Paths and causes stay here.
+    pub(crate) fn public(&self, step: &'static str) -> NodeError {
+        match self {
+            Self::NoCapacity(what) => NodeError::NoCapacity(what.clone()),
+            Self::NoSuchImage(image) => NodeError::NoSuchImage(image.clone()),
+            Self::NoBootFiles(_) => NodeError::NoSuchImage("boot".to_owned()),
+            Self::Timeout { bound_seconds } => {
+                NodeError::Timeout { step, bound_seconds: *bound_seconds }
+            }
+            Self::Cancelled => NodeError::NotRunning,
+            Self::Guest(error) => error.clone(),
+            Self::Io { .. }
+            | Self::DataDirInUse(_)
+            | Self::Config { .. }
+            | Self::Disk { .. }
+            | Self::Program { .. }
+            | Self::EndedEarly(_)
+            | Self::Vmm(_)
+            | Self::RuntimeGone
+            | Self::StepMissing(_)
+            | Self::Planned(_) => NodeError::Step { step },
+        }
+    }
+}
+
+/// An error and everything it was caused by, on one line, for the log.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+/// Runs `work` where blocking is allowed.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(lost) if lost.is_panic() => std::panic::resume_unwind(lost.into_panic()),
+        Err(_) => Err(Error::RuntimeGone),
+    }
+}

@@ -1,0 +1,168 @@
+//! Named points after which a failure can be planned, so that crash safety is tested at every step.
+//!
+//! Compiled always and inert unless planned: the server that is tested is the server that is shipped.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::Error;
+
+/// What happens at a planned point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The step is reported as failed, once.
+    Fail,
+    /// The step never returns: to the rest of the process as if the server had died there. Tests
+    /// then abandon the node.
+    Hang,
+    /// The process ends at once without any clean-up, as by `kill -9`.
+    Abort,
+}
+
+/// Every point, in the order in which a life of a VM passes them.
+pub const POINTS: &[&str] = &[
+    "reserve",
+    "vm_directory",
+    "ledger_intent",
+    "run_directory",
+    "cgroup",
+    "disk",
+    "memory_file",
+    "console_log",
+    "boot_commit",
+    "boot",
+    "guest_ready",
+    "ready",
+    "power_off",
+    "release_process",
+    "release_memory_file",
+    "release_cgroup",
+    "release_run_directory",
+    "release_uid",
+    "released",
+    "tombstone",
+    "release_disk",
+    "release_logs",
+    "release_ledger",
+    "deleted",
+];
+
+/// The plan of failures; empty in production. Clones share one plan.
+#[derive(Clone, Debug)]
+pub struct Faults {
+    planned: Arc<Mutex<BTreeMap<&'static str, FaultKind>>>,
+    reached: watch::Sender<Option<&'static str>>,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self { planned: Arc::default(), reached: watch::Sender::new(None) }
+    }
+}
+
+impl Faults {
+    /// Reads a plan such as `disk:abort` or `disk:fail,boot:hang`.
+    ///
+    /// # Errors
+    /// An unknown point or kind: a misspelt plan must not pass silently.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let faults = Self::default();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let bad = |problem: &str| Error::Config {
+                setting: "fault",
+                problem: format!("{part:?}: {problem}"),
+            };
+            let (point, kind) = part.split_once(':').ok_or_else(|| bad("is not POINT:KIND"))?;
+            let kind = match kind {
+                "fail" => FaultKind::Fail,
+                "hang" => FaultKind::Hang,
+                "abort" => FaultKind::Abort,
+                other => return Err(bad(&format!("unknown kind {other}"))),
+            };
+            if !faults.plan(point, kind) {
+                return Err(bad("unknown point"));
+            }
+        }
+        Ok(faults)
+    }
+
+    /// Plans `kind` for the next time `point` is passed; false when there is no such point.
+    pub fn plan(&self, point: &str, kind: FaultKind) -> bool {
+        let Some(point) = POINTS.iter().copied().find(|known| *known == point) else {
+            return false;
+        };
+        self.lock().insert(point, kind);
+        true
+    }
+
+    /// Whether a planned fault has not happened yet.
+    #[must_use]
+    pub fn pending(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
+    /// Completes once a planned fault at `point` has happened.
+    pub async fn happened(&self, point: &str) {
+        let mut reached = self.reached.subscribe();
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = reached.wait_for(|last| *last == Some(point)).await;
+    }
+
+    /// Passes `point`.
+    pub(crate) async fn after(&self, point: &'static str) -> Result<(), Error> {
+        match self.take(point) {
+            None => Ok(()),
+            Some(FaultKind::Hang) => std::future::pending().await,
+            Some(FaultKind::Fail) => Err(Error::Planned(point)),
+            Some(FaultKind::Abort) => std::process::abort(),
+        }
+    }
+
+    /// Passes `point` where nothing can be awaited; a planned hang is a failure there.
+    pub(crate) fn after_blocking(&self, point: &'static str) -> Result<(), Error> {
+        match self.take(point) {
+            None => Ok(()),
+            Some(FaultKind::Hang | FaultKind::Fail) => Err(Error::Planned(point)),
+            Some(FaultKind::Abort) => std::process::abort(),
+        }
+    }
+
+    fn take(&self, point: &'static str) -> Option<FaultKind> {
+        debug_assert!(POINTS.contains(&point), "{point} is not in the list");
+        let kind = self.lock().remove(point)?;
+        tracing::warn!(point, ?kind, "planned fault");
+        self.reached.send_replace(Some(point));
+        Some(kind)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, FaultKind>> {
+        self.planned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_that_names_no_known_point_or_kind_is_refused() {
+        assert!(Faults::parse("").unwrap().planned.lock().unwrap().is_empty());
+        assert!(Faults::parse("disk:abort,boot:fail").unwrap().pending());
+        for bad in ["disk", "disc:abort", "disk:explode"] {
+            assert!(Faults::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_planned_failure_happens_once() {
+        let faults = Faults::parse("disk:fail").unwrap();
+        faults.after("boot").await.unwrap();
+        assert!(faults.after("disk").await.is_err());
+        faults.happened("disk").await;
+        faults.after("disk").await.unwrap();
+    }
+}

@@ -1,0 +1,356 @@
+//! The node: the register of VMs and what control may ask.
+
+use std::{
+    collections::{HashMap, hash_map},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use skerry_internal_api::{
+    ByteStream, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError,
+    NodeEvent, StopMode, VmPhase, VmReport, VmSpec,
+};
+use skerry_model::{Incarnation, NodeId, WorkspaceId};
+use skerry_vmm::Vmm;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    NodeConfig, NodeEnvironment,
+    capacity::{MemoryBooks, disk_free_mib, guest_memory_limit_mib},
+    cgroups::Cgroups,
+    doctor,
+    error::{Error, blocking},
+    host::Host,
+    images::ImageStore,
+    layout::{Layout, node_id},
+    ledger::Ledger,
+    logs,
+    recovery::{Recovered, recover},
+    uids::UidPool,
+    vm::{
+        Answer, Request, Slot, Status,
+        owner::{Found, Owner},
+    },
+};
+
+/// Events a slow subscriber may be behind.
+const EVENTS: usize = 1024;
+/// How long a call waits for the agent of a VM that was just taken over.
+const GUEST_WAIT: Duration = Duration::from_secs(10);
+
+type Slots = HashMap<WorkspaceId, Arc<Slot>>;
+
+/// One machine that runs VMs.
+///
+/// Dropping it without [`Node::shutdown`] is a crash as far as the VMs are concerned: they keep
+/// running and the next [`Node::open`] takes them over.
+pub struct Node {
+    host: Arc<Host>,
+    slots: Arc<Mutex<Slots>>,
+}
+
+impl Node {
+    /// Opens the node: locks and makes its directories, and takes over or rolls back what an earlier
+    /// life left. Control should `list` next.
+    ///
+    /// # Errors
+    /// Another server has the data directory, a setting cannot work, or a directory cannot be made
+    /// or read. A single VM that cannot be recovered is not an error: it is reported as stopping and
+    /// tried again.
+    pub async fn open(
+        config: NodeConfig,
+        vmm: Arc<dyn Vmm>,
+        environment: NodeEnvironment,
+    ) -> Result<Self, Error> {
+        let host = Arc::new(blocking(move || open_host(config, vmm, environment)).await?);
+        let node = Self { host, slots: Arc::default() };
+        for Recovered { workspace_id, ledger, found } in recover(&node.host).await? {
+            node.adopt_slot(workspace_id, ledger, found);
+        }
+        Ok(node)
+    }
+
+    /// Works until `shutdown` is cancelled, then ends in good order.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        shutdown.cancelled().await;
+        self.shutdown().await;
+    }
+
+    /// Ends every task: starts under way are undone, running VMs keep running. Later requests are
+    /// refused.
+    pub async fn shutdown(&self) {
+        self.host.shutdown.cancel();
+        self.host.tasks.close();
+        self.host.tasks.wait().await;
+        let host = Arc::clone(&self.host);
+        // Nothing to be done about a failure: the directories are merely left.
+        let _ = blocking(move || {
+            host.cgroups.leave();
+            host.layout.leave();
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Drops every task where it is, as a crash of the server would, and returns when they are gone.
+    /// For tests of crash safety.
+    pub async fn abandon(self) {
+        self.host.abandon.cancel();
+        self.host.tasks.close();
+        self.host.tasks.wait().await;
+    }
+
+    /// How many guests hung during boot and were booted once more since the node was opened.
+    #[must_use]
+    pub fn repeated_boots(&self) -> u64 {
+        self.host.repeated_boots.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, workspace_id: WorkspaceId) -> Option<Arc<Slot>> {
+        self.slots().get(&workspace_id).cloned()
+    }
+
+    fn slot_or_new(&self, workspace_id: WorkspaceId) -> Arc<Slot> {
+        match self.slots().entry(workspace_id) {
+            hash_map::Entry::Occupied(entry) => Arc::clone(entry.get()),
+            hash_map::Entry::Vacant(entry) => {
+                let (slot, requests) = Slot::new(workspace_id);
+                entry.insert(Arc::clone(&slot));
+                self.start_owner(Arc::clone(&slot), requests, None, Found::Nothing);
+                slot
+            }
+        }
+    }
+
+    fn adopt_slot(&self, workspace_id: WorkspaceId, ledger: Option<Ledger>, found: Found) {
+        let (slot, requests) = Slot::new(workspace_id);
+        self.slots().insert(workspace_id, Arc::clone(&slot));
+        self.start_owner(slot, requests, ledger, found);
+    }
+
+    fn start_owner(
+        &self,
+        slot: Arc<Slot>,
+        requests: mpsc::Receiver<Request>,
+        ledger: Option<Ledger>,
+        found: Found,
+    ) {
+        let owner = Owner::new(Arc::clone(&self.host), slot, requests, ledger, found);
+        let slots = Arc::clone(&self.slots);
+        let retire = move |slot: &Slot, requests: &mut mpsc::Receiver<Request>| {
+            let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
+            // Requests that wait already are answered by this owner; once it is out of the register,
+            // callers who still hold the slot find it closed and ask again.
+            if !requests.is_empty() {
+                return false;
+            }
+            requests.close();
+            slots.remove(&slot.workspace_id);
+            true
+        };
+        let abandon = self.host.abandon.clone();
+        self.host.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = abandon.cancelled() => {}
+                () = owner.run(retire) => {}
+            }
+        });
+    }
+
+    /// Sends a request and waits for the answer; `None` when the owner has retired meanwhile.
+    async fn ask<T>(
+        &self,
+        slot: &Slot,
+        request: impl FnOnce(Answer<T>) -> Request,
+    ) -> Option<Result<T, NodeError>> {
+        let (answer, answered) = oneshot::channel();
+        slot.mailbox.send(request(answer)).await.ok()?;
+        answered.await.ok()
+    }
+
+    fn ending(&self) -> Option<NodeError> {
+        let ending = self.host.shutdown.is_cancelled() || self.host.abandon.is_cancelled();
+        ending.then_some(NodeError::Step { step: "node_shutdown" })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.host.abandon.cancel();
+    }
+}
+
+fn open_host(
+    config: NodeConfig,
+    vmm: Arc<dyn Vmm>,
+    environment: NodeEnvironment,
+) -> Result<Host, Error> {
+    if config.uids.count == 0 || config.uids.first.checked_add(config.uids.count).is_none() {
+        let problem = "the range of uids is empty or too long".to_owned();
+        return Err(Error::Config { setting: "uids", problem });
+    }
+    let layout = Layout::open(&config)?;
+    let images = ImageStore::open(&config.image_dir)
+        .map_err(|error| Error::Config { setting: "image_dir", problem: error.to_string() })?;
+    let cgroups = Cgroups::open(config.cgroups, &layout.tag);
+    if let Some(reason) = cgroups.reason() {
+        tracing::warn!(reason, "VMs run without cgroups");
+    }
+    let uids = UidPool::available(config.uids).map(|()| UidPool::new(config.uids));
+    if let Err(reason) = &uids {
+        tracing::warn!(reason, "VMs run without uids of their own");
+    }
+    let memory = MemoryBooks::new(guest_memory_limit_mib(&config, &layout.memory_dir));
+    Ok(Host {
+        id: node_id(&layout.data_dir, &environment)?,
+        config,
+        environment,
+        layout,
+        vmm,
+        images,
+        cgroups,
+        uids,
+        memory,
+        events: broadcast::Sender::new(EVENTS),
+        shutdown: CancellationToken::new(),
+        abandon: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        repeated_boots: AtomicU64::new(0),
+    })
+}
+
+#[async_trait]
+impl NodeApi for Node {
+    fn id(&self) -> NodeId {
+        self.host.id
+    }
+
+    async fn ensure_running(&self, spec: VmSpec) -> Result<VmReport, NodeError> {
+        loop {
+            if let Some(error) = self.ending() {
+                return Err(error);
+            }
+            let slot = self.slot_or_new(spec.workspace_id);
+            // A newer start replaces an older one, also one that is still under way.
+            if let Some(older) = spec.incarnation.0.checked_sub(1) {
+                slot.cancel_starts(Incarnation(older));
+            }
+            let cancel = slot.announce_start(spec.incarnation, &self.host.shutdown);
+            let request = |answer| Request::Run { spec: Box::new(spec.clone()), cancel, answer };
+            if let Some(result) = self.ask(&slot, request).await {
+                return result;
+            }
+        }
+    }
+
+    async fn ensure_stopped(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        mode: StopMode,
+    ) -> Result<(), NodeError> {
+        loop {
+            if let Some(error) = self.ending() {
+                return Err(error);
+            }
+            let Some(slot) = self.slot(workspace_id) else { return Ok(()) };
+            slot.cancel_starts(incarnation);
+            let request = |answer| Request::Stop { through: incarnation, mode, answer };
+            if let Some(result) = self.ask(&slot, request).await {
+                return result;
+            }
+        }
+    }
+
+    async fn ensure_deleted(&self, workspace_id: WorkspaceId) -> Result<(), NodeError> {
+        loop {
+            if let Some(error) = self.ending() {
+                return Err(error);
+            }
+            let Some(slot) = self.slot(workspace_id) else { return Ok(()) };
+            slot.cancel_starts(Incarnation(u64::MAX));
+            if let Some(result) = self.ask(&slot, |answer| Request::Delete { answer }).await {
+                return result;
+            }
+        }
+    }
+
+    async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport> {
+        self.slot(workspace_id)?.status.borrow().report.clone()
+    }
+
+    async fn list(&self) -> Vec<VmReport> {
+        let slots: Vec<Arc<Slot>> = self.slots().values().cloned().collect();
+        slots.iter().filter_map(|slot| slot.status.borrow().report.clone()).collect()
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<NodeEvent> {
+        self.host.events.subscribe()
+    }
+
+    async fn guest(&self, workspace_id: WorkspaceId) -> Result<Arc<dyn GuestApi>, NodeError> {
+        let slot = self.slot(workspace_id).ok_or(NodeError::NoSuchVm)?;
+        let mut status = slot.status.subscribe();
+        let settled = |status: &Status| {
+            let running = status.report.as_ref().map(|report| report.phase);
+            status.guest.is_some() || running != Some(VmPhase::Running)
+        };
+        match tokio::time::timeout(GUEST_WAIT, status.wait_for(settled)).await {
+            Ok(Ok(status)) => match (&status.guest, &status.report) {
+                (Some(guest), _) => Ok(Arc::clone(guest)),
+                (None, Some(_)) => Err(NodeError::NotRunning),
+                (None, None) => Err(NodeError::NoSuchVm),
+            },
+            Ok(Err(_)) => Err(NodeError::NoSuchVm),
+            Err(_) => {
+                let reason = "its agent has not answered since the node was restarted".to_owned();
+                Err(NodeError::GuestUnreachable(reason))
+            }
+        }
+    }
+
+    async fn log(
+        &self,
+        workspace_id: WorkspaceId,
+        source: LogSource,
+        tail_bytes: u64,
+    ) -> Result<ByteStream, NodeError> {
+        let paths = self.host.layout.vm(workspace_id);
+        let log = match source {
+            LogSource::Console => paths.console_log,
+            LogSource::Commands => paths.command_log,
+        };
+        logs::tail(&log, tail_bytes).await
+    }
+
+    async fn images(&self) -> Vec<ImageInfo> {
+        let images = self.host.images.clone();
+        let list = move || Ok(images.list().iter().map(crate::images::StoredImage::info).collect());
+        blocking(list).await.unwrap_or_default()
+    }
+
+    async fn capacity(&self) -> NodeCapacity {
+        let data_dir = self.host.layout.data_dir.clone();
+        let disk_free_mib = blocking(move || Ok(disk_free_mib(&data_dir))).await.unwrap_or(0);
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        NodeCapacity {
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            memory_mib: self.host.memory.limit_mib(),
+            memory_promised_mib: self.host.memory.promised_mib(),
+            disk_free_mib,
+        }
+    }
+
+    async fn doctor(&self) -> NodeDoctor {
+        let host = Arc::clone(&self.host);
+        let checks = blocking(move || Ok(doctor::checks(&host))).await.unwrap_or_default();
+        NodeDoctor { accelerator: doctor::accelerator(&*self.host.vmm).to_owned(), checks }
+    }
+}

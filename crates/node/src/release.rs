@@ -1,0 +1,145 @@
+//! The clean slate: one function that releases everything a VM's ledger names. A failed bring-up, a
+//! stop, a deletion and recovery after a crash all end here. Every undo may be repeated.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use nix::unistd::{chown, getegid, geteuid};
+use skerry_vmm::{Vm, VmmError, VmmRecord};
+
+use crate::{
+    Error,
+    cgroups::remove_group,
+    error::blocking,
+    host::{Host, StepFailed},
+    layout::{VmPaths, names_in, remove_dir, remove_file, remove_tree},
+    ledger::{Entry, Ledger},
+};
+
+/// Killing is a signal and a wait; a process that the kernel does not let go within this time is
+/// stuck in an uninterruptible call.
+const KILL_BOUND: Duration = Duration::from_secs(30);
+
+/// What is left after a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remains {
+    /// The disk and the logs.
+    Disk,
+    /// Nothing.
+    Nothing,
+}
+
+/// Releases everything the last start holds; if a deletion has begun, or no disk was ever made,
+/// everything else of the workspace too. `live` is the handle of a process we already have.
+///
+/// On an error the ledger still names what is left, and the call can be repeated.
+pub(crate) async fn release_all(
+    host: &Host,
+    paths: &VmPaths,
+    ledger: &Ledger,
+    live: Option<&Arc<dyn Vm>>,
+) -> Result<Remains, StepFailed> {
+    let state = ledger.state();
+    let faults = &host.config.faults;
+    for record in state.processes.iter().rev() {
+        end_process(host, record, live).await.map_err(StepFailed::at("release_process"))?;
+    }
+    faults.after("release_process").await.map_err(StepFailed::at("release_process"))?;
+    if let Some(holdings) = state.holdings {
+        let memory_file = holdings.memory_file.clone();
+        undo(host, "release_memory_file", move || {
+            memory_file.map_or(Ok(()), |file| remove_file(&file))
+        })
+        .await?;
+        let cgroups = holdings.cgroups.clone();
+        undo(host, "release_cgroup", move || {
+            cgroups.iter().try_for_each(|group| remove_group(group))
+        })
+        .await?;
+        let run_dir = holdings.run_dir.clone();
+        undo(host, "release_run_directory", move || {
+            run_dir.map_or(Ok(()), |dir| remove_tree(&dir))
+        })
+        .await?;
+        let disk = paths.disk.clone();
+        undo(host, "release_uid", move || match holdings.uid {
+            Some(_) => take_back(disk),
+            None => Ok(()),
+        })
+        .await?;
+        ledger.append(Entry::Released).await.map_err(StepFailed::at("released"))?;
+        faults.after("released").await.map_err(StepFailed::at("released"))?;
+    }
+    if state.deleting {
+        let disk = paths.disk.clone();
+        undo(host, "release_disk", move || remove_file(&disk)).await?;
+    } else if paths.disk.exists() {
+        return Ok(Remains::Disk);
+    }
+    remove_directory(host, paths).await?;
+    Ok(Remains::Nothing)
+}
+
+/// Removes a VM's directory: the ledger after everything it could be needed for, so that a directory
+/// without a ledger has nothing to release.
+async fn remove_directory(host: &Host, paths: &VmPaths) -> Result<(), StepFailed> {
+    let (dir, ledger) = (paths.dir.clone(), paths.ledger.clone());
+    undo(host, "release_logs", move || {
+        for name in names_in(&dir)? {
+            let path = dir.join(name);
+            if path == ledger {
+                continue;
+            }
+            if path.is_dir() && !path.is_symlink() {
+                remove_tree(&path)?;
+            } else {
+                remove_file(&path)?;
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    let ledger = paths.ledger.clone();
+    undo(host, "release_ledger", move || remove_file(&ledger)).await?;
+    let dir = paths.dir.clone();
+    undo(host, "deleted", move || remove_dir(&dir)).await
+}
+
+/// One undo, off the async threads, and the point after it where a failure may be planned.
+async fn undo(
+    host: &Host,
+    step: &'static str,
+    work: impl FnOnce() -> Result<(), Error> + Send + 'static,
+) -> Result<(), StepFailed> {
+    blocking(work).await.map_err(StepFailed::at(step))?;
+    host.config.faults.after(step).await.map_err(StepFailed::at(step))
+}
+
+async fn end_process(
+    host: &Host,
+    record: &VmmRecord,
+    live: Option<&Arc<dyn Vm>>,
+) -> Result<(), Error> {
+    let kill = async {
+        // A second handle would compete with the first for the control socket.
+        match live.filter(|vm| vm.record() == record) {
+            Some(vm) => vm.kill().await,
+            None => match host.vmm.adopt(record).await {
+                Ok(vm) => vm.kill().await,
+                Err(VmmError::Gone) => Ok(()),
+                Err(error) => Err(error),
+            },
+        }
+    };
+    match tokio::time::timeout(KILL_BOUND, kill).await {
+        Ok(result) => result.map_err(Error::Vmm),
+        Err(_) => Err(Error::Timeout { bound_seconds: KILL_BOUND.as_secs() }),
+    }
+}
+
+/// The disk belongs to us again: the next VM that gets this uid has no claim on it.
+fn take_back(disk: PathBuf) -> Result<(), Error> {
+    match chown(&disk, Some(geteuid()), Some(getegid())) {
+        Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(Error::path("taking back", &disk)(errno.into())),
+    }
+}

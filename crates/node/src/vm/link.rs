@@ -1,0 +1,72 @@
+//! Connecting to a VM's agent.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use skerry_internal_api::{NodeError, VmSpec};
+use skerry_vmm::{Channel, Vm, VmmError};
+
+use crate::{
+    NodeEnvironment,
+    guest::{Dial, Fresh, GuestHello, GuestLink},
+    identity::GuestIdentity,
+};
+
+/// Between two tries to reach the agent of a VM that was taken over.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// How long one such try may take.
+const TRY_BOUND: Duration = Duration::from_secs(30);
+
+/// Connections to one VM's agent.
+struct VmDial(Arc<dyn Vm>);
+
+#[async_trait]
+impl Dial for VmDial {
+    async fn dial(&self) -> Result<Box<dyn Channel>, VmmError> {
+        self.0.connect_guest().await
+    }
+}
+
+/// Connects to the agent of a VM that boots and makes the guest the workspace's. Returns once it is
+/// ready.
+pub(crate) async fn open(
+    vm: &Arc<dyn Vm>,
+    spec: &VmSpec,
+    identity: &GuestIdentity,
+    environment: &NodeEnvironment,
+    bound: Duration,
+) -> Result<Arc<GuestLink>, NodeError> {
+    let hello = hello(spec, identity, environment.clone());
+    GuestLink::open(Arc::new(VmDial(Arc::clone(vm))), hello, bound).await
+}
+
+/// Connects to the agent of a VM that was taken over, trying as long as the VM is there.
+pub(crate) async fn reconnect(
+    vm: Arc<dyn Vm>,
+    spec: VmSpec,
+    identity: GuestIdentity,
+    environment: NodeEnvironment,
+) -> Arc<GuestLink> {
+    loop {
+        match open(&vm, &spec, &identity, &environment, TRY_BOUND).await {
+            Ok(link) => return link,
+            Err(error) => {
+                tracing::warn!(workspace.id = %spec.workspace_id, %error, "the guest is not reached yet");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn hello(spec: &VmSpec, identity: &GuestIdentity, environment: NodeEnvironment) -> GuestHello {
+    GuestHello {
+        hostname: spec.hostname.clone(),
+        machine_id: identity.machine_id.clone(),
+        env: spec.env.iter().map(|var| (var.key.clone(), var.value.clone())).collect(),
+        incarnation: spec.incarnation.0,
+        fresh: Arc::new(move || Fresh {
+            entropy: environment.random::<64>().to_vec(),
+            now: environment.now(),
+        }),
+    }
+}

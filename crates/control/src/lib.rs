@@ -14,7 +14,9 @@ pub mod keys;
 pub mod projects;
 pub mod quota;
 pub mod reconciler;
+pub mod sim_node;
 pub mod store;
+pub mod testing;
 pub mod workspaces;
 
 mod control;

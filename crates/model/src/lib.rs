@@ -17,6 +17,9 @@ pub mod spec;
 pub mod state;
 pub mod workspace;
 
+#[cfg(test)]
+mod test_ground;
+
 pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
 pub use id::{AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, WorkspaceId};

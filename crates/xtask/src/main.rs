@@ -1,8 +1,12 @@
-//! Automation with logic in it, run as `cargo run -p skerry-xtask -- <command>`: building images and
-//! boot artefacts without the server. Checks of the tree itself are this crate's tests.
+//! Automation of the repository that needs logic: checks of the tree against its own rules. Run as
+//! `cargo run -p skerry-xtask -- check`; the tests of this crate run the same checks.
 
-mod images;
+mod dependency_edges;
+mod file_rules;
 
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -13,12 +17,26 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Builds the boot artefacts, or images, into a store.
-    Image(images::Args),
+    /// Compares the tree with the rules of ARCHITECTURE.md and CONTRIBUTING.md
+    Check,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     match Args::parse().command {
-        Command::Image(args) => images::run(&args),
+        Command::Check => {
+            let root = repository();
+            let mut problems = dependency_edges::problems(&root)?;
+            problems.extend(file_rules::problems(&root)?);
+            for problem in &problems {
+                eprintln!("{problem}");
+            }
+            ensure!(problems.is_empty(), "{} rules are broken", problems.len());
+            Ok(())
+        }
     }
+}
+
+/// The root of the repository.
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }

@@ -1,0 +1,28 @@
+# The commands of this repository. The logic is in scripts/; `make` only names it.
+#
+#   make setup   packages, binaries, images: everything the two below need
+#   make up      set up, start the server, demonstrate it, leave it running
+#   make down    stop the server and everything it runs
+#   make test    set up, lint, and every test
+#   make lint    formatting, clippy, cargo-deny
+#   make clean   remove what is built and kept here (asks the server to stop first)
+
+.PHONY: setup up down test lint clean
+
+setup:
+	@scripts/setup
+
+up: setup
+	@scripts/up
+
+down:
+	@scripts/down
+
+test: setup
+	@scripts/test
+
+lint:
+	@scripts/lint
+
+clean: down
+	rm -rf target var

@@ -23,7 +23,7 @@ const UPLOAD_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
     get, path = "/skerry/v1/workspaces/{workspace}/files", tag = "files",
     params(
         ("workspace" = String, Path, description = "Slug, name, or identity in any API's form"),
-        wire::PathQuery,
+        wire::ListFilesQuery,
     ),
     responses(
         (status = 200, body = wire::FileListing),
@@ -37,16 +37,16 @@ pub(super) async fn list(
     State(state): State<ApiState>,
     login: Login,
     workspace: Params<String>,
-    query: Query<wire::PathQuery>,
+    query: Query<wire::ListFilesQuery>,
 ) -> NativeResult<Json<wire::FileListing>> {
     let path = convert::path("path", &query.value.path)?;
     let guest = state.control.guest(&login.caller, &parse_workspace_ref(&workspace.value)).await?;
     let stat = guest.stat(&path).await?;
-    let entries = match stat.kind {
-        FileKind::Directory => {
-            Some(guest.list_dir(&path).await?.iter().map(convert::file).collect())
-        }
-        FileKind::File | FileKind::Symlink | FileKind::Other => None,
+    let wanted = query.value.entries.unwrap_or(true);
+    let entries = if wanted && stat.kind == FileKind::Directory {
+        Some(guest.list_dir(&path).await?.iter().map(convert::file).collect())
+    } else {
+        None
     };
     Ok(Json(wire::FileListing { file: convert::file(&stat), entries }))
 }

@@ -13,6 +13,18 @@ pub struct PathQuery {
     pub path: String,
 }
 
+/// Which path to look at, and how closely.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListFilesQuery {
+    /// Absolute path.
+    #[param(example = "/etc")]
+    pub path: String,
+    /// Whether to list a directory's entries; absent: yes.
+    pub entries: Option<bool>,
+}
+
 /// Which part of a file to read.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -90,7 +102,7 @@ pub struct TreeWritten {
 pub struct FileListing {
     /// What the path is.
     pub file: File,
-    /// The entries of a directory by name; `null` for anything else.
+    /// The entries of a directory by name; `null` for anything else, and when not asked for.
     pub entries: Option<Vec<File>>,
 }
 

@@ -1,0 +1,8 @@
+//! The commands, one file per resource.
+
+pub(crate) mod account;
+pub(crate) mod copy;
+pub(crate) mod exec;
+pub(crate) mod inspect;
+pub(crate) mod login;
+pub(crate) mod workspaces;

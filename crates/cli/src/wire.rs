@@ -1,0 +1,154 @@
+//! The parts of the native API's answers that are shown to people. Fields that are not shown are not
+//! named here, so that a newer server's answers are still understood.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Workspace {
+    pub(crate) id: String,
+    pub(crate) ids: BTreeMap<String, String>,
+    pub(crate) name: String,
+    pub(crate) slug: String,
+    pub(crate) namespace: Option<String>,
+    pub(crate) image: String,
+    pub(crate) vcpu_count: u64,
+    pub(crate) memory_mib: u64,
+    pub(crate) disk_mib: u64,
+    pub(crate) env_names: Vec<String>,
+    pub(crate) state: String,
+    pub(crate) running_since: Option<String>,
+    pub(crate) failure: Option<Failure>,
+    pub(crate) incarnation: u64,
+    pub(crate) expires_at: Option<String>,
+    pub(crate) created_at: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) code: String,
+    pub(crate) message: String,
+    pub(crate) retryable: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct WorkspaceList {
+    pub(crate) workspaces: Vec<serde_json::Value>,
+    pub(crate) total: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Stats {
+    pub(crate) uptime_ms: u64,
+    pub(crate) cpu_used_ms: u64,
+    pub(crate) cpus_online: u64,
+    pub(crate) memory_total_bytes: u64,
+    pub(crate) memory_available_bytes: u64,
+    pub(crate) disk_total_bytes: u64,
+    pub(crate) disk_used_bytes: u64,
+    pub(crate) processes: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct PortList {
+    pub(crate) ports: Vec<Port>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Port {
+    pub(crate) port: u16,
+    pub(crate) address: String,
+    pub(crate) pid: Option<u32>,
+    pub(crate) process: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ImageList {
+    pub(crate) images: Vec<Image>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Image {
+    pub(crate) name: String,
+    pub(crate) digest: String,
+    pub(crate) description: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) built_at: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct KeyList {
+    pub(crate) keys: Vec<Key>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Key {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) secret_tail: String,
+    pub(crate) created_at: String,
+    pub(crate) last_used_at: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct CreatedKey {
+    pub(crate) key: Key,
+    pub(crate) secret: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Quota {
+    pub(crate) plan: String,
+    pub(crate) workspaces: Used,
+    pub(crate) owned: Pool,
+    pub(crate) running: Pool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Pool {
+    pub(crate) vcpu_count: Used,
+    pub(crate) memory_mib: Used,
+    pub(crate) disk_mib: Used,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct Used {
+    pub(crate) used: u64,
+    pub(crate) max: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Doctor {
+    pub(crate) accelerator: String,
+    pub(crate) checks: Vec<Check>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Check {
+    pub(crate) name: String,
+    pub(crate) level: String,
+    pub(crate) found: String,
+    pub(crate) remedy: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct FileListing {
+    pub(crate) file: File,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct File {
+    pub(crate) kind: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) mode: String,
+}
+
+/// A text message of the server on the exec stream.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum ExecMessage {
+    Started,
+    Exit { exit_code: Option<i32>, signal: Option<i32>, timed_out: bool },
+    Error { error: serde_json::Value },
+}

@@ -1,11 +1,103 @@
-//! The one place where an error becomes a status and a body.
+//! The one place where an error becomes a status and a body: `{"detail": text}`, and for values that
+//! do not fit 422 with a list of `{loc, msg, type}`, as FastAPI writes them.
 
-use axum::response::{IntoResponse, Response};
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
 use http::StatusCode;
+use serde_json::{Value, json};
 use skerry_control::Error;
+use skerry_model::{ErrorKind, Failure, Invalid, error::Limit};
 
-use super::Instavm;
-use crate::{Dialect, Fault};
+use super::{Instavm, validation::FieldError};
+use crate::{
+    Dialect, Fault,
+    extract::{JsonProblem, PathStep},
+};
+
+/// Everything that can go wrong in a handler.
+#[derive(Debug)]
+pub(super) enum Problem {
+    /// A use case failed.
+    Control(Error),
+    /// Fields do not fit.
+    Unprocessable(Vec<FieldError>),
+    /// A field asks for something that is not here.
+    Unserved { field: &'static str, accepted: &'static str },
+    /// The machine of a VM did not come up.
+    VmFailed(Failure),
+    /// The lifetime is longer than allowed. The wording is what InstaVM's deploy tool looks for.
+    LifetimeTooLong { max_seconds: u32 },
+    /// The session has a live VM already.
+    SessionHasVm,
+    /// The text cannot be a session id.
+    NotASessionId,
+    /// No such session, or another account's.
+    NoSuchSession,
+    /// The VM is not up within the caller's time.
+    StillStarting,
+    /// Python is not served.
+    OnlyBash,
+    /// A command said more than can be answered.
+    OutputTooLarge { limit_bytes: usize },
+    /// An area of InstaVM's API that is not here.
+    NotServed,
+    /// Something around the handler.
+    Fault(Fault),
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        Self::Control(error)
+    }
+}
+
+impl From<Fault> for Problem {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Control(error) => Instavm::error(&error),
+            Self::Unprocessable(errors) => unprocessable(&errors),
+            Self::Unserved { field, accepted } => detail(
+                StatusCode::BAD_REQUEST,
+                &format!("{field} is not available on this server yet; accepted: {accepted}"),
+            ),
+            Self::VmFailed(failure) => detail(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &format!("VM failed to start ({}): {}", failure.code, failure.message),
+            ),
+            Self::LifetimeTooLong { max_seconds } => {
+                detail(StatusCode::FORBIDDEN, &format!("VM lifetime cannot exceed {max_seconds}s"))
+            }
+            Self::SessionHasVm => detail(StatusCode::CONFLICT, "Session already has a live VM"),
+            Self::NotASessionId => detail(StatusCode::BAD_REQUEST, "Invalid session id"),
+            Self::NoSuchSession => detail(StatusCode::NOT_FOUND, "Session not found"),
+            Self::StillStarting => detail(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The VM is still starting; call again with a longer timeout",
+            ),
+            Self::OnlyBash => detail(
+                StatusCode::NOT_IMPLEMENTED,
+                "language python is not available on this server yet; send language \"bash\"",
+            ),
+            Self::OutputTooLarge { limit_bytes } => detail(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                &format!("the command wrote more than {limit_bytes} bytes; it was ended"),
+            ),
+            Self::NotServed => detail(
+                StatusCode::NOT_IMPLEMENTED,
+                "this part of the API is not available on this server",
+            ),
+            Self::Fault(fault) => Instavm::fault(&fault),
+        }
+    }
+}
 
 impl Dialect for Instavm {
     const NAME: &'static str = "instavm";
@@ -13,10 +105,133 @@ impl Dialect for Instavm {
         &["/v1", "/execute", "/execute_async", "/kill", "/upload", "/download"];
 
     fn error(error: &Error) -> Response {
-        (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+        let kind = error.kind();
+        match kind {
+            ErrorKind::NotFound { what: "workspace" } => {
+                detail(StatusCode::NOT_FOUND, "VM not found")
+            }
+            ErrorKind::NotFound { what } => {
+                detail(StatusCode::NOT_FOUND, &format!("{what} not found"))
+            }
+            ErrorKind::Conflict(text) => detail(StatusCode::CONFLICT, text),
+            ErrorKind::RefusedByState { state, reason } => {
+                detail(StatusCode::CONFLICT, &format!("VM is {state}: {reason}"))
+            }
+            ErrorKind::Invalid(invalid) => unprocessable(&[of_invalid(invalid)]),
+            ErrorKind::Unauthenticated => detail(StatusCode::UNAUTHORIZED, "Invalid API key"),
+            ErrorKind::Forbidden(text) => detail(StatusCode::FORBIDDEN, text),
+            ErrorKind::Quota { limit, what, requested, current, max } => {
+                let resource = wire_field(what);
+                let text = match limit {
+                    // InstaVM's deploy tool repeats without sizes when it reads "configurable cpu/memory".
+                    Limit::PerWorkspace => format!(
+                        "your plan limits configurable cpu/memory: {resource} {requested} requested, {max} allowed"
+                    ),
+                    Limit::WorkspaceCount => {
+                        format!("VM limit reached: {current} of {max} VMs exist")
+                    }
+                    Limit::OwnedPool => format!(
+                        "resource pool is full: {resource} {requested} requested, {current} of {max} owned"
+                    ),
+                    Limit::RunningPool => format!(
+                        "running pool is full: {resource} {requested} requested, {current} of {max} running"
+                    ),
+                };
+                detail(StatusCode::FORBIDDEN, &text)
+            }
+            ErrorKind::NoCapacity(_) | ErrorKind::Unavailable(_) => {
+                detail(StatusCode::SERVICE_UNAVAILABLE, &kind.to_string())
+            }
+            ErrorKind::Timeout(_) => detail(StatusCode::GATEWAY_TIMEOUT, &kind.to_string()),
+            ErrorKind::Internal => {
+                log_cause(error);
+                detail(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
+            }
+        }
     }
 
     fn fault(fault: &Fault) -> Response {
-        (StatusCode::INTERNAL_SERVER_ERROR, format!("{fault:?}")).into_response()
+        match fault {
+            Fault::NoSuchRoute => detail(StatusCode::NOT_FOUND, "Not Found"),
+            Fault::MethodNotAllowed => detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
+            Fault::BodyTooLarge => {
+                detail(StatusCode::PAYLOAD_TOO_LARGE, "Request body is too large")
+            }
+            Fault::BodyIncomplete => {
+                detail(StatusCode::BAD_REQUEST, "There was an error parsing the body")
+            }
+            Fault::BadJson(JsonProblem::Syntax { column, .. }) => unprocessable(&[FieldError {
+                loc: vec![PathStep::Field("body".to_owned()), PathStep::Index(*column)],
+                msg: "JSON decode error".to_owned(),
+                kind: "json_invalid",
+            }]),
+            Fault::BadJson(JsonProblem::Shape { path, message }) => {
+                let mut loc = vec![PathStep::Field("body".to_owned())];
+                loc.extend(path.iter().cloned());
+                unprocessable(&[FieldError { loc, msg: message.clone(), kind: "value_error" }])
+            }
+            Fault::BadUrl { parameter, problem } => {
+                let mut loc = vec![PathStep::Field("query".to_owned())];
+                loc.extend(parameter.clone().map(PathStep::Field));
+                unprocessable(&[FieldError { loc, msg: problem.clone(), kind: "value_error" }])
+            }
+            Fault::HandlerPanicked => {
+                detail(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
+            }
+        }
     }
+}
+
+/// The cause goes into the log, never into an answer.
+fn log_cause(error: &Error) {
+    let mut causes = Vec::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        causes.push(inner.to_string());
+        cause = inner.source();
+    }
+    tracing::error!(cause = causes.join(": "), "a use case failed");
+}
+
+fn of_invalid(invalid: &Invalid) -> FieldError {
+    FieldError {
+        loc: vec![
+            PathStep::Field("body".to_owned()),
+            PathStep::Field(wire_field(invalid.field).to_owned()),
+        ],
+        msg: format!("{}; allowed: {}", invalid.problem, invalid.allowed),
+        kind: "value_error",
+    }
+}
+
+fn wire_field(core: &'static str) -> &'static str {
+    match core {
+        "memory_mib" => "memory_mb",
+        "disk_mib" => "disk_mb",
+        "image" => "image_variant",
+        "expiry" => "vm_lifetime_seconds",
+        other => other,
+    }
+}
+
+fn unprocessable(errors: &[FieldError]) -> Response {
+    let list: Vec<Value> = errors
+        .iter()
+        .map(|error| {
+            let loc: Vec<Value> = error
+                .loc
+                .iter()
+                .map(|step| match step {
+                    PathStep::Field(name) => json!(name),
+                    PathStep::Index(index) => json!(index),
+                })
+                .collect();
+            json!({ "loc": loc, "msg": error.msg, "type": error.kind })
+        })
+        .collect();
+    (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({ "detail": list }))).into_response()
+}
+
+fn detail(status: StatusCode, text: &str) -> Response {
+    (status, Json(json!({ "detail": text }))).into_response()
 }

@@ -1,21 +1,14 @@
-//! Between Oblien's wire and the core: total, pure.
+//! From Oblien's requests to the core's: total, pure. The way back is in [`super::object`].
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Number, Value};
 use skerry_control::{CreateWorkspace, ListWorkspaces, StartPolicy, UpdateWorkspace, Wait};
-use skerry_model::{
-    Desired, DisplayName, EnvVar, Expiry, ExpiryAction, Lifetime, State, Timestamp, Workspace,
-    spec::LogRetention,
-};
+use skerry_model::{DisplayName, EnvVar, Expiry, ExpiryAction, Lifetime, spec::LogRetention};
 
 use super::{
     error_body::Refusal,
-    wire::{
-        Access, ApiAccess, CreateBody, DetailedConfig, DetailedLifecycle, Details, Info, Lifecycle,
-        ListQuery, Network, Provisioning, ProvisioningError, Resources, Ssh, Stats, UpdateBody,
-        WorkspaceObject,
-    },
+    wire::{CreateBody, ListQuery, UpdateBody},
 };
 use crate::ids;
 
@@ -25,7 +18,7 @@ pub(super) const DEFAULT_MEMORY_MB: u64 = 512;
 pub(super) const DEFAULT_WRITABLE_SIZE_MB: u64 = 512;
 
 /// The label that keeps Oblien's `type`, which means nothing to the server.
-const TYPE_LABEL: &str = "oblien.type";
+pub(super) const TYPE_LABEL: &str = "oblien.type";
 
 /// What a field may be that this server has no machinery for: the value that asks for nothing.
 struct Unserved {
@@ -423,16 +416,6 @@ fn ttl_seconds(ttl: &Value) -> Option<u32> {
     u32::try_from(seconds).ok().filter(|seconds| (1..=Expiry::MAX_SECONDS).contains(seconds))
 }
 
-/// The shortest text that reads back as the same time: `1h`, `90m`, `45s`.
-fn ttl_text(seconds: u32) -> String {
-    for (unit, length) in [("d", 86_400), ("h", 3600), ("m", 60)] {
-        if seconds.is_multiple_of(length) {
-            return format!("{}{unit}", seconds / length);
-        }
-    }
-    format!("{seconds}s")
-}
-
 /// `{"key":…,"value":…}` or `"KEY=value"`. A value is not repeated in a refusal: it may be a secret.
 fn env(entries: Vec<Value>) -> Result<Vec<EnvVar>, Refusal> {
     let refusal = |index: usize, problem: &str| Refusal {
@@ -528,192 +511,6 @@ pub(super) fn page_request(query: ListQuery) -> Result<PageRequest, Refusal> {
         },
         status,
     })
-}
-
-/// The status word of a workspace.
-pub(super) fn status(workspace: &Workspace) -> &'static str {
-    match &workspace.state {
-        State::Provisioned => match workspace.desired {
-            Desired::Running => "creating",
-            Desired::Stopped => "stopped",
-            Desired::Deleted => "deleting",
-        },
-        State::Starting if workspace.incarnation.0 <= 1 => "creating",
-        State::Starting => "starting",
-        State::Running { .. } => "running",
-        State::Paused { .. } => "paused",
-        State::Suspending => "suspending",
-        State::Suspended => "suspended",
-        State::Stopping => "stopping",
-        State::Stopped => "stopped",
-        State::Failed(_) => "error",
-        State::Deleting => "deleting",
-    }
-}
-
-fn provisioning(workspace: &Workspace) -> Provisioning {
-    let done = ("ready", "ready", "the workspace has been set up");
-    let mut error = None;
-    let mut completed_at = None;
-    let (state, phase, message) = match &workspace.state {
-        State::Provisioned => match workspace.desired {
-            Desired::Running => ("queued", "queued", "the workspace waits to be started"),
-            Desired::Stopped => done,
-            Desired::Deleted => ("running", "deleting", "the workspace is being deleted"),
-        },
-        State::Starting if workspace.incarnation.0 <= 1 => {
-            ("running", "starting", "the machine is being started")
-        }
-        State::Running { since } => {
-            if workspace.incarnation.0 <= 1 {
-                completed_at = Some(time(*since));
-            }
-            done
-        }
-        // Every start so far failed: it has never been set up.
-        State::Failed(failure) if u64::from(failure.attempts) >= workspace.incarnation.0 => {
-            error = Some(ProvisioningError {
-                code: failure.code.clone(),
-                message: failure.message.clone(),
-            });
-            completed_at = Some(time(failure.at));
-            ("failed", "failed", failure.message.as_str())
-        }
-        State::Deleting => ("running", "deleting", "the workspace is being deleted"),
-        State::Starting
-        | State::Paused { .. }
-        | State::Suspending
-        | State::Suspended
-        | State::Stopping
-        | State::Stopped
-        | State::Failed(_) => done,
-    };
-    Provisioning {
-        state,
-        phase,
-        message: message.to_owned(),
-        error,
-        created_at: time(workspace.created_at),
-        updated_at: time(workspace.updated_at),
-        completed_at,
-    }
-}
-
-/// The workspace object.
-pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> WorkspaceObject {
-    let status = status(workspace);
-    let is_running = matches!(workspace.state, State::Running { .. });
-    let stop_wanted = match workspace.desired {
-        Desired::Running => false,
-        Desired::Stopped => true,
-        Desired::Deleted => false,
-    };
-    WorkspaceObject {
-        id: ids::oblien_workspace_id(workspace.id),
-        name: workspace.name.as_str().to_owned(),
-        slug: workspace.slug.as_str().to_owned(),
-        logo: None,
-        namespace: workspace.namespace.clone(),
-        mode: mode(workspace.spec.lifetime),
-        image: workspace.spec.image.0.clone(),
-        kind: workspace.spec.metadata.get(TYPE_LABEL).and_then(Value::as_str).map(str::to_owned),
-        status,
-        ready: is_running,
-        provisioning: provisioning(workspace),
-        ip: "",
-        uptime: uptime_seconds(&workspace.state, now),
-        start_time: running_since(&workspace.state)
-            .or(workspace.start_began_at)
-            .map(time)
-            .unwrap_or_default(),
-        info: Info {
-            status,
-            is_running,
-            user_requested_stop: stop_wanted && matches!(status, "stopping" | "stopped"),
-        },
-        access: Access { ssh_enabled: false },
-        network: Network::default(),
-        public_ports: [],
-        resources: Resources {
-            cpus: workspace.spec.shape.vcpu_count.get(),
-            memory_mb: workspace.spec.shape.memory_mib.get(),
-            disk_size_mb: workspace.spec.shape.disk_mib.get(),
-        },
-        lifecycle: lifecycle(workspace),
-        created_at: time(workspace.created_at),
-        updated_at: time(workspace.updated_at),
-    }
-}
-
-fn lifecycle(workspace: &Workspace) -> Lifecycle {
-    let expiry = workspace.spec.expiry;
-    Lifecycle {
-        ttl: expiry.map(|expiry| ttl_text(expiry.after_seconds)),
-        ttl_action: expiry.map(|expiry| match expiry.action {
-            ExpiryAction::Stop => "stop",
-            ExpiryAction::Delete => "remove",
-        }),
-        remove_on_exit: false,
-        restart_policy: "no",
-        ttl_expires_at: workspace.expires_at.map(time),
-    }
-}
-
-/// The workspace object with everything else that is known; `stats` where the guest answered.
-pub(super) fn details(workspace: &Workspace, stats: Option<Stats>, now: Timestamp) -> Details {
-    Details {
-        workspace: workspace_object(workspace, now),
-        token: None,
-        stats,
-        ssh: Ssh { ssh_enabled: false, ssh_id: None, connection: None },
-        api_access: ApiAccess { terminal: false, preview: false },
-        lifecycle: DetailedLifecycle {
-            mode: mode(workspace.spec.lifetime),
-            policy: lifecycle(workspace),
-            uptime: uptime_seconds(&workspace.state, now),
-        },
-        config: DetailedConfig {
-            cpus: workspace.spec.shape.vcpu_count.get(),
-            memory_mb: workspace.spec.shape.memory_mib.get(),
-            writable_size_mb: workspace.spec.shape.disk_mib.get(),
-            image_digest: workspace.spec.image_digest.0.clone(),
-            keep_logs: match workspace.spec.log_retention {
-                LogRetention::AcrossStarts => true,
-                LogRetention::ThisStart => false,
-            },
-            env_keys: workspace.spec.env.iter().map(|var| var.key.clone()).collect(),
-        },
-    }
-}
-
-fn mode(lifetime: Lifetime) -> &'static str {
-    match lifetime {
-        Lifetime::Permanent => "permanent",
-        Lifetime::Temporary => "temporary",
-    }
-}
-
-fn running_since(state: &State) -> Option<Timestamp> {
-    match state {
-        State::Running { since } | State::Paused { since } => Some(*since),
-        State::Provisioned
-        | State::Starting
-        | State::Suspending
-        | State::Suspended
-        | State::Stopping
-        | State::Stopped
-        | State::Failed(_)
-        | State::Deleting => None,
-    }
-}
-
-fn uptime_seconds(state: &State, now: Timestamp) -> i64 {
-    running_since(state).map_or(0, |since| now.duration_since(since).as_secs().max(0))
-}
-
-/// `2026-02-24T10:30:00Z`.
-pub(super) fn time(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::dialects::oblien::object::ttl_text;
 
 fn create(body: Value) -> Result<CreateWorkspace, Refusal> {
     create_request(serde_json::from_value(body).expect("body"), Wait::No)

@@ -4,6 +4,7 @@
 mod convert;
 mod error_body;
 mod images;
+mod object;
 mod power;
 mod quota;
 mod unserved;

@@ -7,6 +7,7 @@ use skerry_model::{ErrorKind, State as WorkspaceState, Workspace};
 use super::{
     Oblien,
     error_body::Problem,
+    object,
     wire::StartBody,
     workspaces::{LONGEST_WAIT, workspace_answer},
 };
@@ -39,21 +40,13 @@ pub(super) async fn restart(
 }
 
 fn started(state: &ApiState, workspace: Workspace) -> Result<Response, Problem> {
-    match &workspace.state {
-        WorkspaceState::Failed(failure) => Err(Problem::StartFailed {
+    match object::failure(&workspace) {
+        Some(failure) => Err(Problem::StartFailed {
             creating: false,
             workspace_id: ids::oblien_workspace_id(workspace.id),
             failure: failure.clone(),
         }),
-        WorkspaceState::Provisioned
-        | WorkspaceState::Starting
-        | WorkspaceState::Running { .. }
-        | WorkspaceState::Paused { .. }
-        | WorkspaceState::Suspending
-        | WorkspaceState::Suspended
-        | WorkspaceState::Stopping
-        | WorkspaceState::Stopped
-        | WorkspaceState::Deleting => Ok(workspace_answer(state, &workspace)),
+        None => Ok(workspace_answer(state, &workspace)),
     }
 }
 

@@ -15,6 +15,7 @@ use skerry_model::{State as WorkspaceState, Workspace};
 use super::{
     Oblien, convert,
     error_body::Problem,
+    object,
     wire::{CreateBody, ListQuery, Stats, UpdateBody},
 };
 use crate::{
@@ -41,7 +42,7 @@ pub(super) async fn create(
         .until_shutdown(state.control.create_workspace(&caller, request))
         .await
         .map_err(Problem::Create)?;
-    if let WorkspaceState::Failed(failure) = &workspace.state {
+    if let Some(failure) = object::failure(&workspace) {
         return Err(Problem::StartFailed {
             creating: true,
             workspace_id: ids::oblien_workspace_id(workspace.id),
@@ -62,7 +63,7 @@ pub(super) async fn list(
         None => (found.items, found.total),
         Some(status) => {
             let shown: Vec<Workspace> =
-                found.items.into_iter().filter(|w| convert::status(w) == status).collect();
+                found.items.into_iter().filter(|w| object::status(w) == status).collect();
             let total = shown.len() as u64;
             let skip = usize::try_from((request.page - 1) * request.limit).unwrap_or(usize::MAX);
             let take = usize::try_from(request.limit).unwrap_or(usize::MAX);
@@ -70,7 +71,7 @@ pub(super) async fn list(
         }
     };
     let now = state.control.now();
-    let objects: Vec<_> = items.iter().map(|w| convert::workspace_object(w, now)).collect();
+    let objects: Vec<_> = items.iter().map(|w| object::workspace_object(w, now)).collect();
     Ok(Json(json!({
         "success": true,
         "workspaces": objects,
@@ -117,8 +118,8 @@ pub(super) async fn details(
         | WorkspaceState::Failed(_)
         | WorkspaceState::Deleting => None,
     };
-    let object = convert::details(&workspace, stats, state.control.now());
-    Ok(Json(json!({ "success": true, "workspace": object })).into_response())
+    let shown = object::details(&workspace, stats, state.control.now());
+    Ok(Json(json!({ "success": true, "workspace": shown })).into_response())
 }
 
 /// The guest's numbers in Oblien's units. There is no network to count.
@@ -176,6 +177,6 @@ pub(super) async fn delete(
 
 /// `{"success":true,"workspace":{…}}`.
 pub(super) fn workspace_answer(state: &ApiState, workspace: &Workspace) -> Response {
-    let object = convert::workspace_object(workspace, state.control.now());
-    Json(json!({ "success": true, "workspace": object })).into_response()
+    let shown = object::workspace_object(workspace, state.control.now());
+    Json(json!({ "success": true, "workspace": shown })).into_response()
 }

@@ -1,0 +1,106 @@
+//! InstaVM's answers. Requests are read field by field in [`super::convert`], because every bad field
+//! of a request is reported at once.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The answer of `POST /v1/vms`.
+#[derive(Debug, Serialize)]
+pub(super) struct VmCreated {
+    pub(super) vm_id: Option<String>,
+    pub(super) session_id: String,
+    pub(super) status: &'static str,
+    pub(super) share: Option<Value>,
+    pub(super) custom_domain: Option<Value>,
+    pub(super) env_status: &'static str,
+    pub(super) env_error: Option<String>,
+}
+
+/// A VM's record.
+#[derive(Debug, Serialize)]
+pub(super) struct VmRecord {
+    pub(super) vm_id: String,
+    /// The same: some callers read this name.
+    pub(super) id: String,
+    pub(super) session_id: String,
+    pub(super) status: &'static str,
+    /// UTC, `YYYY-MM-DDTHH:MM:SS`: clients compare it as text.
+    pub(super) created_at: String,
+    pub(super) expires_at: Option<String>,
+    pub(super) memory_mb: u32,
+    pub(super) vcpu_count: u32,
+    pub(super) image: String,
+    pub(super) metadata: BTreeMap<String, Value>,
+    /// None: VMs are not made from snapshots here.
+    pub(super) snapshot_id: Option<String>,
+    /// None: there is no SSH here.
+    pub(super) ssh_host: Option<String>,
+}
+
+/// A session.
+#[derive(Debug, Serialize)]
+pub(super) struct SessionRecord {
+    pub(super) session_id: String,
+    pub(super) vm_id: Option<String>,
+    pub(super) status: &'static str,
+    pub(super) created_at: String,
+    pub(super) expires_at: Option<String>,
+    pub(super) vm_lifetime_seconds: Option<u32>,
+    pub(super) memory_mb: u32,
+    pub(super) vcpu_count: u32,
+    pub(super) metadata: BTreeMap<String, Value>,
+    pub(super) env_status: &'static str,
+}
+
+/// The answer of `GET /v1/sessions/status/{id}`.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct SessionStatus {
+    pub(super) session_id: String,
+    pub(super) exists: bool,
+    pub(super) vm_assigned: bool,
+    pub(super) vm_alive: bool,
+    pub(super) vm_status: Option<&'static str>,
+    pub(super) vm_id: Option<String>,
+    pub(super) uptime_seconds: Option<i64>,
+    pub(super) expires_in_seconds: Option<i64>,
+    pub(super) created_at: Option<String>,
+}
+
+/// What became of a VM.
+#[derive(Debug, Serialize)]
+pub(super) struct VmKilled {
+    pub(super) vm_id: String,
+    pub(super) session_id: String,
+    pub(super) status: &'static str,
+}
+
+/// The account.
+#[derive(Debug, Serialize)]
+pub(super) struct Me {
+    pub(super) id: String,
+    /// None: accounts here have a handle, not an address.
+    pub(super) email: Option<String>,
+    pub(super) name: String,
+    pub(super) is_verified: bool,
+}
+
+/// The answer of `POST /execute`.
+#[derive(Debug, Serialize)]
+pub(super) struct Executed {
+    pub(super) session_id: String,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+    pub(super) exit_code: i32,
+    /// Seconds.
+    pub(super) execution_time: f64,
+    /// None: not measured.
+    pub(super) cpu_time: Option<f64>,
+}
+
+/// `?wait=`, as text: which words are a boolean is InstaVM's matter.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct WaitQuery {
+    pub(super) wait: Option<String>,
+}

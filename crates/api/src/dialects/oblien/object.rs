@@ -1,0 +1,247 @@
+//! How a workspace is shown in Oblien's shape: total, pure.
+
+use serde_json::Value;
+use skerry_model::{
+    Desired, ExpiryAction, Failure, Lifetime, State, Timestamp, Workspace, spec::LogRetention,
+};
+
+use super::{
+    convert::TYPE_LABEL,
+    wire::{
+        Access, ApiAccess, DetailedConfig, DetailedLifecycle, Details, Info, Lifecycle, Network,
+        Provisioning, ProvisioningError, Resources, Ssh, Stats, WorkspaceObject,
+    },
+};
+use crate::ids;
+
+/// The failure that ended the last start or the machine, unless the next try was asked for already (a
+/// start that fails gives up the wish for it).
+pub(super) fn failure(workspace: &Workspace) -> Option<&Failure> {
+    match (&workspace.state, workspace.desired) {
+        (State::Failed(failure), Desired::Stopped | Desired::Deleted) => Some(failure),
+        (State::Failed(_), Desired::Running)
+        | (
+            State::Provisioned
+            | State::Starting
+            | State::Running { .. }
+            | State::Paused { .. }
+            | State::Suspending
+            | State::Suspended
+            | State::Stopping
+            | State::Stopped
+            | State::Deleting,
+            _,
+        ) => None,
+    }
+}
+
+/// Whether the machine has never been up: every start so far failed, or the first is under way.
+fn is_being_created(workspace: &Workspace) -> bool {
+    let failed_starts = u64::from(workspace.failed_starts);
+    match &workspace.state {
+        State::Starting => failed_starts + 1 >= workspace.incarnation.0,
+        State::Provisioned | State::Failed(_) => failed_starts >= workspace.incarnation.0,
+        State::Running { .. }
+        | State::Paused { .. }
+        | State::Suspending
+        | State::Suspended
+        | State::Stopping
+        | State::Stopped
+        | State::Deleting => false,
+    }
+}
+
+/// The status word of a workspace.
+pub(super) fn status(workspace: &Workspace) -> &'static str {
+    let coming_up = if is_being_created(workspace) { "creating" } else { "starting" };
+    match (&workspace.state, workspace.desired) {
+        (State::Deleting, _) | (_, Desired::Deleted) => "deleting",
+        (State::Starting, _) => coming_up,
+        (
+            State::Provisioned | State::Stopped | State::Suspended | State::Failed(_),
+            Desired::Running,
+        ) => coming_up,
+        (State::Provisioned | State::Stopped, Desired::Stopped) => "stopped",
+        (State::Suspended, Desired::Stopped) => "suspended",
+        (State::Failed(_), Desired::Stopped) => "error",
+        (State::Running { .. }, _) => "running",
+        (State::Paused { .. }, _) => "paused",
+        (State::Suspending, _) => "suspending",
+        (State::Stopping, _) => "stopping",
+    }
+}
+
+fn provisioning(workspace: &Workspace) -> Provisioning {
+    let status = status(workspace);
+    let failed = failure(workspace).filter(|_| is_being_created(workspace));
+    let (state, phase, message) = match (status, failed) {
+        ("deleting", _) => ("running", "deleting", "the workspace is being deleted"),
+        (_, Some(failure)) => ("failed", "failed", failure.message.as_str()),
+        ("creating", None) => match &workspace.state {
+            State::Starting => ("running", "starting", "the machine is being started"),
+            State::Provisioned
+            | State::Running { .. }
+            | State::Paused { .. }
+            | State::Suspending
+            | State::Suspended
+            | State::Stopping
+            | State::Stopped
+            | State::Failed(_)
+            | State::Deleting => ("queued", "queued", "the workspace waits to be started"),
+        },
+        (_, None) => ("ready", "ready", "the workspace has been set up"),
+    };
+    let ready_at = match &workspace.state {
+        // Later starts are no provisioning; when the first was ready is not kept.
+        State::Running { since } if workspace.incarnation.0 == 1 => Some(*since),
+        State::Running { .. }
+        | State::Provisioned
+        | State::Starting
+        | State::Paused { .. }
+        | State::Suspending
+        | State::Suspended
+        | State::Stopping
+        | State::Stopped
+        | State::Failed(_)
+        | State::Deleting => None,
+    };
+    Provisioning {
+        state,
+        phase,
+        message: message.to_owned(),
+        error: failed.map(|failure| ProvisioningError {
+            code: failure.code.clone(),
+            message: failure.message.clone(),
+        }),
+        created_at: time(workspace.created_at),
+        updated_at: time(workspace.updated_at),
+        completed_at: ready_at.or(failed.map(|failure| failure.at)).map(time),
+    }
+}
+
+/// The workspace object.
+pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> WorkspaceObject {
+    let status = status(workspace);
+    let is_running = matches!(workspace.state, State::Running { .. });
+    let stop_wanted = match workspace.desired {
+        Desired::Running => false,
+        Desired::Stopped => true,
+        Desired::Deleted => false,
+    };
+    WorkspaceObject {
+        id: ids::oblien_workspace_id(workspace.id),
+        name: workspace.name.as_str().to_owned(),
+        slug: workspace.slug.as_str().to_owned(),
+        logo: None,
+        namespace: workspace.namespace.clone(),
+        mode: mode(workspace.spec.lifetime),
+        image: workspace.spec.image.0.clone(),
+        kind: workspace.spec.metadata.get(TYPE_LABEL).and_then(Value::as_str).map(str::to_owned),
+        status,
+        ready: is_running,
+        provisioning: provisioning(workspace),
+        ip: "",
+        uptime: uptime_seconds(&workspace.state, now),
+        start_time: running_since(&workspace.state)
+            .or(workspace.start_began_at)
+            .map(time)
+            .unwrap_or_default(),
+        info: Info {
+            status,
+            is_running,
+            user_requested_stop: stop_wanted && matches!(status, "stopping" | "stopped"),
+        },
+        access: Access { ssh_enabled: false },
+        network: Network::default(),
+        public_ports: [],
+        resources: Resources {
+            cpus: workspace.spec.shape.vcpu_count.get(),
+            memory_mb: workspace.spec.shape.memory_mib.get(),
+            disk_size_mb: workspace.spec.shape.disk_mib.get(),
+        },
+        lifecycle: lifecycle(workspace),
+        created_at: time(workspace.created_at),
+        updated_at: time(workspace.updated_at),
+    }
+}
+
+fn lifecycle(workspace: &Workspace) -> Lifecycle {
+    let expiry = workspace.spec.expiry;
+    Lifecycle {
+        ttl: expiry.map(|expiry| ttl_text(expiry.after_seconds)),
+        ttl_action: expiry.map(|expiry| match expiry.action {
+            ExpiryAction::Stop => "stop",
+            ExpiryAction::Delete => "remove",
+        }),
+        remove_on_exit: false,
+        restart_policy: "no",
+        ttl_expires_at: workspace.expires_at.map(time),
+    }
+}
+
+/// The workspace object with everything else that is known; `stats` where the guest answered.
+pub(super) fn details(workspace: &Workspace, stats: Option<Stats>, now: Timestamp) -> Details {
+    Details {
+        workspace: workspace_object(workspace, now),
+        token: None,
+        stats,
+        ssh: Ssh { ssh_enabled: false, ssh_id: None, connection: None },
+        api_access: ApiAccess { terminal: false, preview: false },
+        lifecycle: DetailedLifecycle {
+            mode: mode(workspace.spec.lifetime),
+            policy: lifecycle(workspace),
+            uptime: uptime_seconds(&workspace.state, now),
+        },
+        config: DetailedConfig {
+            cpus: workspace.spec.shape.vcpu_count.get(),
+            memory_mb: workspace.spec.shape.memory_mib.get(),
+            writable_size_mb: workspace.spec.shape.disk_mib.get(),
+            image_digest: workspace.spec.image_digest.0.clone(),
+            keep_logs: match workspace.spec.log_retention {
+                LogRetention::AcrossStarts => true,
+                LogRetention::ThisStart => false,
+            },
+            env_keys: workspace.spec.env.iter().map(|var| var.key.clone()).collect(),
+        },
+    }
+}
+
+fn mode(lifetime: Lifetime) -> &'static str {
+    match lifetime {
+        Lifetime::Permanent => "permanent",
+        Lifetime::Temporary => "temporary",
+    }
+}
+
+fn running_since(state: &State) -> Option<Timestamp> {
+    match state {
+        State::Running { since } | State::Paused { since } => Some(*since),
+        State::Provisioned
+        | State::Starting
+        | State::Suspending
+        | State::Suspended
+        | State::Stopping
+        | State::Stopped
+        | State::Failed(_)
+        | State::Deleting => None,
+    }
+}
+
+fn uptime_seconds(state: &State, now: Timestamp) -> i64 {
+    running_since(state).map_or(0, |since| now.duration_since(since).as_secs().max(0))
+}
+
+/// `2026-02-24T10:30:00Z`.
+pub(super) fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// The shortest text that reads back as the same time: `1h`, `90m`, `45s`.
+pub(super) fn ttl_text(seconds: u32) -> String {
+    for (unit, length) in [("d", 86_400), ("h", 3600), ("m", 60)] {
+        if seconds.is_multiple_of(length) {
+            return format!("{}{unit}", seconds / length);
+        }
+    }
+    format!("{seconds}s")
+}

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use axum::{Json, body::Body as HttpBody, extract::State, response::Response};
+use axum::{
+    Json,
+    body::{Body as HttpBody, BodyDataStream},
+    extract::State,
+    response::Response,
+};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderValue, StatusCode, header};
@@ -270,17 +275,20 @@ pub(super) fn download(bytes: ByteStream, content_type: &'static str) -> Respons
 /// A request's body for the guest, in pieces small enough for it. A client that sends nothing for
 /// [`UPLOAD_IDLE_TIMEOUT`] while the guest waits is given up.
 fn upload(body: HttpBody) -> ByteStream {
-    let broken = |problem: &str| NodeError::Invalid { field: "body", problem: problem.to_owned() };
-    let received =
-        stream::try_unfold(body.into_data_stream(), async move |mut body| {
-            match timeout(UPLOAD_IDLE_TIMEOUT, body.next()).await {
-                Ok(Some(Ok(bytes))) => Ok(Some((bytes, body))),
-                Ok(Some(Err(_))) => Err(broken("broke off")),
-                Ok(None) => Ok(None),
-                Err(_) => Err(broken("nothing came for 60 s")),
-            }
-        });
+    let received = stream::try_unfold(body.into_data_stream(), next_piece);
     Box::pin(received.map_ok(|bytes| stream::iter(in_pieces(bytes).map(Ok))).try_flatten())
+}
+
+async fn next_piece(
+    mut body: BodyDataStream,
+) -> Result<Option<(Bytes, BodyDataStream)>, NodeError> {
+    let broken = |problem: &str| NodeError::Invalid { field: "body", problem: problem.to_owned() };
+    match timeout(UPLOAD_IDLE_TIMEOUT, body.next()).await {
+        Ok(Some(Ok(bytes))) => Ok(Some((bytes, body))),
+        Ok(Some(Err(_))) => Err(broken("broke off")),
+        Ok(None) => Ok(None),
+        Err(_) => Err(broken("nothing came for 60 s")),
+    }
 }
 
 fn in_pieces(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {

@@ -22,7 +22,7 @@ pub(super) async fn get(
             let earlier = state.control.workspace_stats(&auth.caller, &which).await?;
             tokio::time::sleep(SAMPLE_INTERVAL).await;
             let later = state.control.workspace_stats(&auth.caller, &which).await?;
-            Ok((earlier, later))
+            Ok::<_, skerry_control::Error>((earlier, later))
         })
         .await?;
     Ok(Json(convert::metrics(workspace.id, &earlier, &later, state.control.now())))

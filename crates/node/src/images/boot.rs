@@ -70,8 +70,7 @@ pub fn build_boot(
         return Ok(files.clone());
     }
     let staging = lock.staging("boot")?;
-    let (vmlinux, initramfs) =
-        (staging.path.join(KERNEL_FILE), staging.path.join(INITRAMFS_FILE));
+    let (vmlinux, initramfs) = (staging.path.join(KERNEL_FILE), staging.path.join(INITRAMFS_FILE));
     let contents = match &recipe.kernel {
         KernelSource::Vmlinux(path) => {
             fs::copy(path, &vmlinux).map_err(ImageError::file("copy", path))?;
@@ -116,7 +115,8 @@ fn read_agent(path: &Path) -> Result<Vec<u8>, ImageError> {
 fn needs_interpreter(elf: &[u8]) -> Option<bool> {
     const PT_INTERP: u32 = 3;
     const EM_X86_64: u16 = 62;
-    let u16_at = |at: usize| Some(u16::from_le_bytes(elf.get(at..at.checked_add(2)?)?.try_into().ok()?));
+    let u16_at =
+        |at: usize| Some(u16::from_le_bytes(elf.get(at..at.checked_add(2)?)?.try_into().ok()?));
     if elf.get(..5)? != b"\x7fELF\x02" || u16_at(18)? != EM_X86_64 {
         return None;
     }
@@ -148,9 +148,10 @@ struct KernelVersion {
 impl KernelVersion {
     fn current(kernel: &KernelSource) -> Result<Self, ImageError> {
         match kernel {
-            KernelSource::Vmlinux(path) => {
-                Ok(Self { source: format!("vmlinux {}", digest_file(path)?), package: String::new() })
-            }
+            KernelSource::Vmlinux(path) => Ok(Self {
+                source: format!("vmlinux {}", digest_file(path)?),
+                package: String::new(),
+            }),
             KernelSource::DebianCloud => {
                 let record = HostProgram::new("apt-cache", "apt")
                     .args(["show", "--no-all-versions", KERNEL_PACKAGE])
@@ -310,7 +311,11 @@ mod tests {
             Self { directory, store }
         }
 
-        fn build(&self, agent: &[u8], kernel_content: &[u8]) -> Result<(BootFiles, bool), ImageError> {
+        fn build(
+            &self,
+            agent: &[u8],
+            kernel_content: &[u8],
+        ) -> Result<(BootFiles, bool), ImageError> {
             let agent_path = self.directory.path().join("agent");
             fs::write(&agent_path, agent).unwrap();
             let recipe = BootRecipe {

@@ -73,12 +73,9 @@ pub fn build_image(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<StoredImage, ImageError> {
     let recipe = Recipe::read(&context.recipes_dir.join(&name.0))?;
-    fs::create_dir_all(&context.cache_dir)
-        .map_err(ImageError::file("make", &context.cache_dir))?;
-    let cache_dir = context
-        .cache_dir
-        .canonicalize()
-        .map_err(ImageError::file("find", &context.cache_dir))?;
+    fs::create_dir_all(&context.cache_dir).map_err(ImageError::file("make", &context.cache_dir))?;
+    let cache_dir =
+        context.cache_dir.canonicalize().map_err(ImageError::file("find", &context.cache_dir))?;
     let mut steps = Steps::new(progress);
     let lock = store.lock(&mut || steps.waiting_for_lock())?;
     let mut builder = Builder { context, store, lock, trees: cache_dir.join("trees"), steps };
@@ -201,7 +198,8 @@ impl Builder<'_> {
         let npm_dir = staging.path.join("npm");
         if !recipe.npm_packages.is_empty() {
             let step = format!("download {}", recipe.npm_packages.join(", "));
-            self.steps.step(&step, |on_line| download_npm(&recipe.npm_packages, &npm_dir, on_line))?;
+            self.steps
+                .step(&step, |on_line| download_npm(&recipe.npm_packages, &npm_dir, on_line))?;
         }
         let additions = staging.path.join("additions.tar");
         write_additions(recipe, &npm_dir, &additions)?;
@@ -437,6 +435,8 @@ fn write_additions(recipe: &Recipe, npm_dir: &Path, archive: &Path) -> Result<()
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Regular);
         header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_mtime(EPOCH_SECONDS.parse().unwrap_or_default());
         header.set_size(content.len() as u64);
         additions.append_data(&mut header, path, content).map_err(failed)

@@ -72,7 +72,7 @@ pub enum ImageError {
         limit: Duration,
     },
     /// The store has no such thing, or what it has is damaged.
-    #[error("{what} is not available: {reason}")]
+    #[error("no {what}: {reason}")]
     Unavailable {
         /// The image or `boot`.
         what: String,

@@ -111,7 +111,8 @@ impl HostProgram {
         let deadline = Instant::now() + limit;
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.spawn()?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
         thread::scope(|scope| {
             scope.spawn(move || {
                 // A program that ends before it read everything reports its own reason.
@@ -122,9 +123,9 @@ impl HostProgram {
             let (sender, complaint) = mpsc::sync_channel(1);
             scope.spawn(move || sender.send(read_up_to(stderr, 64 << 10)));
 
-            let timed_out =
-                || ImageError::ProgramTimedOut { program: self.program.clone(), limit };
-            let Ok(output) = output.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            let timed_out = || ImageError::ProgramTimedOut { program: self.program.clone(), limit };
+            let Ok(output) =
+                output.recv_timeout(deadline.saturating_duration_since(Instant::now()))
             else {
                 terminate(&mut child);
                 return Err(timed_out());
@@ -148,15 +149,12 @@ impl HostProgram {
 
     fn spawn(&mut self) -> Result<Child, ImageError> {
         self.command.spawn().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => ImageError::ProgramMissing {
-                program: self.program.clone(),
-                package: self.package,
-            },
-            _other => ImageError::File {
-                action: "start",
-                path: self.program.clone().into(),
-                source,
-            },
+            io::ErrorKind::NotFound => {
+                ImageError::ProgramMissing { program: self.program.clone(), package: self.package }
+            }
+            _other => {
+                ImageError::File { action: "start", path: self.program.clone().into(), source }
+            }
         })
     }
 
@@ -247,7 +245,9 @@ mod tests {
     #[test]
     fn lines_of_both_streams_are_handed_on() {
         let mut lines = Vec::new();
-        shell("echo one; echo two >&2").run(LIMIT, &mut |line| lines.push(line.to_owned())).unwrap();
+        shell("echo one; echo two >&2")
+            .run(LIMIT, &mut |line| lines.push(line.to_owned()))
+            .unwrap();
         lines.sort();
         assert_eq!(lines, ["one", "two"]);
     }

@@ -29,11 +29,7 @@ pub struct KernelModule {
 ///
 /// # Errors
 /// What `out` reports; also when a file is 4 GiB or larger, which the format cannot express.
-pub fn write_initramfs<W: Write>(
-    out: W,
-    agent: &[u8],
-    modules: &[KernelModule],
-) -> io::Result<W> {
+pub fn write_initramfs<W: Write>(out: W, agent: &[u8], modules: &[KernelModule]) -> io::Result<W> {
     let mut archive = Archive { out, inode: 0 };
     for name in ["dev", "modules", "newroot", "proc", "sys"] {
         archive = archive.entry(newc::Builder::new(name).mode(DIRECTORY).nlink(2), &[])?;
@@ -52,7 +48,8 @@ pub fn write_initramfs<W: Write>(
         order.push_str(&module.file_name);
         order.push('\n');
     }
-    archive = archive.entry(newc::Builder::new("modules/order").mode(READABLE), order.as_bytes())?;
+    archive =
+        archive.entry(newc::Builder::new("modules/order").mode(READABLE), order.as_bytes())?;
     newc::trailer(archive.out)
 }
 

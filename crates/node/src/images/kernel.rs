@@ -65,9 +65,11 @@ pub fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<(), ImageError>
         "gzip" => payload,
         _other => &payload[..payload.len().saturating_sub(4)],
     };
-    let unpacked = HostProgram::new(program, package)
-        .args(["-dc"])
-        .stdout_of_input(packed, MAX_KERNEL_BYTES, DECOMPRESSION_LIMIT)?;
+    let unpacked = HostProgram::new(program, package).args(["-dc"]).stdout_of_input(
+        packed,
+        MAX_KERNEL_BYTES,
+        DECOMPRESSION_LIMIT,
+    )?;
     if !unpacked.starts_with(b"\x7fELF") {
         return Err(unusable("it does not unpack to an ELF file"));
     }
@@ -113,9 +115,10 @@ impl Resolution<'_> {
                 reason: format!("the module {name} depends on itself"),
             });
         }
-        let path = self.files.get(name).ok_or_else(|| ImageError::Kernel {
-            reason: format!("it has no module {name}"),
-        })?;
+        let path = self
+            .files
+            .get(name)
+            .ok_or_else(|| ImageError::Kernel { reason: format!("it has no module {name}") })?;
         let content = read_module(path)?;
         dependents.push(name.to_owned());
         for dependency in module_dependencies(&content) {
@@ -133,8 +136,7 @@ fn module_files(tree: &Path) -> Result<BTreeMap<String, PathBuf>, ImageError> {
     let mut found = BTreeMap::new();
     let mut directories = vec![tree.to_owned()];
     while let Some(directory) = directories.pop() {
-        let entries =
-            fs::read_dir(&directory).map_err(ImageError::file("list", &directory))?;
+        let entries = fs::read_dir(&directory).map_err(ImageError::file("list", &directory))?;
         for entry in entries {
             let entry = entry.map_err(ImageError::file("list", &directory))?;
             let path = entry.path();
@@ -246,10 +248,7 @@ mod tests {
 
     #[test]
     fn a_module_that_is_nowhere_is_named_in_the_error() {
-        assert_eq!(
-            order(&["zfs"]).unwrap_err(),
-            "the kernel is not usable: it has no module zfs"
-        );
+        assert_eq!(order(&["zfs"]).unwrap_err(), "the kernel is not usable: it has no module zfs");
     }
 
     #[test]

@@ -200,7 +200,9 @@ fn all_words<'a>(
             && !word.starts_with('-')
             && word.chars().all(|c| c.is_ascii_alphanumeric() || punctuation.contains(c));
         if !fine {
-            return Err(format!("`{word}` in {field} is not a word of letters, digits and {punctuation}"));
+            return Err(format!(
+                "`{word}` in {field} is not a word of letters, digits and {punctuation}"
+            ));
         }
     }
     Ok(())
@@ -221,7 +223,8 @@ fn read_overlay(directory: &Path) -> Result<BTreeMap<String, OverlayFile>, Image
             let path = entry.path();
             let wrong =
                 |reason: &str| ImageError::Recipe { path: path.clone(), reason: reason.to_owned() };
-            let name = entry.file_name().into_string().map_err(|_| wrong("its name is not UTF-8"))?;
+            let name =
+                entry.file_name().into_string().map_err(|_| wrong("its name is not UTF-8"))?;
             let inner = format!("{prefix}{name}");
             let metadata = entry.metadata().map_err(ImageError::file("inspect", &path))?;
             if metadata.is_dir() {
@@ -299,7 +302,10 @@ mod tests {
         let first = recipe_in(&directory, DEBIAN).unwrap().digest(None);
         assert_eq!(recipe_in(&directory, DEBIAN).unwrap().digest(None), first);
         assert_ne!(recipe_in(&directory, DEBIAN).unwrap().digest(Some("sha256:1")), first);
-        assert_ne!(recipe_in(&directory, &DEBIAN.replace("git", "jq")).unwrap().digest(None), first);
+        assert_ne!(
+            recipe_in(&directory, &DEBIAN.replace("git", "jq")).unwrap().digest(None),
+            first
+        );
         fs::write(directory.join(CUSTOMIZE_FILE), "true").unwrap();
         let with_script = recipe_in(&directory, DEBIAN).unwrap().digest(None);
         assert_ne!(with_script, first);

@@ -146,7 +146,7 @@ impl ImageStore {
     /// [`ImageError::Unavailable`] when there is none.
     pub fn by_name(&self, name: &ImageRef) -> Result<StoredImage, ImageError> {
         self.list().into_iter().find(|image| image.manifest.name == *name).ok_or_else(|| {
-            unavailable(&format!("the image `{name}`"), "it has not been built on this node")
+            unavailable(&format!("image `{name}`"), "it has not been built on this node")
         })
     }
 
@@ -155,7 +155,7 @@ impl ImageStore {
     /// # Errors
     /// [`ImageError::Unavailable`] when it is not there or damaged.
     pub fn by_digest(&self, digest: &ImageDigest) -> Result<StoredImage, ImageError> {
-        let what = format!("the image {digest}");
+        let what = format!("image {digest}");
         let ending = directory_ending(digest).map_err(|reason| unavailable(&what, reason))?;
         let mut reason = "it is not on this node".to_owned();
         let candidates = self.entries().into_iter();
@@ -179,7 +179,7 @@ impl ImageStore {
         if found == *digest {
             return Ok(());
         }
-        Err(unavailable(&format!("the image {digest}"), format!("its content is {found}")))
+        Err(unavailable(&format!("image {digest}"), format!("its content is {found}")))
     }
 
     /// The kernel and the initial file system in use.
@@ -187,7 +187,7 @@ impl ImageStore {
     /// # Errors
     /// [`ImageError::Unavailable`] when they have not been built or are damaged.
     pub fn boot_files(&self) -> Result<BootFiles, ImageError> {
-        self.read_boot().map_err(|reason| unavailable("the boot artefacts", reason))
+        self.read_boot().map_err(|reason| unavailable("boot artefacts", reason))
     }
 
     fn read_boot(&self) -> Result<BootFiles, String> {
@@ -301,7 +301,7 @@ impl BuildLock<'_> {
     ) -> Result<StoredImage, ImageError> {
         seal(&staging.path, &[DISK_FILE], IMAGE_MANIFEST_FILE, manifest)?;
         let digest = &manifest.disk.digest;
-        let ending = directory_ending(digest).map_err(|reason| unavailable("a new image", reason))?;
+        let ending = directory_ending(digest).map_err(|reason| unavailable("new image", reason))?;
         let name = format!("{}{ending}", manifest.name);
         if self.store.read_image(&name).is_err() {
             self.put_in_place(staging, &name)?;

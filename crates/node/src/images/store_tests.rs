@@ -78,7 +78,8 @@ fn publishing_the_same_content_again_leaves_the_first_as_it_is() {
 fn a_missing_shortened_or_changed_disk_makes_only_its_image_unavailable() {
     let Bench { store, .. } = &bench();
     let sound = publish(store, "sound", b"sound", 1);
-    let damages: [(&str, fn(&Path)); 4] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
         ("gone", |disk| fs::remove_file(disk).unwrap()),
         ("short", |disk| OpenOptions::new().write(true).open(disk).unwrap().set_len(1).unwrap()),
         ("changed", |disk| {

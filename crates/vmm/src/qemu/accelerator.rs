@@ -32,7 +32,6 @@ const PROBE_WORD: &str = "skerry.probe";
 /// Enough for the kernel and the agent.
 const PROBE_MEMORY_MIB: u32 = 256;
 
-/// A probe's console is of interest to whoever repairs the host, and short.
 const PROBE_CONSOLE_LIMIT_BYTES: u64 = 64 * 1024;
 
 /// Which accelerator the operator wants.
@@ -150,10 +149,11 @@ pub(super) async fn probe(
     }
 }
 
-/// The sockets and the memory; the logs stay for whoever asks why.
 fn remove_traces(spec: &BootSpec) {
     let sockets = super::files::Sockets::in_dir(&spec.run_dir);
-    for path in sockets.all().into_iter().chain([spec.memory_file.as_path()]) {
+    let vmm_log = spec.run_dir.join(super::driver::VMM_LOG);
+    let others = [&spec.memory_file, &spec.console_log, &vmm_log].map(PathBuf::as_path);
+    for path in sockets.all().into_iter().chain(others) {
         match fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(path = %path.display(), %error, "a probe's file stays behind");

@@ -40,7 +40,10 @@ pub(super) const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long an adopted process may take to answer. Kept short: there may be many at start.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What the hypervisor says of itself is kept up to this.
+/// What the hypervisor says of itself, in the VM's directory.
+pub(super) const VMM_LOG: &str = "vmm.log";
+
+/// It is kept up to this.
 const VMM_LOG_LIMIT_BYTES: u64 = 64 * 1024;
 
 /// Its own threads beside the virtual CPUs: main, I/O workers (at most 64), RCU, signals.
@@ -100,7 +103,7 @@ impl Driver {
         let files = files::open_all(spec, &mut made)?;
         let console_log = ConsoleLog::open(&spec.console_log, spec.console_limit_bytes)
             .map_err(|source| io_error("open the console log", source))?;
-        let vmm_log = ConsoleLog::open(&spec.run_dir.join("vmm.log"), VMM_LOG_LIMIT_BYTES)
+        let vmm_log = ConsoleLog::open(&spec.run_dir.join(VMM_LOG), VMM_LOG_LIMIT_BYTES)
             .map_err(|source| io_error("open the VMM's log", source))?;
         let (messages, log) =
             files::log_pipe().map_err(|source| io_error("make the VMM's log pipe", source))?;

@@ -41,3 +41,22 @@ pub struct ControlConfig {
     /// How often every workspace is compared with its node when nothing happens.
     pub reconcile_interval: Duration,
 }
+
+impl ControlConfig {
+    /// The usual configuration with this key and plan: image `base`, no aliases, 10 s for a guest to
+    /// power off, as many boots at a time as the machine has CPUs, 10 minutes for a call to the
+    /// node, a comparison every 30 s.
+    #[must_use]
+    pub fn new(bootstrap_key: Secret, plan: Plan) -> Self {
+        Self {
+            bootstrap_key,
+            plan,
+            default_image: "base".to_owned(),
+            image_aliases: std::collections::BTreeMap::new(),
+            stop_grace: Duration::from_secs(10),
+            boot_concurrency: std::thread::available_parallelism().map_or(1, usize::from),
+            node_call_timeout: Duration::from_secs(600),
+            reconcile_interval: Duration::from_secs(30),
+        }
+    }
+}

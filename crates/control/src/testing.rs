@@ -81,18 +81,15 @@ pub fn plan() -> Plan {
 /// The configuration used by [`open`].
 #[must_use]
 pub fn config() -> ControlConfig {
-    ControlConfig {
-        bootstrap_key: Secret::new(KEY),
-        plan: plan(),
-        default_image: "base".to_owned(),
-        image_aliases: [("ubuntu", "base"), ("debian", "base"), ("node", "node-20")]
-            .map(|(alias, name)| (alias.to_owned(), name.to_owned()))
-            .into(),
-        stop_grace: Duration::from_secs(5),
-        boot_concurrency: 4,
-        node_call_timeout: Duration::from_secs(30),
-        reconcile_interval: Duration::from_secs(3600),
-    }
+    let mut config = ControlConfig::new(Secret::new(KEY), plan());
+    config.image_aliases = [("ubuntu", "base"), ("debian", "base"), ("node", "node-20")]
+        .map(|(alias, name)| (alias.to_owned(), name.to_owned()))
+        .into();
+    config.boot_concurrency = 4;
+    config.node_call_timeout = Duration::from_secs(30);
+    // Tests that want a comparison ask for it by opening again.
+    config.reconcile_interval = Duration::from_secs(3600);
+    config
 }
 
 /// A control plane with everything around it. Its background work ends when it is dropped.
@@ -145,7 +142,7 @@ async fn assemble(
     seed: u64,
 ) -> Result<TestControl, Error> {
     let environment = Environment { now: clock.as_fn(), rng: Arc::new(SeededRng::new(seed)) };
-    let store = Store::open_sqlite(&database).await?;
+    let store = Store::open(&database).await?;
     let control = Control::open(config.clone(), environment, store, node.clone()).await?;
     let token = CancellationToken::new();
     let running = control.clone();

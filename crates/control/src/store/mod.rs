@@ -4,7 +4,8 @@
 //! transaction that is durable when the call returns. Outcomes a caller has to handle (a stale
 //! revision, a name taken) are values; only faults and refusals by the plan are errors.
 
-pub mod contract;
+#[cfg(test)]
+mod contract;
 mod row;
 mod sqlite;
 
@@ -27,7 +28,7 @@ impl Store {
     ///
     /// # Errors
     /// When the file cannot be opened or a migration fails.
-    pub async fn open_sqlite(path: &Path) -> Result<Self, Error> {
+    pub async fn open(path: &Path) -> Result<Self, Error> {
         Ok(Self(Arc::new(sqlite::Sqlite::open(path).await?)))
     }
 

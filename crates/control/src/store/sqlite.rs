@@ -619,3 +619,33 @@ fn push_filter(query: &mut QueryBuilder<'_, Db>, account_id: AccountId, filter: 
         states.push_unseparated(")");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::os::unix::fs::PermissionsExt;
+
+    use crate::store::{Store, contract::store_contract};
+
+    async fn empty() -> (Store, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        (Store::open(&directory.path().join("store.db")).await.unwrap(), directory)
+    }
+
+    store_contract!(empty);
+
+    #[tokio::test]
+    async fn only_the_owner_can_read_the_file_and_its_logs() {
+        let (store, directory) = empty().await;
+        assert_eq!(store.next_expiry().await.unwrap(), None);
+        let mut seen = 0;
+        for entry in std::fs::read_dir(directory.path()).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}", entry.path().display());
+            seen += 1;
+        }
+        assert!(seen >= 2, "the database and its log: {seen}");
+    }
+}

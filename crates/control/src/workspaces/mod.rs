@@ -3,6 +3,7 @@
 mod create;
 mod inside;
 mod read;
+mod stop_all;
 mod update;
 mod wishes;
 

@@ -1,0 +1,107 @@
+//! Puts the parts together: node on hypervisor, control on node and store, the HTTP front on control.
+
+use std::{num::NonZero, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use axum::Router;
+use skerry_api::{ApiConfig, ApiState};
+use skerry_control::{Control, ControlConfig, Environment, internal_api::NodeApi, store::Store};
+use skerry_model::{Plan, Secret};
+use skerry_node::{Node, NodeConfig, NodeEnvironment, UidRange};
+use skerry_vmm::Vmm;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config};
+
+/// The running parts.
+pub struct Assembled {
+    /// The control plane; its `run` reconciles.
+    pub control: Control,
+    /// This machine's VMs; `shutdown` lets them run on and ends its own tasks.
+    pub node: Node,
+    /// The HTTP front.
+    pub router: Router,
+}
+
+/// Opens every part. The VMs of an earlier life are found again here, before any request is served.
+///
+/// # Errors
+/// A part that cannot be opened: another server on the same directory, a damaged database, no rights.
+pub async fn assemble(
+    config: &Config,
+    public_url: &str,
+    vmm: Arc<dyn Vmm>,
+    environment: Environment,
+    shutdown: CancellationToken,
+) -> Result<Assembled> {
+    let node = Node::open(node_config(config)?, vmm, node_environment(&environment))
+        .await
+        .context("opening the node")?;
+    let plan = match &config.plan {
+        Some(plan) => plan.clone(),
+        None => host_plan(&node).await,
+    };
+    let store =
+        Store::open(&config.data_dir.join("skerry.db")).await.context("opening the database")?;
+    let node_api: Arc<dyn NodeApi> = Arc::new(node.clone());
+    let control = Control::open(control_config(config, plan), environment, store, node_api)
+        .await
+        .context("opening the control plane")?;
+    let api = ApiConfig {
+        public_url: public_url.to_owned(),
+        base_domain: config.base_domain.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let router = skerry_api::router(ApiState::new(control.clone(), api, shutdown));
+    Ok(Assembled { control, node, router })
+}
+
+/// The node's part of the configuration.
+///
+/// # Errors
+/// `SKERRY_FAULT` is set and names no step.
+pub fn node_config(config: &Config) -> Result<NodeConfig> {
+    let mut node = NodeConfig::new(config.data_dir.clone(), config.image_dir.clone());
+    node.memory_dir.clone_from(&config.memory_dir);
+    node.runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(Into::into);
+    node.uids = UidRange { first: config.uid_base, count: config.uid_count };
+    node.boot_timeout = config.boot_timeout;
+    node.replace_grace = config.stop_grace;
+    // For tests of crash safety: a planned death at a named step. Inert unless set.
+    if let Ok(plan) = std::env::var("SKERRY_FAULT") {
+        node.faults = skerry_node::Faults::parse(&plan).context("in SKERRY_FAULT")?;
+        tracing::warn!(%plan, "failures are planned");
+    }
+    Ok(node)
+}
+
+/// The node's clock and randomness.
+pub fn node_environment(environment: &Environment) -> NodeEnvironment {
+    let rng = environment.rng.clone();
+    NodeEnvironment {
+        now: environment.now.clone(),
+        fill_random: Arc::new(move |bytes| rng.fill(bytes)),
+    }
+}
+
+async fn host_plan(node: &Node) -> Plan {
+    let capacity = node.capacity().await;
+    config::default_plan(u64::from(capacity.cpus), capacity.memory_mib, capacity.disk_free_mib)
+}
+
+fn control_config(config: &Config, plan: Plan) -> ControlConfig {
+    let key = config.bootstrap_key.clone().unwrap_or_else(|| Secret::new(""));
+    let cpus = std::thread::available_parallelism().map_or(2, NonZero::get);
+    ControlConfig {
+        bootstrap_key: key,
+        plan,
+        default_image: config.default_image.clone(),
+        image_aliases: config.image_aliases.clone(),
+        stop_grace: config.stop_grace,
+        // A boot keeps one CPU busy.
+        boot_concurrency: cpus,
+        // The node's own bound for a start under emulation is three minutes.
+        node_call_timeout: Duration::from_secs(600),
+        reconcile_interval: Duration::from_secs(15),
+    }
+}

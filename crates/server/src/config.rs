@@ -1,0 +1,329 @@
+//! Configuration of `skerry serve`: flags, then `SKERRY_*` in the environment, then a TOML file.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+use skerry_model::{
+    Plan, Secret,
+    limits::{Pool, Range},
+};
+
+/// What happens to running workspaces when the server is told to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnShutdown {
+    /// They keep running; the next start of the server takes them over.
+    #[default]
+    Keep,
+    /// They are stopped; their disks are kept.
+    Stop,
+}
+
+/// Which accelerator to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum AcceleratorChoice {
+    /// KVM if a guest really runs under it, else software emulation.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+/// One source of settings: the command line with the environment, or the file. Absent means "ask the
+/// next source".
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where everything is kept: database, disks, logs [default: ./var]
+    #[arg(long, env = "SKERRY_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where images are kept [default: <data-dir>/images]
+    #[arg(long, env = "SKERRY_IMAGE_DIR", value_name = "DIR")]
+    pub image_dir: Option<PathBuf>,
+    /// Address and port to listen on; port 0 picks a free one [default: 127.0.0.1:7070]
+    #[arg(long, env = "SKERRY_LISTEN", value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// A key that works at once for the account `admin`; made and kept in <data-dir>/bootstrap-key
+    /// when not given
+    #[arg(long, env = "SKERRY_BOOTSTRAP_KEY", value_name = "KEY", hide_env_values = true)]
+    pub bootstrap_key: Option<KeyText>,
+    /// The URL under which clients reach this server [default: http://<listen address>]
+    #[arg(long, env = "SKERRY_PUBLIC_URL", value_name = "URL")]
+    pub public_url: Option<String>,
+    /// The domain whose labels select a dialect or a workspace [default: localhost]
+    #[arg(long, env = "SKERRY_BASE_DOMAIN", value_name = "DOMAIN")]
+    pub base_domain: Option<String>,
+    /// The image of workspaces whose request names none [default: base]
+    #[arg(long, env = "SKERRY_DEFAULT_IMAGE", value_name = "IMAGE")]
+    pub default_image: Option<String>,
+    /// What happens to running workspaces at SIGTERM [default: keep]
+    #[arg(long, env = "SKERRY_ON_SHUTDOWN", value_name = "WHAT")]
+    pub on_shutdown: Option<OnShutdown>,
+    /// How guest instructions are run [default: auto]
+    #[arg(long, env = "SKERRY_ACCELERATOR", value_name = "HOW")]
+    pub accelerator: Option<AcceleratorChoice>,
+    /// Where guest memory is kept: a tmpfs if possible [default: below /dev/shm when it is large]
+    #[arg(long, env = "SKERRY_MEMORY_DIR", value_name = "DIR")]
+    pub memory_dir: Option<PathBuf>,
+    /// First uid of the range from which every VM gets its own [default: 200000]
+    #[arg(long, env = "SKERRY_UID_BASE", value_name = "UID")]
+    pub uid_base: Option<u32>,
+    /// How many uids the range has [default: 10000]
+    #[arg(long, env = "SKERRY_UID_COUNT", value_name = "N")]
+    pub uid_count: Option<u32>,
+    /// Seconds a guest may take to come up [default: 30 with KVM, 180 without]
+    #[arg(long, env = "SKERRY_BOOT_TIMEOUT_SECONDS", value_name = "SECONDS")]
+    pub boot_timeout_seconds: Option<u64>,
+    /// Seconds a guest may take to power off before it is killed [default: 10]
+    #[arg(long, env = "SKERRY_STOP_GRACE_SECONDS", value_name = "SECONDS")]
+    pub stop_grace_seconds: Option<u64>,
+    /// Other names for images: alias to image name
+    #[arg(skip)]
+    #[serde(default)]
+    pub image_aliases: BTreeMap<String, String>,
+    /// The limits of every account [default: what the host has]
+    #[arg(skip)]
+    pub plan: Option<Plan>,
+}
+
+/// Settings with every question answered.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// See [`Settings::data_dir`]; absolute.
+    pub data_dir: PathBuf,
+    /// See [`Settings::image_dir`]; absolute.
+    pub image_dir: PathBuf,
+    /// See [`Settings::listen`].
+    pub listen: SocketAddr,
+    /// See [`Settings::bootstrap_key`]; `None` until one is made.
+    pub bootstrap_key: Option<Secret>,
+    /// See [`Settings::public_url`].
+    pub public_url: Option<String>,
+    /// See [`Settings::base_domain`].
+    pub base_domain: String,
+    /// See [`Settings::default_image`].
+    pub default_image: String,
+    /// See [`Settings::on_shutdown`].
+    pub on_shutdown: OnShutdown,
+    /// See [`Settings::accelerator`].
+    pub accelerator: AcceleratorChoice,
+    /// See [`Settings::memory_dir`].
+    pub memory_dir: Option<PathBuf>,
+    /// See [`Settings::uid_base`].
+    pub uid_base: u32,
+    /// See [`Settings::uid_count`].
+    pub uid_count: u32,
+    /// See [`Settings::boot_timeout_seconds`].
+    pub boot_timeout: Option<Duration>,
+    /// See [`Settings::stop_grace_seconds`].
+    pub stop_grace: Duration,
+    /// See [`Settings::image_aliases`].
+    pub image_aliases: BTreeMap<String, String>,
+    /// See [`Settings::plan`].
+    pub plan: Option<Plan>,
+}
+
+impl Settings {
+    /// Reads a TOML file. A name it does not know is an error, not a surprise later.
+    ///
+    /// # Errors
+    /// The file cannot be read or does not parse; the message names it and the line.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// What the environment (and, by `SKERRY_CONFIG`, the file) says, for commands without these flags.
+    ///
+    /// # Errors
+    /// A value that does not parse; the message names it.
+    pub fn from_environment() -> Result<Self> {
+        #[derive(clap::Parser)]
+        struct Bare {
+            #[command(flatten)]
+            settings: Settings,
+        }
+        let bare = <Bare as clap::Parser>::try_parse_from(["skerry"])
+            .context("in the environment's SKERRY_* variables")?;
+        match std::env::var_os("SKERRY_CONFIG") {
+            Some(path) => Ok(bare.settings.or(Self::from_file(Path::new(&path))?)),
+            None => Ok(bare.settings),
+        }
+    }
+
+    /// `self` where it answers, else `weaker`.
+    #[must_use]
+    pub fn or(self, weaker: Self) -> Self {
+        Self {
+            data_dir: self.data_dir.or(weaker.data_dir),
+            image_dir: self.image_dir.or(weaker.image_dir),
+            listen: self.listen.or(weaker.listen),
+            bootstrap_key: self.bootstrap_key.or(weaker.bootstrap_key),
+            public_url: self.public_url.or(weaker.public_url),
+            base_domain: self.base_domain.or(weaker.base_domain),
+            default_image: self.default_image.or(weaker.default_image),
+            on_shutdown: self.on_shutdown.or(weaker.on_shutdown),
+            accelerator: self.accelerator.or(weaker.accelerator),
+            memory_dir: self.memory_dir.or(weaker.memory_dir),
+            uid_base: self.uid_base.or(weaker.uid_base),
+            uid_count: self.uid_count.or(weaker.uid_count),
+            boot_timeout_seconds: self.boot_timeout_seconds.or(weaker.boot_timeout_seconds),
+            stop_grace_seconds: self.stop_grace_seconds.or(weaker.stop_grace_seconds),
+            image_aliases: if self.image_aliases.is_empty() {
+                weaker.image_aliases
+            } else {
+                self.image_aliases
+            },
+            plan: self.plan.or(weaker.plan),
+        }
+    }
+
+    /// Answers what is still open with the defaults and checks the rest.
+    ///
+    /// # Errors
+    /// A value that cannot work; the message names the setting and what is allowed.
+    pub fn resolve(self) -> Result<Config> {
+        let data_dir = absolute(self.data_dir.unwrap_or_else(|| PathBuf::from("var")))?;
+        let image_dir = match self.image_dir {
+            Some(dir) => absolute(dir)?,
+            None => data_dir.join("images"),
+        };
+        if let Some(KeyText(key)) = &self.bootstrap_key {
+            check_key(key)?;
+        }
+        let uid_base = self.uid_base.unwrap_or(200_000);
+        let uid_count = self.uid_count.unwrap_or(10_000);
+        if uid_base < 1000 || uid_count == 0 || uid_base.checked_add(uid_count).is_none() {
+            bail!("uid_base must be at least 1000, uid_count at least 1, and their sum below 2^32");
+        }
+        Ok(Config {
+            data_dir,
+            image_dir,
+            listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7070))),
+            bootstrap_key: self.bootstrap_key.map(|key| key.0),
+            public_url: self.public_url.map(|url| url.trim_end_matches('/').to_owned()),
+            base_domain: self.base_domain.unwrap_or_else(|| "localhost".to_owned()),
+            default_image: self.default_image.unwrap_or_else(|| "base".to_owned()),
+            on_shutdown: self.on_shutdown.unwrap_or_default(),
+            accelerator: self.accelerator.unwrap_or_default(),
+            memory_dir: self.memory_dir.map(absolute).transpose()?,
+            uid_base,
+            uid_count,
+            boot_timeout: self.boot_timeout_seconds.map(Duration::from_secs),
+            stop_grace: Duration::from_secs(self.stop_grace_seconds.unwrap_or(10)),
+            image_aliases: self.image_aliases,
+            plan: self.plan,
+        })
+    }
+}
+
+/// An odd key would be mangled by a client's shell or header.
+fn check_key(key: &Secret) -> Result<()> {
+    let text = key.expose();
+    if !(1..=256).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        bail!("bootstrap_key must be 1 to 256 printable ASCII characters without spaces");
+    }
+    if text.len() < 16 {
+        tracing::warn!("the bootstrap key is shorter than 16 characters: it could be guessed");
+    }
+    Ok(())
+}
+
+/// A key on its way in: read from text, never printed.
+#[derive(Clone, Debug)]
+pub struct KeyText(Secret);
+
+impl std::str::FromStr for KeyText {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(Secret::new(text)))
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyText {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(Secret::new(text)))
+    }
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| format!("resolving {}", path.display()))
+}
+
+/// The limits used when the configuration names none: one workspace may be as large as the host; all
+/// together may own far more than the host has, and run what its memory holds.
+#[must_use]
+pub fn default_plan(host_cpus: u64, host_memory_mib: u64, host_disk_mib: u64) -> Plan {
+    let capped = |value: u64, cap: u32| u32::try_from(value).unwrap_or(cap).min(cap);
+    Plan {
+        name: "self-hosted".to_owned(),
+        label: "Self-hosted".to_owned(),
+        // A guest may have more virtual CPUs than the host has: they share.
+        vcpu_count: Range { min: 1, max: 32, default: 1 },
+        memory_mib: Range { min: 128, max: capped(host_memory_mib, 65_536).max(128), default: 512 },
+        disk_mib: Range { min: 64, max: capped(host_disk_mib, 204_800).max(64), default: 1024 },
+        max_workspaces: 10_000,
+        owned_pool: Pool {
+            vcpu_count: host_cpus.saturating_mul(1000),
+            memory_mib: host_memory_mib.saturating_mul(1000),
+            disk_mib: host_disk_mib.saturating_mul(1000),
+        },
+        running_pool: Pool {
+            vcpu_count: host_cpus.saturating_mul(64).max(32),
+            memory_mib: host_memory_mib,
+            disk_mib: host_disk_mib.saturating_mul(1000),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_is_stronger_than_the_file_and_the_file_than_the_default() {
+        let flags = Settings { default_image: Some("node-20".into()), ..Settings::default() };
+        let file: Settings =
+            toml::from_str("default_image = 'base'\nbase_domain = 'example.test'").unwrap();
+        let config = flags.or(file).resolve().unwrap();
+        assert_eq!(config.default_image, "node-20");
+        assert_eq!(config.base_domain, "example.test");
+        assert_eq!(config.listen.to_string(), "127.0.0.1:7070");
+    }
+
+    #[test]
+    fn a_name_the_file_misspells_is_refused() {
+        let error = toml::from_str::<Settings>("date_dir = 'x'").unwrap_err();
+        assert!(error.to_string().contains("date_dir"), "{error}");
+    }
+
+    #[test]
+    fn a_bootstrap_key_with_a_space_is_refused_without_printing_it() {
+        let key = "hunter2 hunter2".parse::<KeyText>().unwrap();
+        let settings = Settings { bootstrap_key: Some(key), ..Settings::default() };
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        let error = settings.resolve().unwrap_err().to_string();
+        assert!(error.contains("without spaces"), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn the_default_plan_fits_its_host() {
+        let plan = default_plan(2, 24_000, 80_000);
+        assert_eq!(plan.memory_mib.max, 24_000);
+        assert_eq!(plan.disk_mib.max, 80_000);
+        assert_eq!(plan.running_pool.memory_mib, 24_000);
+    }
+}

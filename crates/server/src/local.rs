@@ -1,0 +1,258 @@
+//! Commands that need this machine and no server: building images, and looking at the host.
+
+use std::{
+    io::{IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use skerry_cli::{ImageBuildArgs, LocalCommands};
+use skerry_control::internal_api::{DoctorCheck, DoctorLevel, NodeApi, NodeDoctor};
+use skerry_model::ImageRef;
+use skerry_node::{
+    Node,
+    images::{
+        BootRecipe, BuildContext, ImageStore, KernelSource, Progress, Rebuild, build_boot,
+        build_image,
+    },
+};
+
+use crate::{ambient, assemble, config::Settings, hypervisor};
+
+/// The file name of the guest agent.
+const AGENT: &str = "skerry-agent";
+
+/// The commands of this machine.
+pub struct ThisMachine;
+
+#[async_trait]
+impl LocalCommands for ThisMachine {
+    async fn build_images(&self, arguments: &ImageBuildArgs, json: bool) -> ExitCode {
+        let recipes = arguments.recipes.clone();
+        let image_dir = arguments.image_dir.clone();
+        let names = arguments.names.clone();
+        // The builders run the distribution's programs for minutes.
+        let built = tokio::task::spawn_blocking(move || build(recipes, image_dir, names)).await;
+        let built = built.context("the build's task").and_then(|built| built);
+        report(built, json, |images| {
+            for (name, digest) in images {
+                println!("{name}\t{digest}");
+            }
+        })
+    }
+
+    async fn doctor(&self, json: bool) -> ExitCode {
+        let doctor = look_at_host().await;
+        let usable = match &doctor {
+            Ok(doctor) => doctor.checks.iter().all(|check| check.level != DoctorLevel::Missing),
+            Err(_) => false,
+        };
+        let code = report(doctor, json, print_doctor);
+        if usable { code } else { ExitCode::FAILURE }
+    }
+}
+
+/// Builds the boot files and the named images (all recipes when none is named). Returns what they are
+/// now.
+fn build(
+    recipes: Option<PathBuf>,
+    image_dir: Option<PathBuf>,
+    names: Vec<String>,
+) -> Result<Vec<(String, String)>> {
+    let recipes_dir = recipes.unwrap_or_else(|| PathBuf::from("images"));
+    let image_dir = image_dir.unwrap_or_else(|| PathBuf::from("var/images"));
+    let store = ImageStore::open(&image_dir)
+        .with_context(|| format!("opening the images in {}", image_dir.display()))?;
+    let cache_dir = image_dir.parent().unwrap_or(&image_dir).join("cache");
+    let now = (ambient::environment().now)();
+    let mut progress = Lines::new();
+    let mut show = |news: Progress<'_>| progress.show(news);
+    let boot = BootRecipe {
+        kernel: KernelSource::DebianCloud,
+        agent: find_agent()?,
+        cache_dir: cache_dir.clone(),
+    };
+    let mut built = Vec::new();
+    let files = build_boot(&boot, &store, now, &mut show).context("building the boot files")?;
+    built.push(("boot".to_owned(), files.manifest.kernel.digest.to_string()));
+    let names = if names.is_empty() { all_recipes(&recipes_dir)? } else { names };
+    let context = BuildContext { recipes_dir, cache_dir, now, rebuild: Rebuild::WhenRecipeChanged };
+    for name in names {
+        let image = build_image(&ImageRef(name.clone()), &context, &store, &mut show)
+            .with_context(|| format!("building the image {name}"))?;
+        built.push((name, image.digest().to_string()));
+    }
+    Ok(built)
+}
+
+/// The agent beside our own binary, or where a build in the source tree puts it.
+fn find_agent() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("finding our own binary")?;
+    let beside = own.with_file_name(AGENT);
+    let built = own
+        .parent()
+        .and_then(Path::parent)
+        .map(|target| target.join("x86_64-unknown-linux-gnu/release").join(AGENT));
+    // The build in the source tree is static; what lies beside a debug binary may not be.
+    let candidates = built.into_iter().chain([beside]);
+    let places: Vec<PathBuf> = candidates.collect();
+    match places.iter().find(|path| path.is_file()) {
+        Some(agent) => Ok(agent.clone()),
+        None => bail!("the guest agent is in none of {places:?}: run `make setup`"),
+    }
+}
+
+/// Every directory with a recipe, sorted.
+fn all_recipes(recipes_dir: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(recipes_dir)
+        .with_context(|| format!("reading the recipes in {}", recipes_dir.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("reading {}", recipes_dir.display()))?;
+        if entry.path().join("recipe.toml").is_file() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Progress on stderr: one line a step.
+struct Lines {
+    terminal: bool,
+}
+
+impl Lines {
+    fn new() -> Self {
+        Self { terminal: std::io::stderr().is_terminal() }
+    }
+
+    fn show(&mut self, news: Progress<'_>) {
+        let mut stderr = std::io::stderr().lock();
+        // Progress that cannot be shown is no reason to end a build.
+        let _ = match news {
+            Progress::WaitingForLock => writeln!(stderr, "another build is under way: waiting"),
+            Progress::Started { step } if self.terminal => {
+                write!(stderr, "{step} ...").and_then(|()| stderr.flush())
+            }
+            Progress::Started { step } => writeln!(stderr, "{step} ..."),
+            Progress::Output { .. } => Ok(()),
+            Progress::Finished { took, .. } if self.terminal => {
+                writeln!(stderr, " {:.1} s", took.as_secs_f64())
+            }
+            Progress::Finished { step, took } => {
+                writeln!(stderr, "{step}: {:.1} s", took.as_secs_f64())
+            }
+            Progress::UpToDate { what } => writeln!(stderr, "{what}: up to date"),
+        };
+    }
+}
+
+/// Programs that running or building needs: the program, what for, and Debian's package.
+const PROGRAMS: [(&str, &str, DoctorLevel, &str); 5] = [
+    ("qemu-system-x86_64", "runs the VMs", DoctorLevel::Missing, "qemu-system-x86"),
+    ("qemu-img", "makes their disks", DoctorLevel::Missing, "qemu-utils"),
+    ("mmdebstrap", "builds images", DoctorLevel::Degraded, "mmdebstrap"),
+    ("mkfs.ext4", "builds images", DoctorLevel::Degraded, "e2fsprogs"),
+    ("npm", "builds the image node-20", DoctorLevel::Degraded, "npm"),
+];
+
+/// The programs, then what the node says when it is opened on a directory of its own: the server's
+/// stays untouched, also when a server has it.
+async fn look_at_host() -> Result<NodeDoctor> {
+    let mut checks: Vec<DoctorCheck> = PROGRAMS.iter().map(check_program).collect();
+    let scratch = tempfile::Builder::new().prefix("skerry-doctor-").tempdir()?;
+    let mut config = Settings::from_environment()?.resolve()?;
+    config.data_dir = scratch.path().to_owned();
+    let vmm = match hypervisor::open(&config).await {
+        Ok(vmm) => vmm,
+        Err(error) => {
+            checks.push(DoctorCheck {
+                name: "hypervisor".to_owned(),
+                level: DoctorLevel::Missing,
+                found: format!("{error:#}"),
+                remedy: None,
+            });
+            return Ok(NodeDoctor { accelerator: "none".to_owned(), checks });
+        }
+    };
+    let environment = ambient::environment();
+    let node =
+        Node::open(assemble::node_config(&config)?, vmm, assemble::node_environment(&environment))
+            .await
+            .context("looking at the host")?;
+    let NodeDoctor { accelerator, checks: found } = node.doctor().await;
+    node.shutdown().await;
+    checks.extend(found);
+    Ok(NodeDoctor { accelerator, checks })
+}
+
+fn check_program(
+    (program, purpose, without, package): &(&str, &str, DoctorLevel, &str),
+) -> DoctorCheck {
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    // Services and ordinary users often have a path without the administrator's directories.
+    let directories =
+        std::env::split_paths(&search).chain(["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from));
+    let found = directories.map(|directory| directory.join(program)).find(|path| path.is_file());
+    match found {
+        Some(path) => DoctorCheck {
+            name: (*program).to_owned(),
+            level: DoctorLevel::Ok,
+            found: path.display().to_string(),
+            remedy: None,
+        },
+        None => DoctorCheck {
+            name: (*program).to_owned(),
+            level: *without,
+            found: format!("not found; it {purpose}"),
+            remedy: Some(format!("apt-get install {package}")),
+        },
+    }
+}
+
+fn print_doctor(doctor: NodeDoctor) {
+    println!("accelerator: {}", doctor.accelerator);
+    for check in doctor.checks {
+        let word = match check.level {
+            DoctorLevel::Ok => "ok      ",
+            DoctorLevel::Degraded => "degraded",
+            DoctorLevel::Missing => "MISSING ",
+        };
+        println!("{word} {}: {}", check.name, check.found);
+        if let Some(remedy) = check.remedy {
+            println!("         -> {remedy}");
+        }
+    }
+}
+
+/// Prints a result and turns it into an exit code.
+fn report<T: serde::Serialize>(result: Result<T>, json: bool, print: impl FnOnce(T)) -> ExitCode {
+    match result {
+        Ok(value) if json => match serde_json::to_string(&value) {
+            Ok(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("skerry: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        Ok(value) => {
+            print(value);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            if json {
+                let body = serde_json::json!({"error": {"code": "failed", "message": format!("{error:#}")}});
+                eprintln!("{body}");
+            } else {
+                eprintln!("skerry: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -234,7 +234,8 @@ impl Inner {
         }
         let inner = Arc::clone(self);
         self.tasks.spawn(async move {
-            if let Err(error) = inner.store.touch_key(key, now).await {
+            let touch = inner.store.touch_key(key, now);
+            if let Some(Err(error)) = inner.ending.run_until_cancelled(touch).await {
                 tracing::warn!(key.id = %key, %error, "the use of a key could not be recorded");
             }
             inner.workers.end_touch(key);
@@ -242,12 +243,17 @@ impl Inner {
     }
 
     /// Runs a change of the tenant's to its end even if the caller goes away: a client that hangs
-    /// up must not leave a wish recorded that nobody works on.
+    /// up must not leave a wish recorded that nobody works on. Only the end of control ends it: a
+    /// change that was recorded by then is worked on after the next start.
     pub(crate) async fn to_the_end<T: Send + 'static>(
         self: &Arc<Self>,
         change: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        self.tasks.spawn(change).await.map_err(Error::internal)?
+        let ending = self.ending.clone();
+        let outcome = self.tasks.spawn(async move { ending.run_until_cancelled(change).await });
+        outcome.await.map_err(Error::internal)?.unwrap_or_else(|| {
+            Err(ErrorKind::Unavailable("the server is shutting down".to_owned()).into())
+        })
     }
 
     /// Writes a record that was read before and changed since, and tells who waits for it.

@@ -1,0 +1,296 @@
+//! A store and a node that die together at the n-th thing control has them do.
+
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use skerry_control::{
+    ApiKey, Error, ListWorkspaces, Page, Project,
+    internal_api::{
+        ByteStream, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError,
+        NodeEvent, StopMode, VmReport, VmSpec,
+    },
+    sim_node::SimNode,
+    store::{
+        Account, Admission, KeyOwner, KeyRemoval, SecretHash, StateStore, Store, StoredKey, Write,
+    },
+};
+use skerry_model::{
+    AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, Timestamp, Usage, Workspace, WorkspaceId,
+};
+use tokio::sync::{Notify, broadcast};
+
+/// When, within the operation, everything ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// The operation is not begun.
+    Before,
+    /// The operation is begun and its caller goes away.
+    During,
+    /// The operation is done and nobody hears of it.
+    After,
+}
+
+/// Counts operations and ends everything at one of them: from then on nothing is answered.
+pub struct Fuse {
+    left: AtomicU32,
+    when: When,
+    blown: AtomicBool,
+    bell: Notify,
+}
+
+impl Fuse {
+    pub fn at(operation: u32, when: When) -> Arc<Self> {
+        let left = AtomicU32::new(operation);
+        Arc::new(Self { left, when, blown: AtomicBool::new(false), bell: Notify::new() })
+    }
+
+    /// Returns once everything has ended.
+    pub async fn blown(&self) {
+        while !self.blown.load(Ordering::SeqCst) {
+            self.bell.notified().await;
+        }
+    }
+
+    pub fn is_blown(&self) -> bool {
+        self.blown.load(Ordering::SeqCst)
+    }
+
+    /// An operation that changes something: may be the last.
+    async fn counted<T>(&self, operation: impl Future<Output = T>) -> T {
+        self.alive().await;
+        if self.left.fetch_sub(1, Ordering::SeqCst) != 0 {
+            return self.answered(operation.await).await;
+        }
+        match self.when {
+            When::Before => self.end().await,
+            When::During => {
+                let mut operation = pin!(operation);
+                let _begun = futures::poll!(operation.as_mut());
+                self.end().await
+            }
+            When::After => {
+                operation.await;
+                self.end().await
+            }
+        }
+    }
+
+    /// An operation that only looks.
+    async fn uncounted<T>(&self, operation: impl Future<Output = T>) -> T {
+        self.alive().await;
+        self.answered(operation.await).await
+    }
+
+    async fn alive(&self) {
+        if self.is_blown() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn answered<T>(&self, answer: T) -> T {
+        self.alive().await;
+        answer
+    }
+
+    async fn end<T>(&self) -> T {
+        self.blown.store(true, Ordering::SeqCst);
+        self.bell.notify_one();
+        std::future::pending().await
+    }
+}
+
+pub struct FusedStore(pub Store, pub Arc<Fuse>);
+
+#[async_trait]
+impl StateStore for FusedStore {
+    async fn ensure_account(
+        &self,
+        account: &Account,
+        project: &Project,
+    ) -> Result<(Account, bool), Error> {
+        self.1.uncounted(self.0.ensure_account(account, project)).await
+    }
+
+    async fn ensure_bootstrap_key(&self, key: &StoredKey) -> Result<(), Error> {
+        self.1.uncounted(self.0.ensure_bootstrap_key(key)).await
+    }
+
+    async fn key_owner(&self, hash: &SecretHash) -> Result<Option<KeyOwner>, Error> {
+        self.1.uncounted(self.0.key_owner(hash)).await
+    }
+
+    async fn insert_key(&self, key: &StoredKey) -> Result<(), Error> {
+        self.1.uncounted(self.0.insert_key(key)).await
+    }
+
+    async fn list_keys(&self, account: AccountId) -> Result<Vec<ApiKey>, Error> {
+        self.1.uncounted(self.0.list_keys(account)).await
+    }
+
+    async fn remove_key(&self, account: AccountId, id: ApiKeyId) -> Result<KeyRemoval, Error> {
+        self.1.uncounted(self.0.remove_key(account, id)).await
+    }
+
+    async fn touch_key(&self, id: ApiKeyId, at: Timestamp) -> Result<(), Error> {
+        self.1.uncounted(self.0.touch_key(id, at)).await
+    }
+
+    async fn insert_project(
+        &self,
+        account: AccountId,
+        project: &Project,
+    ) -> Result<Write<Project>, Error> {
+        self.1.uncounted(self.0.insert_project(account, project)).await
+    }
+
+    async fn list_projects(&self, account: AccountId) -> Result<Vec<Project>, Error> {
+        self.1.uncounted(self.0.list_projects(account)).await
+    }
+
+    async fn project(&self, account: AccountId, id: ProjectId) -> Result<Option<Project>, Error> {
+        self.1.uncounted(self.0.project(account, id)).await
+    }
+
+    async fn insert_workspace(
+        &self,
+        workspace: &Workspace,
+        admission: Admission<'_>,
+    ) -> Result<Write<Workspace>, Error> {
+        self.1.counted(self.0.insert_workspace(workspace, admission)).await
+    }
+
+    async fn update_workspace(
+        &self,
+        workspace: &Workspace,
+        admission: Option<Admission<'_>>,
+    ) -> Result<Write<Workspace>, Error> {
+        self.1.counted(self.0.update_workspace(workspace, admission)).await
+    }
+
+    async fn remove_workspace(&self, id: WorkspaceId, revision: u64) -> Result<Write<()>, Error> {
+        self.1.counted(self.0.remove_workspace(id, revision)).await
+    }
+
+    async fn workspace(&self, id: WorkspaceId) -> Result<Option<Workspace>, Error> {
+        self.1.uncounted(self.0.workspace(id)).await
+    }
+
+    async fn workspace_by_slug(
+        &self,
+        account: AccountId,
+        slug: &str,
+    ) -> Result<Option<Workspace>, Error> {
+        self.1.uncounted(self.0.workspace_by_slug(account, slug)).await
+    }
+
+    async fn workspaces_by_name(
+        &self,
+        account: AccountId,
+        name: &str,
+        limit: u32,
+    ) -> Result<Vec<Workspace>, Error> {
+        self.1.uncounted(self.0.workspaces_by_name(account, name, limit)).await
+    }
+
+    async fn list_workspaces(
+        &self,
+        account: AccountId,
+        filter: &ListWorkspaces,
+    ) -> Result<Page<Workspace>, Error> {
+        self.1.uncounted(self.0.list_workspaces(account, filter)).await
+    }
+
+    async fn workspaces_after(
+        &self,
+        after: Option<WorkspaceId>,
+        limit: u32,
+    ) -> Result<Vec<Workspace>, Error> {
+        self.1.uncounted(self.0.workspaces_after(after, limit)).await
+    }
+
+    async fn usage(&self, account: AccountId) -> Result<Usage, Error> {
+        self.1.uncounted(self.0.usage(account)).await
+    }
+
+    async fn next_expiry(&self) -> Result<Option<Timestamp>, Error> {
+        self.1.uncounted(self.0.next_expiry()).await
+    }
+
+    async fn expired_workspaces(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<WorkspaceId>, Error> {
+        self.1.uncounted(self.0.expired_workspaces(now, limit)).await
+    }
+}
+
+pub struct FusedNode(pub Arc<SimNode>, pub Arc<Fuse>);
+
+#[async_trait]
+impl NodeApi for FusedNode {
+    fn id(&self) -> NodeId {
+        self.0.id()
+    }
+
+    async fn ensure_running(&self, spec: VmSpec) -> Result<VmReport, NodeError> {
+        self.1.counted(self.0.ensure_running(spec)).await
+    }
+
+    async fn ensure_stopped(
+        &self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+        mode: StopMode,
+    ) -> Result<(), NodeError> {
+        self.1.counted(self.0.ensure_stopped(id, incarnation, mode)).await
+    }
+
+    async fn ensure_deleted(&self, id: WorkspaceId) -> Result<(), NodeError> {
+        self.1.counted(self.0.ensure_deleted(id)).await
+    }
+
+    async fn inspect(&self, id: WorkspaceId) -> Option<VmReport> {
+        self.1.uncounted(self.0.inspect(id)).await
+    }
+
+    async fn list(&self) -> Vec<VmReport> {
+        self.1.uncounted(self.0.list()).await
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<NodeEvent> {
+        self.0.subscribe()
+    }
+
+    async fn guest(&self, id: WorkspaceId) -> Result<Arc<dyn GuestApi>, NodeError> {
+        self.0.guest(id).await
+    }
+
+    async fn log(
+        &self,
+        id: WorkspaceId,
+        source: LogSource,
+        tail_bytes: u64,
+    ) -> Result<ByteStream, NodeError> {
+        self.0.log(id, source, tail_bytes).await
+    }
+
+    async fn images(&self) -> Vec<ImageInfo> {
+        self.0.images().await
+    }
+
+    async fn capacity(&self) -> NodeCapacity {
+        self.0.capacity().await
+    }
+
+    async fn doctor(&self) -> NodeDoctor {
+        self.0.doctor().await
+    }
+}

@@ -60,9 +60,8 @@ fn check(request: &Configure) -> Result<(), AgentError> {
 pub(crate) fn check_env<'a>(
     mut env: impl Iterator<Item = (&'a String, &'a String)>,
 ) -> Result<(), AgentError> {
-    let bad = env.find(|(key, value)| {
-        key.is_empty() || key.contains(['=', '\0']) || value.contains('\0')
-    });
+    let bad = env
+        .find(|(key, value)| key.is_empty() || key.contains(['=', '\0']) || value.contains('\0'));
     match bad {
         Some((key, _)) => Err(AgentError::invalid(format!("env: {key:?} is not possible"))),
         None => Ok(()),

@@ -58,14 +58,16 @@ fn parse(line: &str) -> Option<Listener> {
         return None;
     }
     let inode = fields.nth(5)?.parse().ok()?;
-    Some(Listener { address: parse_address(address)?, port: u16::from_str_radix(port, 16).ok()?, inode })
+    Some(Listener {
+        address: parse_address(address)?,
+        port: u16::from_str_radix(port, 16).ok()?,
+        inode,
+    })
 }
 
 /// Groups of 32 bits, each in the machine's byte order (little-endian).
 fn parse_address(hex: &str) -> Option<IpAddr> {
-    let word = |at: usize| {
-        u32::from_str_radix(hex.get(at..at + 8)?, 16).ok().map(u32::to_le_bytes)
-    };
+    let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok().map(u32::to_le_bytes);
     match hex.len() {
         8 => Some(IpAddr::V4(Ipv4Addr::from(word(0)?))),
         32 => {

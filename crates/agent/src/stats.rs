@@ -109,6 +109,9 @@ mod tests {
 
     #[test]
     fn nonsense_reads_as_zero() {
-        assert_eq!((uptime_ms("x"), memory_bytes("", "MemTotal:"), cpu("", 100).used_ms), (0, 0, 0));
+        assert_eq!(
+            (uptime_ms("x"), memory_bytes("", "MemTotal:"), cpu("", 100).used_ms),
+            (0, 0, 0)
+        );
     }
 }

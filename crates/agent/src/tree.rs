@@ -122,8 +122,11 @@ fn inside(path: &Path) -> Result<PathBuf, AgentError> {
 }
 
 fn refuse_kind(kind: EntryType, path: &Path) -> Result<(), AgentError> {
-    let taken =
-        kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link() || kind.is_gnu_sparse();
+    let taken = kind.is_file()
+        || kind.is_dir()
+        || kind.is_symlink()
+        || kind.is_hard_link()
+        || kind.is_gnu_sparse();
     if taken {
         return Ok(());
     }
@@ -201,10 +204,7 @@ fn refused(path: &Path, error: &io::Error) -> AgentError {
     }
 }
 
-pub(crate) async fn download(
-    guest: &Guest,
-    request: message::Path,
-) -> Result<Answer, AgentError> {
+pub(crate) async fn download(guest: &Guest, request: message::Path) -> Result<Answer, AgentError> {
     let path = checked(&request.path)?;
     let permit = guest.tree_transfer()?;
     let root = path.clone();
@@ -241,7 +241,11 @@ fn pack(root: &Path, to: PieceWriter) -> io::Result<()> {
             }
             // The root of the file system has no name of its own.
             if !name.as_os_str().is_empty() {
-                builder.append_data(&mut header(&metadata, EntryType::Directory), &name, io::empty())?;
+                builder.append_data(
+                    &mut header(&metadata, EntryType::Directory),
+                    &name,
+                    io::empty(),
+                )?;
             }
             let mut below = fs::read_dir(&path)?
                 .map(|entry| entry.map(|entry| entry.file_name()))

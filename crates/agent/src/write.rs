@@ -40,9 +40,7 @@ pub(crate) async fn write(
     let path = checked(&request.path)?;
     let (how, mode) = (request.how, request.mode & 0o7777);
     let shared = Arc::clone(guest);
-    let draft = guest
-        .blocking(move || begin(&path, how, shared.account(&request.user)?))
-        .await?;
+    let draft = guest.blocking(move || begin(&path, how, shared.account(&request.user)?)).await?;
     let Draft { file, target, account, temporary, is_new } = draft;
 
     let mut file = tokio::fs::File::from_std(file);

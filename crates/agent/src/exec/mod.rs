@@ -62,7 +62,9 @@ pub(crate) async fn start(guest: &Arc<Guest>, request: Exec) -> Result<Command, 
 
 fn check(request: &Exec) -> Result<(), AgentError> {
     if request.argv.is_empty() || request.argv.len() > ARGV_MAX || request.argv[0].is_empty() {
-        return Err(AgentError::invalid(format!("argv: 1 to {ARGV_MAX} words, the first not empty")));
+        return Err(AgentError::invalid(format!(
+            "argv: 1 to {ARGV_MAX} words, the first not empty"
+        )));
     }
     if request.argv.iter().any(|word| word.contains('\0')) {
         return Err(AgentError::invalid("argv: no NUL is possible"));
@@ -205,18 +207,14 @@ async fn feed(
     }
 }
 
-async fn act_on(
-    frame: Input,
-    stdin: &mut streams::InputEnd,
-    children: &Children,
-    leader: Pid,
-) {
+async fn act_on(frame: Input, stdin: &mut streams::InputEnd, children: &Children, leader: Pid) {
     match frame {
         Input::Stdin(bytes) => stdin.write(bytes).await,
         Input::CloseStdin => stdin.close().await,
         Input::Resize { columns, rows } => stdin.resize(columns, rows),
         Input::Signal(number) => {
-            let signal = i32::try_from(number).ok().and_then(|number| Signal::try_from(number).ok());
+            let signal =
+                i32::try_from(number).ok().and_then(|number| Signal::try_from(number).ok());
             if let Some(signal) = signal
                 && !stdin.signal_foreground(signal)
             {

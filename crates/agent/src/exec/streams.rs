@@ -99,7 +99,9 @@ fn open_terminal(master: OwnedFd) -> io::Result<Terminal> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let flags = OFlag::from_bits_retain(fcntl(&master, FcntlArg::F_GETFL)?);
     fcntl(&master, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    Ok(Arc::new(AsyncFd::new(std::fs::File::from(master))?))
+    // SAFETY: a `File` gives the same open descriptor for as long as it lives.
+    let terminal = unsafe { AsyncFd::register(std::fs::File::from(master)) }?;
+    Ok(Arc::new(terminal))
 }
 
 impl InputEnd {

@@ -73,9 +73,9 @@ impl Uevents {
         let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
         let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout);
         let mut buffer = [0; 4096];
-        while recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).is_ok_and(|length| length > 0)
-        {
-        }
+        while recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())
+            .is_ok_and(|length| length > 0)
+        {}
     }
 }
 

@@ -77,10 +77,8 @@ pub(crate) fn set_hostname(hostname: &str) -> Result<(), AgentError> {
 
 /// `hosts` with our own name at 127.0.1.1 (Debian's place for it) and with localhost.
 fn hosts_with(hosts: &str, hostname: &str) -> String {
-    let mut lines: Vec<&str> = hosts
-        .lines()
-        .filter(|line| line.split_whitespace().next() != Some("127.0.1.1"))
-        .collect();
+    let mut lines: Vec<&str> =
+        hosts.lines().filter(|line| line.split_whitespace().next() != Some("127.0.1.1")).collect();
     let names_localhost = |line: &&str| {
         let line = line.split('#').next().unwrap_or_default();
         let mut words = line.split_whitespace();

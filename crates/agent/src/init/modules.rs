@@ -18,12 +18,13 @@ pub(super) fn load_all() {
     let order = fs::read_to_string(layout::MODULE_ORDER).unwrap_or_default();
     for name in order.lines().map(str::trim).filter(|name| !name.is_empty()) {
         let path = Path::new(layout::MODULES).join(name);
-        let loaded = File::open(&path).map_err(|error| error.to_string()).and_then(|file| {
-            match finit_module(&file, c"", ModuleInitFlags::empty()) {
-                Ok(()) | Err(Errno::EEXIST) => Ok(()),
-                Err(errno) => Err(errno.to_string()),
-            }
-        });
+        let loaded =
+            File::open(&path).map_err(|error| error.to_string()).and_then(
+                |file| match finit_module(&file, c"", ModuleInitFlags::empty()) {
+                    Ok(()) | Err(Errno::EEXIST) => Ok(()),
+                    Err(errno) => Err(errno.to_string()),
+                },
+            );
         if let Err(error) = loaded {
             log(&format!("module {name}: {error}"));
         }

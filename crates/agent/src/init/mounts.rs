@@ -49,8 +49,7 @@ pub(super) fn enter_root(device: &str) -> Result<(), AgentError> {
 fn carry_over(view: &str) {
     let to = format!("{}{view}", layout::NEW_ROOT);
     make_dir(&to);
-    if let Err(errno) =
-        mount(Some(view), to.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+    if let Err(errno) = mount(Some(view), to.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
     {
         log(&format!("move {view}: {errno}"));
     }
@@ -67,7 +66,12 @@ fn move_root() -> io::Result<()> {
 pub(super) fn mount_the_rest() {
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let mounts = [
-        ("devpts", "/dev/pts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5"),
+        (
+            "devpts",
+            "/dev/pts",
+            MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+            "mode=0620,ptmxmode=0666,gid=5",
+        ),
         ("tmpfs", "/dev/shm", quiet, "mode=1777"),
         ("tmpfs", "/run", quiet, "mode=0755"),
         ("cgroup2", layout::CGROUPS, quiet | MsFlags::MS_NOEXEC, ""),

@@ -105,7 +105,10 @@ impl Watch {
     fn new(file: &File, changes: EpollFlags) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(file, EpollEvent::new(changes | EpollFlags::EPOLLET, 0))?;
-        Ok(Self(AsyncFd::with_interest(EpollFd(epoll), Interest::READABLE)?))
+        // SAFETY: an `Epoll` gives the same open descriptor for as long as it lives.
+        let watched =
+            unsafe { AsyncFd::register_with_interest(EpollFd(epoll), Interest::READABLE) }?;
+        Ok(Self(watched))
     }
 
     /// Completes when the port has changed since the last time.

@@ -43,9 +43,8 @@ pub(super) fn off() -> ! {
     // Neither returns when it works. A machine that cannot switch itself off restarts, which its
     // hypervisor is told to take for the end as well.
     for mode in [RebootMode::RB_POWER_OFF, RebootMode::RB_AUTOBOOT] {
-        if let Err(errno) = reboot(mode) {
-            log(&format!("{mode:?}: {errno}"));
-        }
+        let Err(errno) = reboot(mode);
+        log(&format!("{mode:?}: {errno}"));
     }
     // The end of PID 1 is the end of the machine in any case.
     std::process::exit(1)

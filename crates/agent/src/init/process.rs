@@ -17,7 +17,10 @@ pub(super) fn protect() {
         report(group, fs::create_dir_all(group));
     }
     report("agent cgroup", fs::write(format!("{}/cgroup.procs", layout::AGENT_CGROUP), "0"));
-    report("open files", setrlimit(Resource::RLIMIT_NOFILE, FILES_SOFT, FILES_HARD).map_err(Into::into));
+    report(
+        "open files",
+        setrlimit(Resource::RLIMIT_NOFILE, FILES_SOFT, FILES_HARD).map_err(Into::into),
+    );
 }
 
 fn report(what: &str, outcome: std::io::Result<()>) {

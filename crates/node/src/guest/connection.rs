@@ -1,0 +1,175 @@
+//! The task that keeps a link connected.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use skerry_agent_protocol::{
+    GENERATION_MAX, call as path,
+    handshake::connect,
+    limits::{CONNECTION_WINDOW, HEADER_LIST_MAX, HTTP2_FRAME_MAX, STREAM_WINDOW},
+    message::{Configure, Configured},
+    record::Nonce,
+};
+use skerry_internal_api::NodeError;
+use skerry_model::Timestamp;
+use tokio::time::{sleep, timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Dial, GuestHello, Shared,
+    call::{self, RequestBody},
+};
+
+/// Where requests of one connection are put in.
+pub(super) type Requests = SendRequest<RequestBody>;
+
+/// One try to meet the agent. Dialling again wakes an agent that waits in a dead connection.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Dialling is local.
+const DIAL_WITHIN: Duration = Duration::from_secs(5);
+const CONFIGURE_WITHIN: Duration = Duration::from_secs(30);
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MOST: Duration = Duration::from_secs(1);
+/// While something is under way, a silent guest is asked for a sign of life this often,
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// and given up after this long. Generous: a guest under emulation shares a CPU with many.
+const PING_WITHIN: Duration = Duration::from_secs(30);
+/// Bytes of a request that wait for one slow guest.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// Connects again and again until the link is closed.
+pub(super) async fn keep_connected(shared: Arc<Shared>, dial: Arc<dyn Dial>, hello: GuestHello) {
+    let mut backoff = BACKOFF_FIRST;
+    loop {
+        let (was_ready, ended) = tokio::select! {
+            ended = one_connection(&shared, &*dial, &hello) => ended,
+            () = shared.closed.cancelled() => break,
+        };
+        if was_ready {
+            backoff = BACKOFF_FIRST;
+            tracing::debug!(reason = ended, "the guest's connection ended");
+        } else {
+            tracing::debug!(reason = ended, "the guest is not connected yet");
+        }
+        tokio::select! {
+            () = sleep(backoff) => {}
+            () = shared.closed.cancelled() => break,
+        }
+        backoff = (backoff * 2).min(BACKOFF_MOST);
+    }
+    shared.requests.send_replace(None);
+}
+
+/// From dialling to the end of the connection. Returns whether the guest was ready meanwhile, and why
+/// it ended. Cancelling it ends the connection as well.
+async fn one_connection(shared: &Shared, dial: &dyn Dial, hello: &GuestHello) -> (bool, String) {
+    let mut channel = match timeout(DIAL_WITHIN, dial.dial()).await {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(error)) => return (false, error.to_string()),
+        Err(_) => return (false, String::from("dialling took too long")),
+    };
+    let nonce = nonce_of(&(hello.fresh)().entropy);
+    if let Err(error) = connect(&mut channel, nonce, HANDSHAKE_WITHIN).await {
+        return (false, error.to_string());
+    }
+    let executor =
+        ConnectionExecutor { tasks: shared.tasks.clone(), ended: shared.closed.child_token() };
+    let _end_tasks = executor.ended.clone().drop_guard();
+    let started = http2::Builder::new(executor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(HTTP2_FRAME_MAX)
+        .max_header_list_size(HEADER_LIST_MAX)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_WITHIN)
+        .handshake::<_, RequestBody>(TokioIo::new(channel))
+        .await;
+    let (mut requests, connection) = match started {
+        Ok(started) => started,
+        Err(error) => return (false, error.to_string()),
+    };
+    tokio::pin!(connection);
+    let configured = tokio::select! {
+        ended = &mut connection => return (false, words(ended)),
+        configured = configure(&mut requests, hello) => configured,
+    };
+    match configured {
+        Ok(configured) => tracing::info!(
+            agent.version = %call::printable(&configured.agent_version),
+            "the guest is ready"
+        ),
+        Err(error) => return (false, error.to_string()),
+    }
+    shared.requests.send_replace(Some(requests));
+    let _disconnect = Disconnect(shared);
+    let ended = connection.await;
+    (true, words(ended))
+}
+
+/// Takes the connection's sender back however its future ends.
+struct Disconnect<'a>(&'a Shared);
+
+impl Drop for Disconnect<'_> {
+    fn drop(&mut self) {
+        self.0.requests.send_replace(None);
+    }
+}
+
+fn words(ended: hyper::Result<()>) -> String {
+    ended.map_or_else(|error| error.to_string(), |()| String::from("closed"))
+}
+
+async fn configure(requests: &mut Requests, hello: &GuestHello) -> Result<Configured, NodeError> {
+    let fresh = (hello.fresh)();
+    let request = Configure {
+        hostname: hello.hostname.clone(),
+        machine_id: hello.machine_id.clone(),
+        entropy: fresh.entropy,
+        unix_time_ns: unix_time_ns(fresh.now),
+        env: hello.env.clone(),
+        incarnation: hello.incarnation,
+    };
+    let configured: Configured =
+        call::ask(requests, path::CONFIGURE, &request, CONFIGURE_WITHIN).await?;
+    if configured.incarnation != hello.incarnation || configured.generation > GENERATION_MAX {
+        return Err(NodeError::GuestUnreachable(String::from(
+            "the agent's answer to configure does not fit the question",
+        )));
+    }
+    Ok(configured)
+}
+
+/// Nanoseconds since 1970; the ends of time for what does not fit.
+pub(super) fn unix_time_ns(time: Timestamp) -> i64 {
+    i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+fn nonce_of(entropy: &[u8]) -> Nonce {
+    let mut nonce = [0; 16];
+    for (to, from) in nonce.iter_mut().zip(entropy) {
+        *to = *from;
+    }
+    nonce
+}
+
+/// Runs a connection's tasks inside the link's tracker and ends them with the connection.
+#[derive(Clone)]
+struct ConnectionExecutor {
+    tasks: TaskTracker,
+    ended: CancellationToken,
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for ConnectionExecutor {
+    fn execute(&self, future: F) {
+        let ended = self.ended.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = future => {}
+                () = ended.cancelled() => {}
+            }
+        });
+    }
+}

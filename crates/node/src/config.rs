@@ -52,7 +52,7 @@ pub struct NodeConfig {
     pub guest_memory_mib: Option<u64>,
     /// A VM is not started when less than this is free where disks live.
     pub min_disk_free_mib: u64,
-    /// The most a guest's console may write in one start.
+    /// The most a console log takes; the driver keeps its newest part.
     pub console_limit_bytes: u64,
     /// The most one of the two command log files of a workspace takes.
     pub command_log_limit_bytes: u64,
@@ -82,13 +82,16 @@ impl NodeConfig {
     }
 }
 
+/// Fills a buffer with random bytes.
+pub type FillRandom = dyn Fn(&mut [u8]) + Send + Sync;
+
 /// Clock and randomness, passed in so that tests own them.
 #[derive(Clone)]
 pub struct NodeEnvironment {
     /// The time now.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Fills a buffer with bytes from a cryptographic source.
-    pub fill_random: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+    pub fill_random: Arc<FillRandom>,
 }
 
 impl NodeEnvironment {

@@ -1,41 +1,113 @@
 //! What this host can do, and what to do about what it cannot.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use skerry_internal_api::{DoctorCheck, DoctorLevel};
+use skerry_internal_api::{DoctorCheck, DoctorLevel, NodeDoctor};
 use skerry_vmm::{Accelerator, Vmm};
 
 use crate::{
-    capacity::{disk_free_mib, host_memory_mib},
-    cgroups::Flavour,
+    NodeConfig,
+    capacity::{disk_free_mib, guest_memory_limit_mib, host_memory_mib},
+    cgroups::{Cgroups, Flavour},
+    error::blocking,
     host::Host,
+    images::ImageStore,
+    layout::default_memory_dir,
+    uids::UidPool,
 };
 
 /// Below this a few workspaces fill the disk.
 const COMFORTABLE_DISK_MIB: u64 = 10 * 1024;
 
-/// `kvm` or `tcg` (`none` for a driver without a real guest).
-pub(crate) fn accelerator(vmm: &dyn Vmm) -> &'static str {
-    match vmm.capabilities().accelerator {
-        Accelerator::Kvm => "kvm",
-        Accelerator::Tcg => "tcg",
-        Accelerator::None => "none",
-    }
+/// What the checks look at.
+struct Subject<'a> {
+    config: &'a NodeConfig,
+    /// `Err` says why there is no hypervisor.
+    vmm: Result<&'a dyn Vmm, &'a str>,
+    images: Option<&'a ImageStore>,
+    cgroups: &'a Cgroups,
+    /// `Err` says why VMs do not get uids of their own.
+    uids: Result<(), &'a str>,
+    data_dir: &'a Path,
+    memory_dir: &'a Path,
+    guest_memory_mib: u64,
 }
 
-/// Every check, in the order in which a person would look. Blocks.
-pub(crate) fn checks(host: &Host) -> Vec<DoctorCheck> {
-    vec![
-        hypervisor(host),
-        acceleration(&*host.vmm, Path::new("/dev/kvm").exists()),
-        images(host),
-        boot_files(host),
+/// Looks at this host without a running node: nothing is locked, and nothing is left behind. `Err`
+/// in `vmm` says why no hypervisor could be opened.
+pub async fn doctor(config: NodeConfig, vmm: Result<Arc<dyn Vmm>, String>) -> NodeDoctor {
+    let look = move || {
+        let images =
+            config.image_dir.is_dir().then(|| ImageStore::open(&config.image_dir).ok()).flatten();
+        let cgroups = Cgroups::open(config.cgroups, &format!("doctor-{}", std::process::id()));
+        let uids = UidPool::available(config.uids);
+        let data_dir = nearest_existing(&config.data_dir);
+        let memory_dir = config
+            .memory_dir
+            .clone()
+            .unwrap_or_else(|| default_memory_dir(&config.data_dir, ""));
+        let subject = Subject {
+            config: &config,
+            vmm: vmm.as_deref().map_err(String::as_str),
+            images: images.as_ref(),
+            cgroups: &cgroups,
+            uids: uids.as_ref().copied().map_err(String::as_str),
+            data_dir: &data_dir,
+            memory_dir: &memory_dir,
+            guest_memory_mib: guest_memory_limit_mib(&config, &nearest_existing(&memory_dir)),
+        };
+        let doctor = examine(&subject);
+        cgroups.leave();
+        Ok(doctor)
+    };
+    blocking(look).await.unwrap_or_else(|_| nothing_found())
+}
+
+/// Looks at the host of a running node. Blocks.
+pub(crate) fn examine_host(host: &Host) -> NodeDoctor {
+    examine(&Subject {
+        config: &host.config,
+        vmm: Ok(&*host.vmm),
+        images: Some(&host.images),
+        cgroups: &host.cgroups,
+        uids: host.uids.as_ref().map(|_| ()).map_err(String::as_str),
+        data_dir: &host.layout.data_dir,
+        memory_dir: &host.layout.memory_dir,
+        guest_memory_mib: host.memory.limit_mib(),
+    })
+}
+
+/// The answer when the runtime goes down under the question.
+pub(crate) fn nothing_found() -> NodeDoctor {
+    NodeDoctor { accelerator: "none".to_owned(), checks: Vec::new() }
+}
+
+/// Every check, in the order in which a person would look.
+fn examine(subject: &Subject<'_>) -> NodeDoctor {
+    let accelerator = match subject.vmm.map(|vmm| vmm.capabilities().accelerator) {
+        Ok(Accelerator::Kvm) => "kvm",
+        Ok(Accelerator::Tcg) => "tcg",
+        Ok(Accelerator::None) | Err(_) => "none",
+    };
+    let checks = vec![
+        hypervisor(subject),
+        acceleration(subject, Path::new("/dev/kvm").exists()),
+        images(subject),
+        boot_files(subject),
         qemu_img(),
-        uid_separation(host),
-        cgroups(host),
-        memory(host),
-        disk(host),
-    ]
+        uid_separation(subject),
+        cgroups(subject),
+        memory(subject),
+        disk(subject),
+    ];
+    NodeDoctor { accelerator: accelerator.to_owned(), checks }
+}
+
+fn nearest_existing(path: &Path) -> PathBuf {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned()
 }
 
 fn check(
@@ -52,13 +124,25 @@ fn check(
     }
 }
 
-fn hypervisor(host: &Host) -> DoctorCheck {
-    let version = &host.vmm.capabilities().version;
-    check("hypervisor", DoctorLevel::Ok, version.clone(), None)
+fn hypervisor(subject: &Subject<'_>) -> DoctorCheck {
+    let name = "hypervisor";
+    match subject.vmm {
+        Ok(vmm) => check(name, DoctorLevel::Ok, vmm.capabilities().version.clone(), None),
+        Err(reason) => check(
+            name,
+            DoctorLevel::Missing,
+            reason,
+            Some("install the Debian package qemu-system-x86, then make setup"),
+        ),
+    }
 }
 
-fn acceleration(vmm: &dyn Vmm, kvm_device: bool) -> DoctorCheck {
+fn acceleration(subject: &Subject<'_>, kvm_device: bool) -> DoctorCheck {
     let name = "acceleration";
+    let Ok(vmm) = subject.vmm else {
+        let found = if kvm_device { "/dev/kvm exists; not tried" } else { "no /dev/kvm" };
+        return check(name, DoctorLevel::Degraded, found, None);
+    };
     match (vmm.capabilities().accelerator, kvm_device) {
         (Accelerator::Kvm, _) => check(name, DoctorLevel::Ok, "a guest ran under KVM", None),
         (Accelerator::None, _) => check(name, DoctorLevel::Ok, "no real guests", None),
@@ -79,26 +163,28 @@ fn acceleration(vmm: &dyn Vmm, kvm_device: bool) -> DoctorCheck {
     }
 }
 
-fn images(host: &Host) -> DoctorCheck {
+fn images(subject: &Subject<'_>) -> DoctorCheck {
+    let stored = subject.images.map(ImageStore::list).unwrap_or_default();
     let mut names: Vec<String> =
-        host.images.list().iter().map(|image| image.manifest.name.to_string()).collect();
+        stored.iter().map(|image| image.manifest.name.to_string()).collect();
     names.dedup();
     if names.is_empty() {
-        let found = format!("none in {}", host.images.directory().display());
+        let found = format!("none in {}", subject.config.image_dir.display());
         return check("images", DoctorLevel::Missing, found, Some("make setup"));
     }
     check("images", DoctorLevel::Ok, names.join(", "), None)
 }
 
-fn boot_files(host: &Host) -> DoctorCheck {
-    match host.images.boot_files() {
-        Ok(boot) => {
+fn boot_files(subject: &Subject<'_>) -> DoctorCheck {
+    let name = "boot files";
+    let missing = |found: String| check(name, DoctorLevel::Missing, found, Some("make setup"));
+    match subject.images.map(ImageStore::boot_files) {
+        Some(Ok(boot)) => {
             let found = format!("kernel {}", boot.manifest.kernel_release);
-            check("boot files", DoctorLevel::Ok, found, None)
+            check(name, DoctorLevel::Ok, found, None)
         }
-        Err(error) => {
-            check("boot files", DoctorLevel::Missing, error.to_string(), Some("make setup"))
-        }
+        Some(Err(error)) => missing(error.to_string()),
+        None => missing("no image directory".to_owned()),
     }
 }
 
@@ -119,11 +205,11 @@ fn qemu_img() -> DoctorCheck {
     }
 }
 
-fn uid_separation(host: &Host) -> DoctorCheck {
+fn uid_separation(subject: &Subject<'_>) -> DoctorCheck {
     let name = "uid of its own for each VM";
-    let range = host.config.uids;
-    match &host.uids {
-        Ok(_) => {
+    let range = subject.config.uids;
+    match subject.uids {
+        Ok(()) => {
             let found = format!("{} from {}", range.count, range.first);
             check(name, DoctorLevel::Ok, found, None)
         }
@@ -136,13 +222,13 @@ fn uid_separation(host: &Host) -> DoctorCheck {
     }
 }
 
-fn cgroups(host: &Host) -> DoctorCheck {
+fn cgroups(subject: &Subject<'_>) -> DoctorCheck {
     let name = "cgroups";
-    match host.cgroups.flavour() {
+    match subject.cgroups.flavour() {
         Flavour::V2 => check(name, DoctorLevel::Ok, "version 2", None),
         Flavour::V1 => check(name, DoctorLevel::Ok, "version 1", None),
         Flavour::None => {
-            let reason = host.cgroups.reason().unwrap_or("none");
+            let reason = subject.cgroups.reason().unwrap_or("none");
             check(
                 name,
                 DoctorLevel::Degraded,
@@ -153,11 +239,11 @@ fn cgroups(host: &Host) -> DoctorCheck {
     }
 }
 
-fn memory(host: &Host) -> DoctorCheck {
-    let limit_mib = host.memory.limit_mib();
-    let dir = host.layout.memory_dir.display();
+fn memory(subject: &Subject<'_>) -> DoctorCheck {
+    let limit_mib = subject.guest_memory_mib;
+    let dir = subject.memory_dir.display();
     let found = format!("{limit_mib} of {} MiB for guests, in {dir}", host_memory_mib());
-    let on_disk = host.layout.memory_dir.starts_with(&host.layout.data_dir);
+    let on_disk = subject.memory_dir.starts_with(subject.data_dir);
     if limit_mib < 512 {
         check("memory", DoctorLevel::Missing, found, Some("a guest needs about 256 MiB"))
     } else if on_disk {
@@ -168,11 +254,11 @@ fn memory(host: &Host) -> DoctorCheck {
     }
 }
 
-fn disk(host: &Host) -> DoctorCheck {
-    let free_mib = disk_free_mib(&host.layout.data_dir);
-    let found = format!("{free_mib} MiB free in {}", host.layout.data_dir.display());
+fn disk(subject: &Subject<'_>) -> DoctorCheck {
+    let free_mib = disk_free_mib(subject.data_dir);
+    let found = format!("{free_mib} MiB free in {}", subject.data_dir.display());
     let remedy = "free some space, or choose another --data-dir";
-    if free_mib < host.config.min_disk_free_mib {
+    if free_mib < subject.config.min_disk_free_mib {
         check("disk space", DoctorLevel::Missing, found, Some(remedy))
     } else if free_mib < COMFORTABLE_DISK_MIB {
         check("disk space", DoctorLevel::Degraded, found, Some(remedy))

@@ -19,8 +19,19 @@ pub enum FaultKind {
     /// The step never returns: to the rest of the process as if the server had died there. Tests
     /// then abandon the node.
     Hang,
+    /// The step is taken a second time, as after a crash that forgot it was taken.
+    Repeat,
     /// The process ends at once without any clean-up, as by `kill -9`.
     Abort,
+}
+
+/// What to do after a point was passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Go on.
+    Proceed,
+    /// Take the step again.
+    Again,
 }
 
 /// Every point, in the order in which a life of a VM passes them.
@@ -80,6 +91,7 @@ impl Faults {
             let kind = match kind {
                 "fail" => FaultKind::Fail,
                 "hang" => FaultKind::Hang,
+                "repeat" => FaultKind::Repeat,
                 "abort" => FaultKind::Abort,
                 other => return Err(bad(&format!("unknown kind {other}"))),
             };
@@ -113,19 +125,20 @@ impl Faults {
     }
 
     /// Passes `point`.
-    pub(crate) async fn after(&self, point: &'static str) -> Result<(), Error> {
+    pub(crate) async fn after(&self, point: &'static str) -> Result<Next, Error> {
         match self.take(point) {
-            None => Ok(()),
+            None => Ok(Next::Proceed),
+            Some(FaultKind::Repeat) => Ok(Next::Again),
             Some(FaultKind::Hang) => std::future::pending().await,
             Some(FaultKind::Fail) => Err(Error::Planned(point)),
             Some(FaultKind::Abort) => std::process::abort(),
         }
     }
 
-    /// Passes `point` where nothing can be awaited; a planned hang is a failure there.
+    /// Passes `point` where nothing can be awaited or repeated; a planned hang is a failure there.
     pub(crate) fn after_blocking(&self, point: &'static str) -> Result<(), Error> {
         match self.take(point) {
-            None => Ok(()),
+            None | Some(FaultKind::Repeat) => Ok(()),
             Some(FaultKind::Hang | FaultKind::Fail) => Err(Error::Planned(point)),
             Some(FaultKind::Abort) => std::process::abort(),
         }

@@ -180,7 +180,7 @@ fn lock(data_dir: &Path) -> Result<Flock<File>, Error> {
 
 /// `/dev/shm` when guests fit there, else the data directory's own disk: slower, but a small tmpfs
 /// (a container's 64 MiB) would kill guests that touch their memory.
-fn default_memory_dir(data_dir: &Path, tag: &str) -> PathBuf {
+pub(crate) fn default_memory_dir(data_dir: &Path, tag: &str) -> PathBuf {
     let shm = Path::new("/dev/shm");
     let memory_bytes = crate::capacity::host_memory_mib() * 1024 * 1024;
     let large = statfs(shm).is_ok_and(|fs| {

@@ -259,6 +259,8 @@ mod tests {
             start_time_ticks: 7,
             boot_id: "b".to_owned(),
             run_dir: PathBuf::from("/run"),
+            console_log: PathBuf::from("/console.log"),
+            console_limit_bytes: 4096,
         }
     }
 

@@ -1,3 +1,38 @@
-//! placeholder
+//! The node: runs the VMs of one machine.
+//!
+//! [`Node`] implements [`skerry_internal_api::NodeApi`]. It acquires what a VM needs from the host
+//! (directories, memory, uids, cgroups, disks), has a driver of `skerry-vmm` boot it, speaks with the
+//! agent inside ([`guest`]), and gives everything back. Each VM has one owner task; everything it
+//! acquires is named in a durable ledger first, so that a crash at any moment can be repaired.
+//!
+//! This crate refuses to know accounts, projects, quotas, dialects, HTTP and the database, and which
+//! hypervisor runs: it decides nothing about *what* should run.
 
+pub mod guest;
 pub mod images;
+
+mod capacity;
+mod cgroups;
+mod command_log;
+mod config;
+mod disk;
+mod doctor;
+mod error;
+mod faults;
+mod host;
+mod identity;
+mod layout;
+mod ledger;
+mod logged_guest;
+mod logs;
+mod node;
+mod recovery;
+mod release;
+mod uids;
+mod vm;
+
+pub use config::{CgroupPolicy, FillRandom, NodeConfig, NodeEnvironment, UidRange};
+pub use doctor::doctor;
+pub use error::Error;
+pub use faults::{FaultKind, Faults, POINTS as FAULT_POINTS};
+pub use node::Node;

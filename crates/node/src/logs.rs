@@ -24,19 +24,6 @@ pub(crate) fn older(log: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Makes room for a new start of a log: what is there becomes the older file when it has reached
-/// `limit_bytes`. A log that is not there is a success.
-pub(crate) fn rotate_if_full(log: &Path, limit_bytes: u64) -> Result<(), Error> {
-    match std::fs::metadata(log) {
-        Ok(found) if found.len() >= limit_bytes => {
-            std::fs::rename(log, older(log)).map_err(Error::path("rotating", log))
-        }
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::path("looking at", log)(error)),
-    }
-}
-
 /// The last `tail_bytes` of both files together, oldest first, as they are now: what is appended
 /// while the stream is read is not in it.
 pub(crate) async fn tail(log: &Path, tail_bytes: u64) -> Result<ByteStream, NodeError> {
@@ -109,18 +96,5 @@ mod tests {
         assert_eq!(read(&log, 5).await, b"oonew");
         assert_eq!(read(&log, u64::MAX).await.len(), 200_003);
         assert_eq!(read(&log, 0).await, b"");
-    }
-
-    #[test]
-    fn only_a_full_log_is_rotated() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("x.log");
-        rotate_if_full(&log, 3).unwrap();
-        std::fs::write(&log, b"12").unwrap();
-        rotate_if_full(&log, 3).unwrap();
-        assert!(log.exists());
-        std::fs::write(&log, b"123").unwrap();
-        rotate_if_full(&log, 3).unwrap();
-        assert!(!log.exists() && older(&log).exists());
     }
 }

@@ -44,11 +44,22 @@ type Slots = HashMap<WorkspaceId, Arc<Slot>>;
 
 /// One machine that runs VMs.
 ///
-/// Dropping it without [`Node::shutdown`] is a crash as far as the VMs are concerned: they keep
-/// running and the next [`Node::open`] takes them over.
+/// Clones are the same node. Dropping the last one without [`Node::shutdown`] is a crash as far as
+/// the VMs are concerned: they keep running and the next [`Node::open`] takes them over.
+#[derive(Clone)]
 pub struct Node {
     host: Arc<Host>,
     slots: Arc<Mutex<Slots>>,
+    _last: Arc<AbandonOnDrop>,
+}
+
+/// Drops the tasks of a node that nobody has any more.
+struct AbandonOnDrop(CancellationToken);
+
+impl Drop for AbandonOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 impl Node {
@@ -65,7 +76,8 @@ impl Node {
         environment: NodeEnvironment,
     ) -> Result<Self, Error> {
         let host = Arc::new(blocking(move || open_host(config, vmm, environment)).await?);
-        let node = Self { host, slots: Arc::default() };
+        let last = Arc::new(AbandonOnDrop(host.abandon.clone()));
+        let node = Self { host, slots: Arc::default(), _last: last };
         for Recovered { workspace_id, ledger, found } in recover(&node.host).await? {
             node.adopt_slot(workspace_id, ledger, found);
         }
@@ -178,12 +190,6 @@ impl Node {
     fn ending(&self) -> Option<NodeError> {
         let ending = self.host.shutdown.is_cancelled() || self.host.abandon.is_cancelled();
         ending.then_some(NodeError::Step { step: "node_shutdown" })
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.host.abandon.cancel();
     }
 }
 
@@ -350,7 +356,7 @@ impl NodeApi for Node {
 
     async fn doctor(&self) -> NodeDoctor {
         let host = Arc::clone(&self.host);
-        let checks = blocking(move || Ok(doctor::checks(&host))).await.unwrap_or_default();
-        NodeDoctor { accelerator: doctor::accelerator(&*self.host.vmm).to_owned(), checks }
+        let look = move || Ok(doctor::examine_host(&host));
+        blocking(look).await.unwrap_or_else(|_| doctor::nothing_found())
     }
 }

@@ -1,7 +1,7 @@
 //! The clean slate: one function that releases everything a VM's ledger names. A failed bring-up, a
 //! stop, a deletion and recovery after a crash all end here. Every undo may be repeated.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use nix::unistd::{chown, getegid, geteuid};
 use skerry_vmm::{Vm, VmmError, VmmRecord};
@@ -10,6 +10,7 @@ use crate::{
     Error,
     cgroups::remove_group,
     error::blocking,
+    faults::Next,
     host::{Host, StepFailed},
     layout::{VmPaths, names_in, remove_dir, remove_file, remove_tree},
     ledger::{Entry, Ledger},
@@ -40,14 +41,20 @@ pub(crate) async fn release_all(
 ) -> Result<Remains, StepFailed> {
     let state = ledger.state();
     let faults = &host.config.faults;
-    for record in state.processes.iter().rev() {
-        end_process(host, record, live).await.map_err(StepFailed::at("release_process"))?;
+    loop {
+        for record in state.processes.iter().rev() {
+            end_process(host, record, live).await.map_err(StepFailed::at("release_process"))?;
+        }
+        let passed = faults.after("release_process").await;
+        match passed.map_err(StepFailed::at("release_process"))? {
+            Next::Proceed => break,
+            Next::Again => {}
+        }
     }
-    faults.after("release_process").await.map_err(StepFailed::at("release_process"))?;
     if let Some(holdings) = state.holdings {
         let memory_file = holdings.memory_file.clone();
         undo(host, "release_memory_file", move || {
-            memory_file.map_or(Ok(()), |file| remove_file(&file))
+            memory_file.as_deref().map_or(Ok(()), remove_file)
         })
         .await?;
         let cgroups = holdings.cgroups.clone();
@@ -57,17 +64,22 @@ pub(crate) async fn release_all(
         .await?;
         let run_dir = holdings.run_dir.clone();
         undo(host, "release_run_directory", move || {
-            run_dir.map_or(Ok(()), |dir| remove_tree(&dir))
+            run_dir.as_deref().map_or(Ok(()), remove_tree)
         })
         .await?;
         let disk = paths.disk.clone();
         undo(host, "release_uid", move || match holdings.uid {
-            Some(_) => take_back(disk),
+            Some(_) => take_back(&disk),
             None => Ok(()),
         })
         .await?;
-        ledger.append(Entry::Released).await.map_err(StepFailed::at("released"))?;
-        faults.after("released").await.map_err(StepFailed::at("released"))?;
+        loop {
+            ledger.append(Entry::Released).await.map_err(StepFailed::at("released"))?;
+            match faults.after("released").await.map_err(StepFailed::at("released"))? {
+                Next::Proceed => break,
+                Next::Again => {}
+            }
+        }
     }
     if state.deleting {
         let disk = paths.disk.clone();
@@ -108,10 +120,17 @@ async fn remove_directory(host: &Host, paths: &VmPaths) -> Result<(), StepFailed
 async fn undo(
     host: &Host,
     step: &'static str,
-    work: impl FnOnce() -> Result<(), Error> + Send + 'static,
+    work: impl Fn() -> Result<(), Error> + Send + Sync + 'static,
 ) -> Result<(), StepFailed> {
-    blocking(work).await.map_err(StepFailed::at(step))?;
-    host.config.faults.after(step).await.map_err(StepFailed::at(step))
+    let work = Arc::new(work);
+    loop {
+        let once = Arc::clone(&work);
+        blocking(move || once()).await.map_err(StepFailed::at(step))?;
+        match host.config.faults.after(step).await.map_err(StepFailed::at(step))? {
+            Next::Proceed => return Ok(()),
+            Next::Again => {}
+        }
+    }
 }
 
 async fn end_process(
@@ -137,9 +156,9 @@ async fn end_process(
 }
 
 /// The disk belongs to us again: the next VM that gets this uid has no claim on it.
-fn take_back(disk: PathBuf) -> Result<(), Error> {
-    match chown(&disk, Some(geteuid()), Some(getegid())) {
+fn take_back(disk: &Path) -> Result<(), Error> {
+    match chown(disk, Some(geteuid()), Some(getegid())) {
         Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(Error::path("taking back", &disk)(errno.into())),
+        Err(errno) => Err(Error::path("taking back", disk)(errno.into())),
     }
 }

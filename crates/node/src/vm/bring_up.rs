@@ -16,12 +16,12 @@ use crate::{
     capacity::{MemoryPromise, disk_free_mib},
     disk::{self, Base},
     error::{Error, blocking},
+    faults::Next,
     guest::GuestLink,
     host::{Host, StepFailed},
     identity::GuestIdentity,
     layout::{VmPaths, make_private_dir, remove_file, remove_tree, write_durably},
     ledger::{Entry, Holdings, Ledger},
-    logs::{older, rotate_if_full},
     uids::UidLease,
     vm::link,
 };
@@ -186,20 +186,25 @@ impl<'a> BringUp<'a> {
 
     /// Takes one step. Taking it again changes nothing.
     pub async fn take(&mut self, step: Step) -> Result<(), Error> {
-        match step {
-            Step::Reserve => self.reserve().await,
-            Step::VmDirectory => self.make_vm_directory().await,
-            Step::LedgerIntent => self.write_intent().await,
-            Step::RunDirectory => self.make_run_directory().await,
-            Step::Cgroup => self.make_cgroup().await,
-            Step::Disk => self.make_disk().await,
-            Step::MemoryFile => self.check_memory_room().await,
-            Step::ConsoleLog => self.prepare_console_log().await,
-            Step::Boot => self.boot().await,
-            Step::GuestReady => self.wait_for_guest().await,
-            Step::Ready => self.commit().await,
-        }?;
-        self.host.config.faults.after(step.name()).await
+        loop {
+            match step {
+                Step::Reserve => self.reserve().await,
+                Step::VmDirectory => self.make_vm_directory().await,
+                Step::LedgerIntent => self.write_intent().await,
+                Step::RunDirectory => self.make_run_directory().await,
+                Step::Cgroup => self.make_cgroup().await,
+                Step::Disk => self.make_disk().await,
+                Step::MemoryFile => self.check_memory_room().await,
+                Step::ConsoleLog => self.prepare_console_log().await,
+                Step::Boot => self.boot().await,
+                Step::GuestReady => self.wait_for_guest().await,
+                Step::Ready => self.commit().await,
+            }?;
+            match self.host.config.faults.after(step.name()).await? {
+                Next::Proceed => return Ok(()),
+                Next::Again => {}
+            }
+        }
     }
 
     async fn reserve(&mut self) -> Result<(), Error> {
@@ -316,14 +321,11 @@ impl<'a> BringUp<'a> {
 
     async fn prepare_console_log(&mut self) -> Result<(), Error> {
         let log = self.paths.console_log.clone();
-        let limit_bytes = self.host.config.console_limit_bytes;
         let retention = self.spec.log_retention;
         blocking(move || match retention {
-            LogRetention::AcrossStarts => rotate_if_full(&log, limit_bytes / 2),
-            LogRetention::ThisStart => {
-                remove_file(&log)?;
-                remove_file(&older(&log))
-            }
+            // The driver appends, and keeps the whole below its limit.
+            LogRetention::AcrossStarts => Ok(()),
+            LogRetention::ThisStart => remove_file(&log),
         })
         .await
     }

@@ -10,7 +10,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     command_log::{CommandLog, CommandLogWriter},
-    error::blocking,
+    error::{Error, blocking},
+    faults::Next,
     guest::GuestLink,
     host::{Host, StepFailed},
     identity::GuestIdentity,
@@ -361,16 +362,10 @@ impl Owner {
             }
         }
         // From here on a crash leads to the end of the deletion, not back.
-        if let Some(ledger) = &self.ledger {
-            if !ledger.state().deleting {
-                ledger.append(Entry::Deleting).await.map_err(StepFailed::at("tombstone"))?;
-            }
-            let faults = &self.host.config.faults;
-            if let Err(error) = faults.after("tombstone").await {
-                self.set_phase(VmPhase::Stopping);
-                self.retry_release = Some(Instant::now() + RELEASE_RETRY);
-                return Err(StepFailed { step: "tombstone", error });
-            }
+        if let Some(ledger) = self.ledger.clone()
+            && !ledger.state().deleting
+        {
+            self.write_tombstone(ledger).await.map_err(StepFailed::at("tombstone"))?;
         }
         match self.running.take() {
             Some(running) => {
@@ -379,6 +374,16 @@ impl Owner {
                 self.release(Some(&vm)).await
             }
             None => self.release(None).await,
+        }
+    }
+
+    async fn write_tombstone(&mut self, ledger: Ledger) -> Result<(), Error> {
+        loop {
+            ledger.append(Entry::Deleting).await?;
+            match self.host.config.faults.after("tombstone").await? {
+                Next::Proceed => return Ok(()),
+                Next::Again => {}
+            }
         }
     }
 

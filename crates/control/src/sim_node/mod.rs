@@ -27,7 +27,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-pub use guest::SimGuest;
+pub use guest::{SimCommand, SimGuest};
 
 /// Where the simulated node can be made to fail or hang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

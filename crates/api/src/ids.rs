@@ -139,11 +139,13 @@ mod tests {
             match parse_workspace_ref(&text) {
                 WorkspaceRef::Id(id) => {
                     let lower = text.to_lowercase();
-                    prop_assert!(
-                        lower == uuid_text(id)
-                            || lower == id.as_uuid().simple().to_string()
-                            || PREFIXES.iter().any(|p| text == format!("{p}{}", base36(id.as_u128())))
-                    );
+                    let prefixed = |prefix: &&str| {
+                        text.strip_prefix(*prefix) == Some(base36(id.as_u128()).as_str())
+                    };
+                    let printed = lower == uuid_text(id)
+                        || lower == id.as_uuid().simple().to_string()
+                        || PREFIXES.iter().any(prefixed);
+                    prop_assert!(printed, "{}", text);
                 }
                 WorkspaceRef::SlugOrName(kept) => prop_assert_eq!(kept, text),
                 WorkspaceRef::Slug(_) => prop_assert!(false, "never a slug alone"),

@@ -18,6 +18,7 @@ pub mod extract;
 pub mod health;
 mod hosts;
 pub mod ids;
+pub mod object;
 mod telemetry;
 
 use std::{future::Future, sync::Arc};

@@ -26,9 +26,6 @@ const MAX_OUTPUT_BYTES: usize = 64 * 1024 * 1024;
 /// The exit code of a command that was ended because its time was over, as `timeout(1)` has it.
 const TIMED_OUT_EXIT_CODE: i32 = 124;
 
-/// How long the guest may take to report the end of a command whose time is over.
-const EXIT_GRACE: Duration = Duration::from_millis(500);
-
 /// With less time left than this, running a command makes no sense.
 const SHORTEST_RUN: Duration = Duration::from_millis(100);
 
@@ -37,6 +34,8 @@ struct Command {
     script: String,
     /// The caller's own clock runs from its call: the answer must be on its way before.
     answer_within: Duration,
+    /// How long after that the guest may still report the end of the command.
+    exit_grace: Duration,
     timeout_seconds: u64,
 }
 
@@ -63,11 +62,21 @@ pub(super) async fn execute(
     };
     let run = async {
         let session = guest.exec(request).await.map_err(Error::from)?;
-        collect(session, run_began + left + EXIT_GRACE).await
+        collect(session, run_began + left + command.exit_grace).await
     };
     let Some(output) = state.until_shutdown(run).await? else {
         return Err(Problem::OutputTooLarge { limit_bytes: MAX_OUTPUT_BYTES });
     };
+    let session_id = ids::uuid_text(workspace_id);
+    Ok(Json(executed(session_id, output, command.timeout_seconds, run_began.elapsed())))
+}
+
+fn executed(
+    session_id: String,
+    output: Output,
+    timeout_seconds: u64,
+    execution_time: Duration,
+) -> Executed {
     let mut stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let exit_code = match output.exit {
         ExecExit::Code(code) => code,
@@ -76,19 +85,18 @@ pub(super) async fn execute(
             if !stderr.is_empty() && !stderr.ends_with('\n') {
                 stderr.push('\n');
             }
-            let seconds = command.timeout_seconds;
-            stderr.push_str(&format!("Execution timed out after {seconds} seconds\n"));
+            stderr.push_str(&format!("Execution timed out after {timeout_seconds} seconds\n"));
             TIMED_OUT_EXIT_CODE
         }
     };
-    Ok(Json(Executed {
-        session_id: ids::uuid_text(workspace_id),
+    Executed {
+        session_id,
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr,
         exit_code,
-        execution_time: run_began.elapsed().as_secs_f64(),
+        execution_time: execution_time.as_secs_f64(),
         cpu_time: None,
-    }))
+    }
 }
 
 fn command(mut fields: Fields) -> Result<Command, Problem> {
@@ -124,10 +132,11 @@ fn command(mut fields: Fields) -> Result<Command, Problem> {
     }
     let session = session_ref(&session_id.unwrap_or_default()).ok_or(Problem::NoSuchSession)?;
     let timeout_seconds = timeout.unwrap_or(DEFAULT_TIMEOUT_SECONDS);
-    // A tenth, at most a second, is left for the way back.
+    // A fifth, at most a second, is left for the end of the command and the way back.
     let timeout = Duration::from_secs(timeout_seconds);
-    let answer_within = timeout - (timeout / 10).min(Duration::from_secs(1));
-    Ok(Command { session, script, answer_within, timeout_seconds })
+    let margin = (timeout / 5).min(Duration::from_secs(1));
+    let answer_within = timeout - margin;
+    Ok(Command { session, script, answer_within, exit_grace: margin / 2, timeout_seconds })
 }
 
 /// A session whose VM does not run gets one, as far as the caller's time allows.
@@ -180,6 +189,80 @@ async fn collect(mut session: ExecSession, deadline: Instant) -> Result<Option<O
         }
         if stdout.len() + stderr.len() > MAX_OUTPUT_BYTES {
             return Ok(None);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use bytes::Bytes;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    type Said = Result<ExecOutput, NodeError>;
+
+    fn session() -> (mpsc::Sender<Said>, mpsc::Receiver<ExecControl>, ExecSession) {
+        let (control, told) = mpsc::channel(1);
+        let (say, output) = mpsc::channel(8);
+        (say, told, ExecSession { control, output })
+    }
+
+    fn in_a_second() -> Instant {
+        (tokio::time::Instant::now() + Duration::from_secs(1)).into_std()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_whose_time_is_over_keeps_what_it_said_and_exits_124() {
+        let (say, mut told, session) = session();
+        say.send(Ok(ExecOutput::Stderr(Bytes::from_static(b"half")))).await.expect("room");
+        let output = collect(session, in_a_second()).await.expect("an end").expect("small");
+        assert!(matches!(told.recv().await, Some(ExecControl::CloseStdin)));
+        let answer = executed("s".to_owned(), output, 2, Duration::from_secs(1));
+        assert_eq!(answer.exit_code, 124);
+        assert_eq!(answer.stderr, "half\nExecution timed out after 2 seconds\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_is_told_as_a_shell_tells_it() {
+        let (say, _told, session) = session();
+        say.send(Ok(ExecOutput::Stdout(Bytes::from_static(b"a\xff")))).await.expect("room");
+        say.send(Ok(ExecOutput::Exit(ExecExit::Signal(9)))).await.expect("room");
+        let output = collect(session, in_a_second()).await.expect("an end").expect("small");
+        let answer = executed("s".to_owned(), output, 2, Duration::ZERO);
+        assert_eq!((answer.exit_code, answer.stdout.as_str()), (137, "a\u{fffd}"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn too_much_output_is_an_error_and_never_cut() {
+        let (say, _told, session) = session();
+        let half = Bytes::from(vec![b'x'; MAX_OUTPUT_BYTES / 2 + 1]);
+        for _ in 0..2 {
+            say.send(Ok(ExecOutput::Stdout(half.clone()))).await.expect("room");
+        }
+        assert!(collect(session, in_a_second()).await.expect("no fault").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_is_lost_is_a_fault() {
+        let (say, _told, session) = session();
+        drop(say);
+        assert!(collect(session, in_a_second()).await.is_err());
+    }
+
+    #[test]
+    fn the_answer_leaves_before_the_callers_clock_runs_out() {
+        for seconds in [1, 2, 10, 60, 600] {
+            let body = serde_json::json!({
+                "command": "true", "session_id": "9f1c2d3e-4b5a-4c6d-8e7f-001122334455",
+                "language": "bash", "timeout": seconds,
+            });
+            let fields = Fields::new(body.as_object().expect("an object").clone());
+            let command = command(fields).expect("accepted");
+            let latest = command.answer_within + command.exit_grace;
+            assert!(latest + Duration::from_millis(50) < Duration::from_secs(seconds));
+            assert!(command.answer_within >= Duration::from_millis(800 * seconds));
         }
     }
 }

@@ -477,14 +477,16 @@ pub(super) fn page_request(query: ListQuery) -> Result<PageRequest, Refusal> {
         problem: problem.to_owned(),
         allowed: allowed.to_owned(),
     };
-    let page = query.page.unwrap_or(1);
-    let limit = query.limit.unwrap_or(20);
-    if !(1..=1_000_000).contains(&page) {
-        return Err(refusal("page", "is out of range", "1 to 1000000"));
-    }
-    if !(1..=100).contains(&limit) {
-        return Err(refusal("limit", "is out of range", "1 to 100"));
-    }
+    let number = |text: Option<&str>, default: u64| match text {
+        None => Some(default),
+        Some(text) => text.parse::<u64>().ok(),
+    };
+    let page = number(query.page.as_deref(), 1)
+        .filter(|page| (1..=1_000_000).contains(page))
+        .ok_or_else(|| refusal("page", "is out of range", "1 to 1000000"))?;
+    let limit = number(query.limit.as_deref(), 20)
+        .filter(|limit| (1..=100).contains(limit))
+        .ok_or_else(|| refusal("limit", "is out of range", "1 to 100"))?;
     let lifetime = query.mode.as_deref().map(|mode| lifetime(Some(mode))).transpose()?;
     let status = match query.status.as_deref() {
         None => None,

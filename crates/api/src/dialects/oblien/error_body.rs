@@ -156,12 +156,22 @@ fn bad_json(problem: &JsonProblem) -> Response {
                 _ => "validation_error",
             };
             let shown = if field.is_empty() { "the body" } else { &field };
-            body(
-                StatusCode::BAD_REQUEST,
-                code,
-                &format!("{shown}: {message}"),
-                Some(json!({ "field": field, "problem": message })),
-            )
+            // The parser's own words name what would have been right.
+            match message.split_once(", expected ") {
+                Some((problem, allowed)) => invalid(
+                    StatusCode::BAD_REQUEST,
+                    code,
+                    shown,
+                    &format!("is of an {problem}"),
+                    allowed,
+                ),
+                None => body(
+                    StatusCode::BAD_REQUEST,
+                    code,
+                    &format!("{shown}: {message}"),
+                    Some(json!({ "field": field, "problem": message })),
+                ),
+            }
         }
     }
 }

@@ -16,13 +16,14 @@ use crate::{
     auth::Authenticated,
     extract::{JsonBody, PathOf},
     ids,
+    object::Object,
 };
 
 pub(super) async fn start(
     State(state): State<ApiState>,
     Authenticated { caller, .. }: Authenticated<Oblien>,
     PathOf { value: reference, .. }: PathOf<String, Oblien>,
-    _: JsonBody<Option<StartBody>, Oblien>,
+    _: JsonBody<Option<Object<StartBody>>, Oblien>,
 ) -> Result<Response, Problem> {
     let which = ids::parse_workspace_ref(&reference);
     let starting = state.control.start_workspace(&caller, &which, Wait::UpTo(LONGEST_WAIT));

@@ -8,6 +8,7 @@ use serde_json::{Map, Number, Value};
 /// under other names. Fields it does not know are let through, except those in
 /// [``convert``].
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct CreateBody {
     pub(super) name: Option<String>,
     pub(super) slug: Option<String>,
@@ -31,6 +32,7 @@ pub(super) struct CreateBody {
 
 /// The `config` object of create and update.
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct Config {
     pub(super) cpus: Option<Number>,
     pub(super) memory_mb: Option<Number>,
@@ -47,6 +49,7 @@ pub(super) struct Config {
 
 /// `PUT /workspace/:id`. `null` clears a slug and a logo, so it is told apart from absence.
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct UpdateBody {
     pub(super) name: Option<String>,
     pub(super) config: Option<Config>,
@@ -65,8 +68,8 @@ pub(super) struct StartBody {
 /// `GET /workspace`.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ListQuery {
-    pub(super) page: Option<u64>,
-    pub(super) limit: Option<u64>,
+    pub(super) page: Option<String>,
+    pub(super) limit: Option<String>,
     pub(super) mode: Option<String>,
     pub(super) status: Option<String>,
     pub(super) namespace: Option<String>,

@@ -1,0 +1,190 @@
+//! The whole HTTP front on a simulated node, and a transcript of what was said to it.
+
+use std::{fmt::Write as _, time::Duration};
+
+use axum::{Router, body::Body};
+use http::{Method, Request, StatusCode, header};
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+use skerry_api::{ApiConfig, ApiState};
+use skerry_control::{
+    ControlConfig, Error, Wait, WorkspaceRef,
+    testing::{self, KEY, TestControl},
+};
+use skerry_model::{ErrorKind, Workspace};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+/// No test waits longer for anything.
+const BOUND: Duration = Duration::from_secs(20);
+
+/// Who calls.
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "each dialect's tests use what they need")]
+pub enum As {
+    /// The account `admin`.
+    Admin,
+    /// Another account.
+    Other,
+    /// Somebody with a key that nobody has.
+    Stranger,
+    /// Somebody without a credential.
+    Nobody,
+}
+
+impl As {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Other => "other",
+            Self::Stranger => "stranger",
+            Self::Nobody => "nobody",
+        }
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: StatusCode,
+    /// The body; null when there is none.
+    pub body: Value,
+}
+
+/// The front and everything behind it.
+pub struct Front {
+    /// The control plane and its node.
+    pub test: TestControl,
+    router: Router,
+    other_key: String,
+    transcript: String,
+}
+
+impl Front {
+    /// A front with the default configuration.
+    pub async fn open() -> Self {
+        Self::open_with(testing::config()).await
+    }
+
+    /// A front with this configuration.
+    pub async fn open_with(config: ControlConfig) -> Self {
+        let test = testing::open_with(config).await;
+        let (_, other_key) = test.other_caller("other").await;
+        let config = ApiConfig {
+            public_url: "http://localhost:7070".to_owned(),
+            base_domain: "localhost".to_owned(),
+            version: "0.0.0-test",
+        };
+        let state = ApiState::new(test.control.clone(), config, CancellationToken::new());
+        let router = skerry_api::router(state);
+        let other_key = other_key.expose().to_owned();
+        Self { test, router, other_key, transcript: String::new() }
+    }
+
+    /// Calls `line`, a method and a path with query, on the shared origin.
+    pub async fn call(&mut self, caller: As, line: &str, body: Option<Value>) -> Answer {
+        let text = body.map(|body| body.to_string());
+        self.call_on("localhost", caller, line, text.as_deref()).await
+    }
+
+    /// Calls with a body that need not be JSON, on this host.
+    pub async fn call_on(
+        &mut self,
+        host: &str,
+        caller: As,
+        line: &str,
+        body: Option<&str>,
+    ) -> Answer {
+        let (method, path) = line.split_once(' ').expect("a method and a path");
+        let method: Method = method.parse().expect("a method");
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
+        let key = match caller {
+            As::Admin => Some(KEY),
+            As::Other => Some(self.other_key.as_str()),
+            As::Stranger => Some("sk_of_nobody"),
+            As::Nobody => None,
+        };
+        if let Some(key) = key {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+        }
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let request = request
+            .body(body.map_or_else(Body::empty, |text| Body::from(text.to_owned())))
+            .expect("a request");
+        let answer = tokio::time::timeout(BOUND, async {
+            let response = self.router.clone().oneshot(request).await.expect("infallible");
+            let status = response.status();
+            let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+            (status, bytes)
+        });
+        let (status, bytes) = answer.await.expect("an answer in time");
+        let body_shown = body.map(|text| format!(" {text}")).unwrap_or_default();
+        let on = if host == "localhost" { String::new() } else { format!(" on {host}") };
+        let _ = writeln!(
+            self.transcript,
+            "> {} as {}{on}{body_shown}\n< {}",
+            line,
+            caller.word(),
+            status.as_u16(),
+        );
+        let body = if bytes.is_empty() {
+            Value::Null
+        } else {
+            let value: Value = serde_json::from_slice(&bytes).expect("JSON");
+            let pretty = serde_json::to_string_pretty(&value).expect("JSON");
+            let _ = writeln!(self.transcript, "{pretty}");
+            value
+        };
+        self.transcript.push('\n');
+        Answer { status, body }
+    }
+
+    /// Everything that was said so far.
+    pub fn transcript(&self) -> &str {
+        &self.transcript
+    }
+
+    /// The workspace, once it is as wanted.
+    pub async fn until(&self, id: &str, wanted: impl Fn(&Workspace) -> bool) -> Workspace {
+        let caller = self.test.caller().await;
+        let which = self.which(id);
+        let reached = async {
+            loop {
+                let now = self.test.control.get_workspace(&caller, &which).await.expect("found");
+                if wanted(&now) {
+                    return now;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(BOUND, reached).await.expect("the state is reached in time")
+    }
+
+    /// Waits until nothing is left to do for the workspace.
+    pub async fn settled(&self, id: &str) -> Workspace {
+        self.until(id, Workspace::is_settled).await
+    }
+
+    /// Waits until the workspace is gone.
+    #[allow(dead_code, reason = "each dialect's tests use what they need")]
+    pub async fn gone(&self, id: &str) {
+        let caller = self.test.caller().await;
+        let which = self.which(id);
+        let wait = Wait::UpTo(BOUND);
+        match self.test.control.delete_workspace(&caller, &which, wait).await {
+            Ok(deleted) => assert!(deleted.complete, "the deletion ends in time"),
+            Err(error) => assert!(is_not_found(&error), "{error}"),
+        }
+    }
+
+    fn which(&self, id: &str) -> WorkspaceRef {
+        skerry_api::ids::parse_workspace_ref(id)
+    }
+}
+
+fn is_not_found(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound { .. })
+}

@@ -7,7 +7,7 @@ use super::{
     hardware::{self, FieldError, Hardware},
     wire,
 };
-use crate::ids;
+use crate::{ids, object::Object};
 
 /// What a create request asks of the core: the workspace begins to start at once and the answer does
 /// not wait for it.
@@ -19,7 +19,7 @@ pub(super) fn create(
     project_id: ProjectId,
     plan: &Plan,
 ) -> Result<CreateWorkspace, Vec<FieldError>> {
-    let asked = body.hardware.unwrap_or_default();
+    let Object(asked) = body.hardware.unwrap_or_default();
     let hardware = hardware::parse(&asked, hardware::DEFAULT, plan)?;
     Ok(CreateWorkspace {
         project_id: Some(project_id),
@@ -44,7 +44,7 @@ pub(super) fn update(
 ) -> Result<UpdateWorkspace, Vec<FieldError>> {
     let mut update =
         UpdateWorkspace { keep_active: body.keep_active, ..UpdateWorkspace::default() };
-    let Some(asked) = body.hardware else { return Ok(update) };
+    let Some(Object(asked)) = body.hardware else { return Ok(update) };
 
     let shape = &current.spec.shape;
     let base = Hardware {

@@ -14,6 +14,7 @@ use crate::{
     auth::Authenticated,
     extract::{JsonBody, PathOf},
     ids,
+    object::Object,
 };
 
 /// Extractor: the project named by the path's `{id}`, a UUID.
@@ -39,9 +40,9 @@ impl FromRequestParts<ApiState> for ProjectPath {
 pub(super) async fn create(
     State(state): State<ApiState>,
     auth: Authenticated<Aether>,
-    body: JsonBody<wire::CreateProjectBody, Aether>,
+    body: JsonBody<Object<wire::CreateProjectBody>, Aether>,
 ) -> Result<(StatusCode, Json<wire::Project>), AetherError> {
-    let request = convert::create_project(body.value)?;
+    let request = convert::create_project(body.value.0)?;
     let project = state.control.create_project(&auth.caller, request).await?;
     Ok((StatusCode::CREATED, Json(convert::project(project))))
 }

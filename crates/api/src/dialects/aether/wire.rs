@@ -3,13 +3,15 @@
 use serde::{Deserialize, Serialize};
 use skerry_model::Timestamp;
 
+use crate::object::Object;
+
 /// Body of `POST /projects/{id}/workspaces`. A field Skerry does not know is refused rather than
 /// dropped.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CreateWorkspaceBody {
     #[serde(default)]
-    pub hardware: Option<HardwareBody>,
+    pub hardware: Option<Object<HardwareBody>>,
     #[serde(default)]
     pub keep_active: Option<bool>,
 }
@@ -19,7 +21,7 @@ pub(super) struct CreateWorkspaceBody {
 #[serde(deny_unknown_fields)]
 pub(super) struct UpdateWorkspaceBody {
     #[serde(default)]
-    pub hardware: Option<HardwareBody>,
+    pub hardware: Option<Object<HardwareBody>>,
     #[serde(default)]
     pub keep_active: Option<bool>,
 }

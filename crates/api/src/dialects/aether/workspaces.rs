@@ -24,6 +24,7 @@ use crate::{
     auth::Authenticated,
     extract::{JsonBody, PathOf, QueryOf},
     ids,
+    object::Object,
 };
 
 /// How long a deletion is waited for before it goes on behind the answer.
@@ -64,11 +65,11 @@ pub(super) async fn create(
     State(state): State<ApiState>,
     auth: Authenticated<Aether>,
     ProjectPath(project_id): ProjectPath,
-    body: JsonBody<Option<wire::CreateWorkspaceBody>, Aether>,
+    body: JsonBody<Option<Object<wire::CreateWorkspaceBody>>, Aether>,
 ) -> Result<(StatusCode, Json<wire::Workspace>), AetherError> {
     // A project that is not there is said before anything about the hardware.
     state.control.get_project(&auth.caller, project_id).await?;
-    let body = body.value.unwrap_or_default();
+    let Object(body) = body.value.unwrap_or_default();
     let request = convert::create(body, project_id, state.control.plan())?;
     let workspace = state.control.create_workspace(&auth.caller, request).await?;
     Ok((StatusCode::CREATED, Json(shown(&workspace)?)))
@@ -136,10 +137,10 @@ pub(super) async fn update(
     State(state): State<ApiState>,
     auth: Authenticated<Aether>,
     WorkspacePath(which): WorkspacePath,
-    body: JsonBody<wire::UpdateWorkspaceBody, Aether>,
+    body: JsonBody<Object<wire::UpdateWorkspaceBody>, Aether>,
 ) -> Result<Json<wire::Workspace>, AetherError> {
     let current = state.control.get_workspace(&auth.caller, &which).await?;
-    let update = convert::update(body.value, &current, state.control.plan())?;
+    let update = convert::update(body.value.0, &current, state.control.plan())?;
     let workspace = state.control.update_workspace(&auth.caller, &which, update).await?;
     Ok(Json(shown(&workspace)?))
 }

@@ -16,6 +16,7 @@ use crate::{
     auth::Authenticated,
     extract::{JsonBody, PathOf, QueryOf},
     ids,
+    object::Object,
 };
 
 /// A key's name when the request gives none.
@@ -50,9 +51,9 @@ pub(super) async fn list_keys(
 pub(super) async fn create_key(
     State(state): State<ApiState>,
     auth: Authenticated<Rigbox>,
-    body: JsonBody<Option<wire::CreateApiKeyBody>, Rigbox>,
+    body: JsonBody<Option<Object<wire::CreateApiKeyBody>>, Rigbox>,
 ) -> Result<(StatusCode, Json<wire::CreatedApiKey>), RigboxError> {
-    let name = body.value.and_then(|body| body.name);
+    let name = body.value.and_then(|Object(body)| body.name);
     let name = name.as_deref().unwrap_or(DEFAULT_KEY_NAME);
     let made = state.control.create_key(&auth.caller, name).await?;
     let answer =

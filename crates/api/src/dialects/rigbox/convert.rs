@@ -7,7 +7,8 @@ use skerry_control::{
     internal_api::{GuestStats, ImageInfo, NodeCapacity},
 };
 use skerry_model::{
-    Desired, EnvVar, Failure, Incarnation, Invalid, State, Timestamp, Workspace, WorkspaceId,
+    Desired, EnvVar, Failure, Incarnation, Invalid, Plan, Range, State, Timestamp, Workspace,
+    WorkspaceId,
 };
 
 use super::wire;
@@ -30,7 +31,10 @@ const MIB: u64 = 1024 * 1024;
 /// # Errors
 /// For a missing name, and for a field whose machinery Skerry does not have unless its value means
 /// "nothing".
-pub(super) fn create(body: wire::CreateWorkspaceBody) -> Result<CreateWorkspace, Invalid> {
+pub(super) fn create(
+    body: wire::CreateWorkspaceBody,
+    plan: &Plan,
+) -> Result<CreateWorkspace, Invalid> {
     let name = body.name.ok_or_else(|| required("name", "1 to 255 characters"))?;
     if body.template_id.is_some() {
         return Err(Invalid {
@@ -42,15 +46,47 @@ pub(super) fn create(body: wire::CreateWorkspaceBody) -> Result<CreateWorkspace,
     refuse_items("catalog_ids", body.catalog_ids.as_deref())?;
     refuse_items("service_spec_ids", body.service_spec_ids.as_deref())?;
     refuse_items("setup_script_ids", body.setup_script_ids.as_deref())?;
+    let sizes = Sizes::parse(body.vcpu_count, body.ram_mb, body.disk_size_mb, plan)?;
 
     Ok(CreateWorkspace {
         name: Some(name),
         image: Some(body.image.unwrap_or_else(|| DEFAULT_IMAGE.to_owned())),
-        vcpu_count: Some(u64::from(body.vcpu_count.unwrap_or(DEFAULT_VCPU_COUNT))),
-        memory_mib: Some(u64::from(body.ram_mb.unwrap_or(DEFAULT_RAM_MB))),
-        disk_mib: Some(u64::from(body.disk_size_mb.unwrap_or(DEFAULT_DISK_SIZE_MB))),
+        vcpu_count: sizes.vcpu_count.or(Some(u64::from(DEFAULT_VCPU_COUNT))),
+        memory_mib: sizes.memory_mib.or(Some(u64::from(DEFAULT_RAM_MB))),
+        disk_mib: sizes.disk_mib.or(Some(u64::from(DEFAULT_DISK_SIZE_MB))),
         ..CreateWorkspace::new(StartPolicy::Later)
     })
+}
+
+/// Sizes a request names; their ranges are the core's to check, but for the sign.
+struct Sizes {
+    vcpu_count: Option<u64>,
+    memory_mib: Option<u64>,
+    disk_mib: Option<u64>,
+}
+
+impl Sizes {
+    fn parse(
+        vcpu_count: Option<i64>,
+        ram_mb: Option<i64>,
+        disk_size_mb: Option<i64>,
+        plan: &Plan,
+    ) -> Result<Self, Invalid> {
+        let size = |field, value: Option<i64>, range: Range| match value.map(u64::try_from) {
+            None => Ok(None),
+            Some(Ok(size)) => Ok(Some(size)),
+            Some(Err(_)) => Err(Invalid {
+                field,
+                problem: "is negative".to_owned(),
+                allowed: format!("{} to {}", range.min, range.max),
+            }),
+        };
+        Ok(Self {
+            vcpu_count: size("vcpu_count", vcpu_count, plan.vcpu_count)?,
+            memory_mib: size("ram_mb", ram_mb, plan.memory_mib)?,
+            disk_mib: size("disk_size_mb", disk_size_mb, plan.disk_mib)?,
+        })
+    }
 }
 
 fn required(field: &'static str, allowed: &str) -> Invalid {
@@ -71,8 +107,8 @@ fn refuse_items(field: &'static str, items: Option<&[String]>) -> Result<(), Inv
 /// What a resize asks of the core; a field that is absent or null stays as it is.
 ///
 /// # Errors
-/// When nothing is asked.
-pub(super) fn resize(body: &wire::ResourcesBody) -> Result<UpdateWorkspace, Invalid> {
+/// When nothing is asked, and for a negative number.
+pub(super) fn resize(body: &wire::ResourcesBody, plan: &Plan) -> Result<UpdateWorkspace, Invalid> {
     if body.ram_mb.is_none() && body.vcpu_count.is_none() && body.disk_size_mb.is_none() {
         return Err(Invalid {
             field: "body",
@@ -80,10 +116,11 @@ pub(super) fn resize(body: &wire::ResourcesBody) -> Result<UpdateWorkspace, Inva
             allowed: "at least one of ram_mb, vcpu_count, disk_size_mb".to_owned(),
         });
     }
+    let sizes = Sizes::parse(body.vcpu_count, body.ram_mb, body.disk_size_mb, plan)?;
     Ok(UpdateWorkspace {
-        vcpu_count: body.vcpu_count.map(u64::from),
-        memory_mib: body.ram_mb.map(u64::from),
-        disk_mib: body.disk_size_mb.map(u64::from),
+        vcpu_count: sizes.vcpu_count,
+        memory_mib: sizes.memory_mib,
+        disk_mib: sizes.disk_mib,
         ..UpdateWorkspace::default()
     })
 }

@@ -17,11 +17,11 @@ pub(super) struct CreateWorkspaceBody {
     #[serde(default)]
     pub image: Option<String>,
     #[serde(default)]
-    pub ram_mb: Option<u32>,
+    pub ram_mb: Option<i64>,
     #[serde(default)]
-    pub vcpu_count: Option<u32>,
+    pub vcpu_count: Option<i64>,
     #[serde(default)]
-    pub disk_size_mb: Option<u32>,
+    pub disk_size_mb: Option<i64>,
     #[serde(default)]
     pub catalog_ids: Option<Vec<String>>,
     #[serde(default)]
@@ -35,11 +35,11 @@ pub(super) struct CreateWorkspaceBody {
 #[serde(deny_unknown_fields)]
 pub(super) struct ResourcesBody {
     #[serde(default)]
-    pub ram_mb: Option<u32>,
+    pub ram_mb: Option<i64>,
     #[serde(default)]
-    pub vcpu_count: Option<u32>,
+    pub vcpu_count: Option<i64>,
     #[serde(default)]
-    pub disk_size_mb: Option<u32>,
+    pub disk_size_mb: Option<i64>,
 }
 
 /// Body of `POST /workspaces/{id}/env`. No `Debug`: the values may be secrets.

@@ -21,6 +21,7 @@ use crate::{
     auth::Authenticated,
     extract::{JsonBody, PathOf, QueryOf},
     ids,
+    object::Object,
 };
 
 /// Extractor: the workspace named by the path's `{id}`. Rigbox knows ids only, in any dialect's
@@ -44,9 +45,9 @@ impl FromRequestParts<ApiState> for WorkspaceId {
 pub(super) async fn create(
     State(state): State<ApiState>,
     auth: Authenticated<Rigbox>,
-    body: JsonBody<wire::CreateWorkspaceBody, Rigbox>,
+    body: JsonBody<Object<wire::CreateWorkspaceBody>, Rigbox>,
 ) -> Result<(StatusCode, Json<wire::VmEnvelope>), RigboxError> {
-    let request = convert::create(body.value)?;
+    let request = convert::create(body.value.0, state.control.plan())?;
     let workspace = state.control.create_workspace(&auth.caller, request).await?;
     Ok((StatusCode::CREATED, Json(convert::envelope(&workspace))))
 }
@@ -199,9 +200,9 @@ pub(super) async fn set_resources(
     State(state): State<ApiState>,
     auth: Authenticated<Rigbox>,
     WorkspaceId(which): WorkspaceId,
-    body: JsonBody<wire::ResourcesBody, Rigbox>,
+    body: JsonBody<Object<wire::ResourcesBody>, Rigbox>,
 ) -> Result<Json<wire::VmAndMessage>, RigboxError> {
-    let update = convert::resize(&body.value)?;
+    let update = convert::resize(&body.value.0, state.control.plan())?;
     let workspace = state.control.update_workspace(&auth.caller, &which, update).await?;
     Ok(Json(wire::VmAndMessage {
         vm: convert::vm(&workspace),
@@ -214,9 +215,9 @@ pub(super) async fn set_env(
     State(state): State<ApiState>,
     auth: Authenticated<Rigbox>,
     WorkspaceId(which): WorkspaceId,
-    body: JsonBody<wire::EnvBody, Rigbox>,
+    body: JsonBody<Object<wire::EnvBody>, Rigbox>,
 ) -> Result<Json<wire::Message>, RigboxError> {
-    let update = convert::replace_env(body.value)?;
+    let update = convert::replace_env(body.value.0)?;
     state.control.update_workspace(&auth.caller, &which, update).await?;
     let message = "environment updated; it takes effect at the next start".to_owned();
     Ok(Json(wire::Message { message }))

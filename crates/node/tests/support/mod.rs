@@ -4,7 +4,10 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, symlink},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -156,8 +159,12 @@ impl World {
         if run_dir.exists() {
             held.push("run directory".to_owned());
         }
-        let group = format!("skerry-vm-{id}");
-        find_dirs(Path::new("/sys/fs/cgroup"), &group, 6, &mut held);
+        for group in self.own_groups() {
+            let group = group.join(format!("skerry-vm-{id}"));
+            if group.exists() {
+                held.push(format!("cgroup {}", group.display()));
+            }
+        }
         let disk = self.vm_dir(workspace).join("disk.qcow2");
         if let Ok(found) = fs::metadata(disk)
             && found.uid() != nix::unistd::geteuid().as_raw()
@@ -167,6 +174,17 @@ impl World {
         held
     }
 
+    /// The groups of this world's node, which carry a hash of the data directory's path.
+    fn own_groups(&self) -> Vec<PathBuf> {
+        let data_dir = self.data_dir();
+        let path = data_dir.canonicalize().unwrap_or(data_dir);
+        let digest = Sha256::digest(path.as_os_str().as_bytes());
+        let tag: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut found = Vec::new();
+        find_dirs(Path::new("/sys/fs/cgroup"), &format!("skerry-{tag}"), 6, &mut found);
+        found
+    }
+
     /// [`World::held`], and the directory too.
     pub fn left(&self, workspace: u128) -> Vec<String> {
         let mut left = self.held(workspace);
@@ -174,6 +192,18 @@ impl World {
             left.push(format!("directory with {:?}", names(&self.vm_dir(workspace))));
         }
         left
+    }
+}
+
+impl Drop for World {
+    /// A test may end with VMs running; their groups are empty, for fake processes are in none.
+    fn drop(&mut self) {
+        for group in self.own_groups() {
+            for child in names(&group) {
+                let _ = fs::remove_dir(group.join(child));
+            }
+            let _ = fs::remove_dir(group);
+        }
     }
 }
 
@@ -200,14 +230,14 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn find_dirs(below: &Path, name: &str, depth: usize, found: &mut Vec<String>) {
+fn find_dirs(below: &Path, name: &str, depth: usize, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(below).into_iter().flatten().flatten() {
         let path = entry.path();
         if !path.is_dir() || path.is_symlink() {
             continue;
         }
         if entry.file_name().to_string_lossy() == name {
-            found.push(format!("cgroup {}", path.display()));
+            found.push(path.clone());
         }
         if depth > 0 {
             find_dirs(&path, name, depth - 1, found);

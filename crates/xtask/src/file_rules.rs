@@ -15,8 +15,7 @@ const MAX_LINES: usize = 600;
 const LONGER: &[(&str, usize)] = &[];
 
 /// Module names under which anything could be put.
-const NAMES_THAT_SAY_NOTHING: &[&str] =
-    &["common", "helpers", "manager", "misc", "util", "utils"];
+const NAMES_THAT_SAY_NOTHING: &[&str] = &["common", "helpers", "manager", "misc", "util", "utils"];
 
 /// Every rule that a source file breaks.
 pub(crate) fn problems(root: &Path) -> Result<Vec<String>> {
@@ -63,8 +62,8 @@ fn rust_files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut waiting = vec![directory.to_owned()];
     while let Some(directory) = waiting.pop() {
-        let entries = fs::read_dir(&directory)
-            .with_context(|| format!("listing {}", directory.display()))?;
+        let entries =
+            fs::read_dir(&directory).with_context(|| format!("listing {}", directory.display()))?;
         for entry in entries {
             let path = entry?.path();
             if path.is_dir() {

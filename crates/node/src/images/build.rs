@@ -348,11 +348,12 @@ impl Hooks<'_> {
 /// 2024-01-01: a fixed time, so that two builds of the same packages differ in as little as possible.
 const EPOCH_SECONDS: &str = "1704067200";
 
-/// Removes what belongs to the build or must differ between workspaces.
+/// Removes what belongs to the build or must differ between workspaces. Not `/tmp`: `mmdebstrap`
+/// keeps the configuration there that makes its last `apt-get` work on the tree and not on the host.
 const CLEAN_SCRIPT: &str = r#"set -eu
 rm -rf "$1/skerry-build" "$1/skerry-build-packages"
 rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/cache/debconf/*-old
-rm -rf "$1"/var/log/apt "$1"/var/log/*.log "$1"/tmp/* "$1"/root/.npm
+rm -rf "$1"/var/log/apt "$1"/var/log/*.log "$1"/root/.npm
 rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/hostname" "$1/etc/apt/apt.conf.d/99mmdebstrap"
 : > "$1/etc/machine-id"
 : > "$1/etc/resolv.conf"
@@ -360,7 +361,7 @@ rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/hostname" "$1/etc/apt/apt.conf.d/99mmdebst
 
 /// Writes the tree into an ext4 file beside it and moves that into the tree, where `download` finds
 /// it. `/proc` and others may be mounted in the tree: a bind mount shows it without them. Where
-/// nothing can be mounted, nothing was.
+/// nothing can be mounted, nothing was. What is in `/tmp` is put aside meanwhile and comes back.
 fn disk_script(recipe: &Recipe) -> String {
     let uuid = uuid_for(&recipe.name);
     format!(
@@ -373,15 +374,18 @@ if mountpoint -q "$1/proc" || mountpoint -q "$1/sys" || mountpoint -q "$1/dev/pt
     mount --bind "$1" "$tree"
     mounted=yes
 fi
+mv "$1/tmp" "$1.tmp"
+mkdir -m 1777 "$1/tmp"
 release() {{
     if [ -n "$mounted" ]; then umount "$tree"; rmdir "$tree"; mounted=""; fi
+    if [ -e "$1.tmp" ]; then rmdir "$1/tmp"; mv "$1.tmp" "$1/tmp"; fi
 }}
-trap 'release; rm -f "$1.ext4"' EXIT
+trap 'release "$1"; rm -f "$1.ext4"' EXIT
 content_kib=$(du -sk --one-file-system "$tree" | cut -f 1)
 size_mib=$(((content_kib + content_kib / 25) / 1024 + {JOURNAL_MIB} + {TABLES_MIB} + {slack}))
 E2FSPROGS_FAKE_TIME={EPOCH_SECONDS} mkfs.ext4 -q -F -L root -m 0 -U {uuid} -J size={JOURNAL_MIB} \
     -E lazy_itable_init=1,root_owner=0:0,hash_seed={uuid} -d "$tree" "$1.ext4" "${{size_mib}}M"
-release
+release "$1"
 mv "$1.ext4" "$1/{BUILD_DIRECTORY}-disk"
 "#,
         slack = recipe.slack_mib,
@@ -420,7 +424,7 @@ fn download_npm(
 ) -> Result<(), ImageError> {
     fs::create_dir_all(directory).map_err(ImageError::file("make", directory))?;
     HostProgram::new("npm", "npm")
-        .args(["pack", "--silent"])
+        .args(["pack", "--loglevel=error"])
         .args(packages)
         .current_dir(directory)
         .run(DOWNLOAD_LIMIT, on_line)

@@ -241,3 +241,43 @@ impl Source {
         fd.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_written_before_the_end_reaches_even_a_slow_reader() {
+        let (from_command, mut command) = io::pipe().unwrap();
+        // As much as a pipe holds; the writing end stays open, as in a background process.
+        command.write_all(&[7; 64 * 1024]).unwrap();
+        let end = OutputEnd {
+            source: Source::Pipe(pipe::Receiver::from_owned_fd(from_command.into()).unwrap()),
+            wrap: Output::Stdout,
+        };
+        let (output, mut frames) = mpsc::channel(1);
+        let exited = CancellationToken::new();
+        exited.cancel();
+        let forwarding = async {
+            end.forward(&output, &exited).await;
+            drop(output);
+        };
+        let reading = async {
+            let mut length = 0;
+            // Each frame is taken only long after the drain is over.
+            loop {
+                sleep(DRAIN * 3).await;
+                match frames.recv().await {
+                    Some(Output::Stdout(bytes)) => length += bytes.len(),
+                    Some(Output::Stderr(_) | Output::Exit(_)) => unreachable!("only stdout"),
+                    None => return length,
+                }
+            }
+        };
+        let both = async { tokio::join!(forwarding, reading).1 };
+        assert_eq!(timeout(Duration::from_secs(600), both).await, Ok(64 * 1024));
+        drop(command);
+    }
+}

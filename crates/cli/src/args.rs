@@ -512,3 +512,79 @@ impl FromStr for Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_and_without_unit() {
+        let read = |text: &str| text.parse::<Mebibytes>().map(|size| size.0);
+        assert_eq!(read("2048"), Ok(2048));
+        assert_eq!(read("512M"), Ok(512));
+        assert_eq!(read("2G"), Ok(2048));
+        assert_eq!(read("2gib"), Ok(2048));
+        assert_eq!(read("1T"), Ok(1_048_576));
+        for bad in [
+            "",
+            "G",
+            "1.5G",
+            "-1",
+            "1 G",
+            "2K",
+            "2x",
+            "99999999999999999999",
+            "18446744073709551615G",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        let bytes = |text: &str| text.parse::<Bytes>().map(|size| size.0);
+        assert_eq!(bytes("64K"), Ok(65_536));
+        assert_eq!(bytes("10"), Ok(10));
+        assert!(bytes("1G").is_err());
+    }
+
+    #[test]
+    fn places_are_told_apart_by_their_first_colon() {
+        let remote = |workspace: &str, path: &str| {
+            Ok(Place::Remote { workspace: workspace.to_owned(), path: path.to_owned() })
+        };
+        let local = |path: &str| Ok(Place::Local(path.into()));
+        assert_eq!("box:/a:b".parse(), remote("box", "/a:b"));
+        assert_eq!("./a:b".parse(), local("./a:b"));
+        assert_eq!("/a:/b".parse(), local("/a:/b"));
+        assert_eq!("a".parse(), local("a"));
+        assert_eq!("-".parse(), Ok(Place::Standard));
+        for bad in ["", ":/a", "box:a", "box:"] {
+            assert!(bad.parse::<Place>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn variables_keep_everything_after_the_first_equals_sign() {
+        let variable = |text: &str| text.parse::<EnvArg>().map(|v| (v.name, v.value));
+        assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), Some("b=c".to_owned()))));
+        assert_eq!(variable("A="), Ok(("A".to_owned(), Some(String::new()))));
+        assert_eq!(variable("_a1"), Ok(("_a1".to_owned(), None)));
+        for bad in ["", "=x", "1A=x", "A B=x"] {
+            assert!(variable(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_the_parsers(text in ".{0,40}") {
+            let _ = text.parse::<Mebibytes>();
+            let _ = text.parse::<Bytes>();
+            let _ = text.parse::<Place>();
+            let _ = text.parse::<EnvArg>();
+        }
+
+        #[test]
+        fn a_size_in_g_is_1024_times_the_number(number in 0..1_000_000_u64) {
+            prop_assert_eq!(format!("{number}G").parse(), Ok(Mebibytes(number * 1024)));
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! The client as a process against the real API on a simulated node.
+#![allow(clippy::expect_used, reason = "tests")]
+
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::Value;
+use skerry_api::{ApiConfig, ApiState};
+use skerry_control::{
+    CreateWorkspace, StartPolicy, Wait, WorkspaceRef,
+    internal_api::NodeError,
+    sim_node::{Point, SimCommand, SimGuest},
+    testing::{self, KEY, TestControl},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+    process::{Child, Command},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+const BOUND: Duration = Duration::from_secs(30);
+
+struct Server {
+    url: String,
+    test: TestControl,
+    scratch: TempDir,
+    _stop_at_the_end: DropGuard,
+}
+
+struct Done {
+    code: i32,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Done {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.stdout).expect("one JSON document")
+    }
+}
+
+impl Server {
+    async fn start() -> Self {
+        let test = testing::open().await;
+        let config = ApiConfig {
+            public_url: "http://localhost:7070".to_owned(),
+            base_domain: "localhost".to_owned(),
+            version: "0.0.0-test",
+        };
+        let stop = CancellationToken::new();
+        let state = ApiState::new(test.control.clone(), config, stop.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let url = format!("http://{}", listener.local_addr().expect("address"));
+        let until = stop.clone();
+        tokio::spawn(async move {
+            axum::serve(listener, skerry_api::router(state))
+                .with_graceful_shutdown(until.cancelled_owned())
+                .await
+                .expect("serve");
+        });
+        let scratch = tempfile::tempdir().expect("tempdir");
+        Self { url, test, scratch, _stop_at_the_end: stop.drop_guard() }
+    }
+
+    /// A server with the running workspace `box`.
+    async fn with_box() -> (Self, Arc<SimGuest>) {
+        let server = Self::start().await;
+        let mut request = CreateWorkspace::new(StartPolicy::Now(Wait::UpTo(BOUND)));
+        request.name = Some("box".to_owned());
+        request.slug = Some("box-slug".to_owned());
+        let caller = server.test.caller().await;
+        let made = server.test.control.create_workspace(&caller, request).await.expect("created");
+        let guest = server.test.node.sim_guest(made.id).expect("a guest");
+        (server, guest)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_skerry-client"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("SKERRY_URL", &self.url)
+            .env("SKERRY_KEY", KEY)
+            .env("XDG_CONFIG_HOME", self.scratch.path().join("config"))
+            .current_dir(self.scratch.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Done {
+        done(self.command(arguments).spawn().expect("spawned")).await
+    }
+
+    async fn run_with_input(&self, arguments: &[&str], input: &[u8]) -> Done {
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().expect("spawned");
+        let mut stdin = child.stdin.take().expect("stdin");
+        let input = input.to_vec();
+        let feeding = tokio::spawn(async move {
+            // A command that ends before it has read everything is no failure.
+            let _ = stdin.write_all(&input).await;
+        });
+        let done = done(child).await;
+        feeding.await.expect("fed");
+        done
+    }
+}
+
+async fn done(child: Child) -> Done {
+    let output =
+        tokio::time::timeout(BOUND, child.wait_with_output()).await.expect("in time").expect("ran");
+    Done {
+        code: output.status.code().expect("an exit code"),
+        stdout: output.stdout,
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+#[tokio::test]
+async fn a_workspace_goes_through_its_life() {
+    let server = Server::start().await;
+    let mut transcript = String::new();
+    for line in [
+        "create first --slug first-slug --memory 1G --env A=1",
+        "ls",
+        "ls -q --state stopped",
+        "get first",
+        "rm first",
+        "stop first",
+        "start first",
+        "restart first-slug",
+        "quota",
+        "image ls",
+        "doctor",
+        "stats first",
+        "ports first",
+        "rm -f first missing",
+        "rm missing",
+        "ls",
+    ] {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let done = server.run(&arguments).await;
+        transcript.push_str(&format!("$ skerry {line}\n{}{}", done.text(), done.stderr));
+        transcript.push_str(&format!("[{}]\n\n", done.code));
+    }
+    insta::assert_snapshot!(transcript);
+}
+
+#[tokio::test]
+async fn failures_have_their_exit_codes_and_say_what_helps() {
+    let (server, _) = Server::with_box().await;
+    let mut transcript = String::new();
+    for (code, line) in [
+        (2, "create big --vcpu 0"),
+        (4, "create big --vcpu 99"),
+        (2, "create big --image plan9"),
+        (3, "get missing"),
+        (4, "create twin --slug box-slug"),
+        (6, "--key wrong ls"),
+        (2, "--url nonsense ls"),
+        (125, "exec missing -- true"),
+        (127, "exec box -- no-such-thing"),
+        (2, "cp a b"),
+        (3, "cp box:/no/such ."),
+        (2, "--json create big --vcpu 0"),
+    ] {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let done = server.run(&arguments).await;
+        transcript.push_str(&format!("$ skerry {line}\n{}{}\n", done.text(), done.stderr));
+        assert_eq!(done.code, code, "{line}: {}", done.stderr);
+    }
+    insta::assert_snapshot!(transcript);
+    // A port that was free a moment ago.
+    let address = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        listener.local_addr().expect("address")
+    };
+    let unreachable = server.run(&["--url", &format!("http://{address}"), "ls"]).await;
+    assert_eq!(unreachable.code, 5, "{}", unreachable.stderr);
+    assert!(unreachable.stderr.contains("cannot reach"), "{}", unreachable.stderr);
+}
+
+#[tokio::test]
+async fn a_start_that_fails_is_a_failure() {
+    let server = Server::start().await;
+    server.test.node.fail_next(Point::EnsureRunning, NodeError::NoCapacity("memory".to_owned()));
+    let done = server.run(&["create", "unlucky"]).await;
+    assert_eq!(done.code, 1);
+    assert!(done.stderr.contains("no_capacity"), "{}", done.stderr);
+}
+
+#[tokio::test]
+async fn json_is_one_document() {
+    let (server, _) = Server::with_box().await;
+    for line in [
+        "ls",
+        "get box",
+        "image ls",
+        "quota",
+        "key ls",
+        "doctor",
+        "stats box",
+        "ports box",
+        "logs box",
+        "stop box",
+        "start box",
+        "rm -f box",
+        "create x --no-start",
+    ] {
+        let arguments: Vec<&str> = ["--json"].into_iter().chain(line.split(' ')).collect();
+        let done = server.run(&arguments).await;
+        assert_eq!(done.code, 0, "{line}: {}", done.stderr);
+        assert!(done.json().is_object(), "{line}");
+        assert_eq!(done.stderr, "", "{line}");
+    }
+}
+
+#[tokio::test]
+async fn exec_passes_streams_and_exit_code_through() {
+    let (server, _) = Server::with_box().await;
+    let done =
+        server.run(&["exec", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 3"]).await;
+    assert_eq!((done.code, done.text().as_str(), done.stderr.as_str()), (3, "out\n", "err\n"));
+
+    let bytes: Vec<u8> = (0..2_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let done = server.run_with_input(&["exec", "box", "--", "cat"], &bytes).await;
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(done.stdout == bytes, "{} bytes of {}", done.stdout.len(), bytes.len());
+
+    let done = server.run(&["exec", "box", "-e", "X=y z", "--", "env"]).await;
+    assert_eq!(done.text(), "X=y z\n");
+    let done = server.run(&["exec", "box", "-u", "developer", "--", "whoami"]).await;
+    assert_eq!(done.text(), "developer\n");
+    let done = server.run(&["exec", "box", "-w", "/tmp", "--", "pwd"]).await;
+    assert_eq!(done.text(), "/tmp\n");
+    let done = server.run(&["exec", "box", "--timeout", "1", "--", "sleep", "60"]).await;
+    assert_eq!(done.code, 124);
+    let done = server.run(&["exec", "box", "-n", "--", "cat"]).await;
+    assert_eq!((done.code, done.text().as_str()), (0, ""));
+
+    let done = server.run(&["--json", "exec", "box", "--", "sh", "-c", "echo out; exit 3"]).await;
+    assert_eq!(done.code, 3);
+    assert_eq!((&done.json()["exit_code"], &done.json()["stdout"]), (&3.into(), &"out\n".into()));
+}
+
+#[tokio::test]
+async fn a_signal_goes_to_the_command_and_its_end_comes_back() {
+    let (server, guest) = Server::with_box().await;
+    let _ = guest;
+    let mut command = server.command(&["exec", "box", "--", "cat"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().expect("spawned");
+    let mut stdin = child.stdin.take().expect("stdin");
+    let mut stdout = BufReader::new(child.stdout.take().expect("stdout"));
+    stdin.write_all(b"hello\n").await.expect("written");
+    let mut line = String::new();
+    // The command runs, so its signals are caught.
+    tokio::time::timeout(BOUND, stdout.read_line(&mut line)).await.expect("in time").expect("read");
+    assert_eq!(line, "hello\n");
+    let pid = nix::unistd::Pid::from_raw(child.id().expect("a pid").try_into().expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("killed");
+    let status = tokio::time::timeout(BOUND, child.wait()).await.expect("in time").expect("ran");
+    assert_eq!(status.code(), Some(130));
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_is_no_disaster() {
+    let (server, guest) = Server::with_box().await;
+    for arguments in [&["ls"][..], &["exec", "box", "--", "flood"]] {
+        let stdout = vec![b'x'; 4_000_000];
+        guest.program("flood", SimCommand { stdout, ..SimCommand::default() });
+        let (reader, writer) = nix::unistd::pipe().expect("pipe");
+        drop(reader);
+        let child = server.command(arguments).stdout(writer).spawn().expect("spawned");
+        let done = done(child).await;
+        assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
+        assert!([0, 141].contains(&done.code), "{arguments:?}: {} {}", done.code, done.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_shell_has_a_terminal_and_leaves_ours_as_it_was() {
+    let (server, guest) = Server::with_box().await;
+    let login_shell =
+        "/bin/sh -c if command -v bash >/dev/null 2>&1; then exec bash -l; else exec sh -l; fi";
+    let stdout = b"welcome\r\n".to_vec();
+    guest.program(login_shell, SimCommand { stdout, code: 7, ..SimCommand::default() });
+    let pty = nix::pty::openpty(None, None).expect("openpty");
+    let before = nix::sys::termios::tcgetattr(&pty.slave).expect("tcgetattr");
+    let end = |fd: &OwnedFd| fd.try_clone().expect("clone");
+    let mut child = server
+        .command(&["shell", "box"])
+        .stdin(end(&pty.slave))
+        .stdout(end(&pty.slave))
+        .spawn()
+        .expect("spawned");
+    let status = tokio::time::timeout(BOUND, child.wait()).await.expect("in time").expect("ran");
+    assert_eq!(status.code(), Some(7));
+    assert_eq!(nix::sys::termios::tcgetattr(&pty.slave).expect("tcgetattr"), before);
+    let mut heard = [0; 64];
+    let count = File::from(pty.master).read(&mut heard).expect("read");
+    assert_eq!(&heard[..count], b"welcome\r\n");
+}
+
+#[tokio::test]
+async fn keys_typed_in_a_shell_reach_it_raw() {
+    let (server, _) = Server::with_box().await;
+    let pty = nix::pty::openpty(None, None).expect("openpty");
+    let end = |fd: &OwnedFd| fd.try_clone().expect("clone");
+    let mut child = server
+        .command(&["shell", "box", "--", "cat"])
+        .stdin(end(&pty.slave))
+        .stdout(end(&pty.slave))
+        .spawn()
+        .expect("spawned");
+    let raw = async {
+        loop {
+            let now = nix::sys::termios::tcgetattr(&pty.slave).expect("tcgetattr");
+            if !now.local_flags.contains(nix::sys::termios::LocalFlags::ISIG) {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(BOUND, raw).await.expect("raw mode in time");
+    let mut master = tokio::fs::File::from_std(File::from(end(&pty.master)));
+    master.write_all(b"a\x03b").await.expect("written");
+    master.flush().await.expect("flushed");
+    let mut heard = vec![0; 3];
+    tokio::time::timeout(BOUND, master.read_exact(&mut heard))
+        .await
+        .expect("in time")
+        .expect("read");
+    assert_eq!(heard, b"a\x03b", "Ctrl-C is a byte like others");
+    let pid = nix::unistd::Pid::from_raw(child.id().expect("a pid").try_into().expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("killed");
+    let status = tokio::time::timeout(BOUND, child.wait()).await.expect("in time").expect("ran");
+    assert_eq!(status.code(), Some(143));
+    let after = nix::sys::termios::tcgetattr(&pty.slave).expect("tcgetattr");
+    assert!(after.local_flags.contains(nix::sys::termios::LocalFlags::ISIG), "cooked again");
+}
+
+#[tokio::test]
+async fn files_and_trees_are_copied_both_ways() {
+    let (server, guest) = Server::with_box().await;
+    let here = server.scratch.path();
+    let bytes: Vec<u8> = (0..500_000_u32).map(|n| (n % 253) as u8).collect();
+    fs::create_dir_all(here.join("tree/sub")).expect("mkdir");
+    fs::write(here.join("tree/sub/data.bin"), &bytes).expect("write");
+    fs::set_permissions(here.join("tree/sub/data.bin"), fs::Permissions::from_mode(0o755))
+        .expect("chmod");
+    let copy = async |from: &str, to: &str| {
+        let done = server.run(&["cp", from, to]).await;
+        assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{from} {to}");
+        done
+    };
+
+    copy("tree/sub/data.bin", "box:/tmp/").await;
+    assert_eq!(guest.file("/tmp/data.bin").as_deref(), Some(&bytes[..]));
+    copy("tree/sub/data.bin", "box:/tmp").await;
+    copy("tree/sub/data.bin", "box:/tmp/other.bin").await;
+    assert_eq!(guest.file("/tmp/other.bin").as_deref(), Some(&bytes[..]));
+    copy("box:/tmp/data.bin", "back.bin").await;
+    assert_eq!(fs::read(here.join("back.bin")).expect("read"), bytes);
+    let mode = fs::metadata(here.join("back.bin")).expect("stat").permissions().mode();
+    assert_eq!(mode & 0o100, 0o100, "the executable bit comes along");
+    assert_eq!(copy("box:/tmp/data.bin", "-").await.stdout, bytes);
+
+    copy("tree", "box:/srv/app").await;
+    assert_eq!(guest.file("/srv/app/sub/data.bin").as_deref(), Some(&bytes[..]));
+    copy("tree", "box:/srv/app").await;
+    assert!(guest.file("/srv/app/tree/sub/data.bin").is_some(), "into what is there already");
+    copy("box:/srv/app/tree", "fetched").await;
+    assert_eq!(fs::read(here.join("fetched/sub/data.bin")).expect("read"), bytes);
+    copy("box:/srv/app/tree", ".").await;
+    let mut names: Vec<String> = fs::read_dir(here)
+        .expect("list")
+        .map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["back.bin", "fetched", "tree"], "no draft is left");
+
+    let done = server.run_with_input(&["cp", "-", "box:/tmp/piped"], b"from a pipe").await;
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert_eq!(guest.file("/tmp/piped").as_deref(), Some(&b"from a pipe"[..]));
+}
+
+#[tokio::test]
+async fn logs_are_shown() {
+    let (server, _) = Server::with_box().await;
+    server.run(&["exec", "box", "--", "echo", "logged"]).await;
+    let done = server.run(&["logs", "box", "--source", "commands"]).await;
+    assert_eq!(done.text(), "$ echo logged\nlogged\n");
+}
+
+#[tokio::test]
+async fn a_login_is_remembered_for_its_server_only() {
+    let (server, _) = Server::with_box().await;
+    let file = server.scratch.path().join("config/skerry/login.toml");
+    let bare = |arguments: &[&str]| {
+        let mut command = server.command(arguments);
+        command.env_remove("SKERRY_URL").env_remove("SKERRY_KEY");
+        command
+    };
+    let wrong = done(bare(&["login", &server.url, "wrong"]).spawn().expect("spawned")).await;
+    assert_eq!(wrong.code, 6);
+    assert!(!file.exists());
+
+    let mut login = bare(&["login", &server.url]).stdin(Stdio::piped()).spawn().expect("spawned");
+    let mut stdin = login.stdin.take().expect("stdin");
+    stdin.write_all(format!("{KEY}\n").as_bytes()).await.expect("written");
+    drop(stdin);
+    let login = done(login).await;
+    assert_eq!(login.code, 0, "{}", login.stderr);
+    assert_eq!(fs::metadata(&file).expect("stat").permissions().mode() & 0o777, 0o600);
+
+    let listed = done(bare(&["ls", "-q"]).spawn().expect("spawned")).await;
+    assert_eq!((listed.code, listed.text().as_str()), (0, "box\n"), "{}", listed.stderr);
+    let elsewhere = server.url.replace("127.0.0.1", "localhost");
+    let other = done(bare(&["--url", &elsewhere, "ls"]).spawn().expect("spawned")).await;
+    assert_eq!(other.code, 6, "the key does not go to another address: {}", other.stderr);
+
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("chmod");
+    let exposed = done(bare(&["ls"]).spawn().expect("spawned")).await;
+    assert_eq!(exposed.code, 2);
+    assert!(exposed.stderr.contains("chmod 600"), "{}", exposed.stderr);
+
+    let logout = done(bare(&["logout"]).spawn().expect("spawned")).await;
+    assert_eq!(logout.code, 0);
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn a_key_made_works_until_it_is_revoked() {
+    let (server, _) = Server::with_box().await;
+    let made = server.run(&["--json", "key", "create", "ci"]).await.json();
+    let secret = made["secret"].as_str().expect("a secret");
+    let id = made["key"]["id"].as_str().expect("an id");
+    assert_eq!(server.run(&["--key", secret, "ls"]).await.code, 0);
+    assert_eq!(server.run(&["key", "rm", id]).await.code, 0);
+    assert_eq!(server.run(&["--key", secret, "ls"]).await.code, 6);
+}
+
+#[tokio::test]
+async fn removing_needs_force_for_what_runs() {
+    let (server, _) = Server::with_box().await;
+    let refused = server.run(&["rm", "box"]).await;
+    assert_eq!(refused.code, 4, "{}", refused.stderr);
+    assert_eq!(server.run(&["rm", "-f", "box"]).await.code, 0);
+    let caller = server.test.caller().await;
+    let gone = server
+        .test
+        .control
+        .get_workspace(&caller, &WorkspaceRef::SlugOrName("box".to_owned()))
+        .await;
+    assert!(gone.is_err());
+}

@@ -70,6 +70,18 @@ fn the_openapi_document_describes_every_route() {
     insta::assert_json_snapshot!(document);
 }
 
+#[test]
+fn no_two_operations_of_the_openapi_document_share_a_name() {
+    let document = serde_json::to_value(skerry_api::dialects::native::openapi()).expect("JSON");
+    let paths = document["paths"].as_object().expect("paths").values();
+    let operations = paths.flat_map(|path| path.as_object().expect("a path").values());
+    let mut names: Vec<&str> = operations.filter_map(|op| op["operationId"].as_str()).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count);
+}
+
 #[tokio::test]
 async fn the_openapi_document_is_served_to_everybody() {
     let mut front = Front::open().await;
@@ -177,8 +189,7 @@ async fn a_workspace_is_found_by_slug_name_and_every_form_of_its_id() {
     let path = |reference: &str| format!("GET {BASE}/workspaces/{reference}");
     let shown = front.call(As::Admin, &path(&id), None).await;
     let ids = shown.body["ids"].as_object().expect("ids").values();
-    let mut references: Vec<String> =
-        ids.map(|id| id.as_str().expect("text").to_owned()).collect();
+    let mut references: Vec<String> = ids.map(|id| id.as_str().expect("text").to_owned()).collect();
     references.extend(["found-slug".to_owned(), "found".to_owned()]);
     for reference in references {
         let answer = front.call(As::Admin, &path(&reference), None).await;
@@ -187,7 +198,10 @@ async fn a_workspace_is_found_by_slug_name_and_every_form_of_its_id() {
     let twin = json!({ "name": "found", "start": false });
     front.call(As::Admin, &format!("POST {BASE}/workspaces"), Some(twin)).await;
     let answer = front.call(As::Admin, &path("found"), None).await;
-    assert_eq!((answer.status, &answer.body["error"]["code"]), (StatusCode::CONFLICT, &json!("conflict")));
+    assert_eq!(
+        (answer.status, &answer.body["error"]["code"]),
+        (StatusCode::CONFLICT, &json!("conflict"))
+    );
 }
 
 #[tokio::test]

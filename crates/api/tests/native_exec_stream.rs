@@ -124,7 +124,8 @@ fn stdin(bytes: &[u8]) -> Message {
 #[tokio::test]
 async fn output_and_exit_come_in_order_and_then_the_close() {
     let server = Server::start().await;
-    let mut socket = server.run(json!({ "argv": ["sh", "-c", "echo out; echo err >&2; exit 3"] })).await;
+    let mut socket =
+        server.run(json!({ "argv": ["sh", "-c", "echo out; echo err >&2; exit 3"] })).await;
     assert_eq!(next(&mut socket).await, Heard::Bytes(1, b"out\n".to_vec()));
     assert_eq!(next(&mut socket).await, Heard::Bytes(2, b"err\n".to_vec()));
     assert_eq!(next(&mut socket).await, exit(Some(3), None, false));

@@ -14,6 +14,7 @@ use crate::ApiState;
 
 /// Lists the images a workspace can be made from.
 #[utoipa::path(
+    operation_id = "list_images",
     get, path = "/skerry/v1/images", tag = "images",
     responses(
         (status = 200, body = wire::ImageList),
@@ -145,6 +146,7 @@ pub(super) async fn get_project(
 
 /// Shows the account's limits and what is used of them.
 #[utoipa::path(
+    operation_id = "get_quota",
     get, path = "/skerry/v1/quota", tag = "account",
     responses(
         (status = 200, body = wire::Quota),
@@ -162,6 +164,7 @@ pub(super) async fn quota(
 
 /// Says what the host can do and what is missing on it. For the account `admin` alone.
 #[utoipa::path(
+    operation_id = "get_doctor",
     get, path = "/skerry/v1/doctor", tag = "installation",
     responses(
         (status = 200, body = wire::Doctor),

@@ -20,6 +20,7 @@ const STDIN_PIECE_BYTES: usize = 64 * 1024;
 /// A caller that hangs up ends the command. Output beyond `max_output_bytes` is read and dropped, so
 /// that the command never waits for it.
 #[utoipa::path(
+    operation_id = "exec",
     post, path = "/skerry/v1/workspaces/{workspace}/exec", tag = "commands",
     params(("workspace" = String, Path, description = "Slug, name, or identity in any API's form")),
     request_body = wire::ExecRequest,

@@ -69,6 +69,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// 1 standard output, 2 standard error) and text messages `ExecClientMessage` and
 /// `ExecServerMessage`. A connection that ends before the command ends the command.
 #[utoipa::path(
+    operation_id = "exec_stream",
     get, path = "/skerry/v1/workspaces/{workspace}/exec/stream", tag = "commands",
     params(("workspace" = String, Path, description = "Slug, name, or identity in any API's form")),
     responses(

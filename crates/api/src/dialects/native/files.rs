@@ -25,6 +25,7 @@ const UPLOAD_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Shows what is at a path, and the entries if it is a directory. Links are not followed.
 #[utoipa::path(
+    operation_id = "list_files",
     get, path = "/skerry/v1/workspaces/{workspace}/files", tag = "files",
     params(
         ("workspace" = String, Path, description = "Slug, name, or identity in any API's form"),
@@ -58,6 +59,7 @@ pub(super) async fn list(
 
 /// Removes a file, or a directory with everything in it.
 #[utoipa::path(
+    operation_id = "remove_file",
     delete, path = "/skerry/v1/workspaces/{workspace}/files", tag = "files",
     params(
         ("workspace" = String, Path, description = "Slug, name, or identity in any API's form"),
@@ -112,6 +114,7 @@ pub(super) async fn make_directory(
 
 /// Renames a file or directory; a file at the new path is replaced.
 #[utoipa::path(
+    operation_id = "rename_file",
     post, path = "/skerry/v1/workspaces/{workspace}/files/rename", tag = "files",
     params(("workspace" = String, Path, description = "Slug, name, or identity in any API's form")),
     request_body = wire::RenameFile,
@@ -138,6 +141,7 @@ pub(super) async fn rename(
 
 /// Reads a file.
 #[utoipa::path(
+    operation_id = "read_file",
     get, path = "/skerry/v1/workspaces/{workspace}/files/content", tag = "files",
     params(
         ("workspace" = String, Path, description = "Slug, name, or identity in any API's form"),
@@ -166,6 +170,7 @@ pub(super) async fn read(
 /// Writes a file with the request's body. Missing parents are made; a file that exists is replaced in
 /// one step, unless `how` says otherwise. A body that breaks off changes nothing.
 #[utoipa::path(
+    operation_id = "write_file",
     put, path = "/skerry/v1/workspaces/{workspace}/files/content", tag = "files",
     params(
         ("workspace" = String, Path, description = "Slug, name, or identity in any API's form"),

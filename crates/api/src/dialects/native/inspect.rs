@@ -15,6 +15,7 @@ const MAX_TAIL_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Reads the end of a log, in any state of the workspace.
 #[utoipa::path(
+    operation_id = "read_log",
     get, path = "/skerry/v1/workspaces/{workspace}/logs", tag = "workspaces",
     params(
         ("workspace" = String, Path, description = "Slug, name, or identity in any API's form"),
@@ -49,6 +50,7 @@ pub(super) async fn logs(
 
 /// Shows what the guest uses of its resources.
 #[utoipa::path(
+    operation_id = "get_stats",
     get, path = "/skerry/v1/workspaces/{workspace}/stats", tag = "workspaces",
     params(("workspace" = String, Path, description = "Slug, name, or identity in any API's form")),
     responses(
@@ -70,6 +72,7 @@ pub(super) async fn stats(
 
 /// Lists the TCP ports the guest listens on.
 #[utoipa::path(
+    operation_id = "list_ports",
     get, path = "/skerry/v1/workspaces/{workspace}/ports", tag = "workspaces",
     params(("workspace" = String, Path, description = "Slug, name, or identity in any API's form")),
     responses(

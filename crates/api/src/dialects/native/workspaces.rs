@@ -11,6 +11,7 @@ use crate::{ApiState, ids::parse_workspace_ref};
 /// With `wait`, the answer comes when it runs. A start that fails is not an error of this call: the
 /// workspace is there, and its `state` and `failure` say what happened.
 #[utoipa::path(
+    operation_id = "create_workspace",
     post, path = "/skerry/v1/workspaces", tag = "workspaces",
     params(wire::WaitQuery), request_body = wire::CreateWorkspace,
     responses(
@@ -34,6 +35,7 @@ pub(super) async fn create(
 
 /// Lists the account's workspaces, through whichever API they were made; newest first.
 #[utoipa::path(
+    operation_id = "list_workspaces",
     get, path = "/skerry/v1/workspaces", tag = "workspaces", params(wire::ListQuery),
     responses(
         (status = 200, body = wire::WorkspaceList),
@@ -58,6 +60,7 @@ pub(super) async fn list(
 
 /// Shows one workspace.
 #[utoipa::path(
+    operation_id = "get_workspace",
     get, path = "/skerry/v1/workspaces/{workspace}", tag = "workspaces",
     params(("workspace" = String, Path, description = "Slug, name, or identity in any API's form")),
     responses(
@@ -79,6 +82,7 @@ pub(super) async fn get(
 
 /// Changes a workspace. Its size changes only while no VM is there.
 #[utoipa::path(
+    operation_id = "update_workspace",
     patch, path = "/skerry/v1/workspaces/{workspace}", tag = "workspaces",
     params(("workspace" = String, Path, description = "Slug, name, or identity in any API's form")),
     request_body = wire::UpdateWorkspace,
@@ -105,6 +109,7 @@ pub(super) async fn update(
 
 /// Deletes a workspace with its disk and logs, from any state.
 #[utoipa::path(
+    operation_id = "delete_workspace",
     delete, path = "/skerry/v1/workspaces/{workspace}", tag = "workspaces",
     params(
         ("workspace" = String, Path, description = "Slug, name, or identity in any API's form"),
@@ -134,6 +139,7 @@ pub(super) async fn delete(
 
 /// Starts a workspace. One that runs or starts already is a success.
 #[utoipa::path(
+    operation_id = "start_workspace",
     post, path = "/skerry/v1/workspaces/{workspace}/start", tag = "workspaces",
     params(
         ("workspace" = String, Path, description = "Slug, name, or identity in any API's form"),
@@ -162,6 +168,7 @@ pub(super) async fn start(
 
 /// Stops a workspace; its disk is kept. One that is stopped already is a success.
 #[utoipa::path(
+    operation_id = "stop_workspace",
     post, path = "/skerry/v1/workspaces/{workspace}/stop", tag = "workspaces",
     params(
         ("workspace" = String, Path, description = "Slug, name, or identity in any API's form"),
@@ -189,6 +196,7 @@ pub(super) async fn stop(
 
 /// Stops a workspace and starts it again.
 #[utoipa::path(
+    operation_id = "restart_workspace",
     post, path = "/skerry/v1/workspaces/{workspace}/restart", tag = "workspaces",
     params(
         ("workspace" = String, Path, description = "Slug, name, or identity in any API's form"),

@@ -45,10 +45,8 @@ pub async fn doctor(config: NodeConfig, vmm: Result<Arc<dyn Vmm>, String>) -> No
         let cgroups = Cgroups::open(config.cgroups, &format!("doctor-{}", std::process::id()));
         let uids = UidPool::available(config.uids);
         let data_dir = nearest_existing(&config.data_dir);
-        let memory_dir = config
-            .memory_dir
-            .clone()
-            .unwrap_or_else(|| default_memory_dir(&config.data_dir, ""));
+        let memory_dir =
+            config.memory_dir.clone().unwrap_or_else(|| default_memory_dir(&config.data_dir, ""));
         let subject = Subject {
             config: &config,
             vmm: vmm.as_deref().map_err(String::as_str),

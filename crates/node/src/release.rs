@@ -63,10 +63,8 @@ pub(crate) async fn release_all(
         })
         .await?;
         let run_dir = holdings.run_dir.clone();
-        undo(host, "release_run_directory", move || {
-            run_dir.as_deref().map_or(Ok(()), remove_tree)
-        })
-        .await?;
+        undo(host, "release_run_directory", move || run_dir.as_deref().map_or(Ok(()), remove_tree))
+            .await?;
         let disk = paths.disk.clone();
         undo(host, "release_uid", move || match holdings.uid {
             Some(_) => take_back(&disk),

@@ -1,4 +1,5 @@
 //! Crash safety: every step repeated, failed and crashed after, on the way up and on the way down.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
 mod support;
 
@@ -37,7 +38,8 @@ const DOWN: [&str; 6] = [
     "released",
 ];
 /// What a deletion does besides.
-const DELETE: [&str; 5] = ["tombstone", "release_disk", "release_logs", "release_ledger", "deleted"];
+const DELETE: [&str; 5] =
+    ["tombstone", "release_disk", "release_logs", "release_ledger", "deleted"];
 
 /// Runs `request` until the planned fault has happened, then lets the node die there.
 async fn die_at<T>(world: &World, node: Node, point: &str, request: impl Future<Output = T>) {

@@ -1,4 +1,5 @@
 //! A VM's life on a node with a fake hypervisor and the real agent.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
 mod support;
 
@@ -202,10 +203,7 @@ async fn a_guest_that_always_hangs_is_given_up_within_the_bound() {
         world.host.inject(Fault::SilentGuest);
         world.host.inject(Fault::SilentGuest);
         let error = node.ensure_running(world.spec(1, 1)).await.unwrap_err();
-        let given_up = matches!(
-            &error,
-            NodeError::Timeout { .. } | NodeError::GuestUnreachable(_)
-        );
+        let given_up = matches!(&error, NodeError::Timeout { .. } | NodeError::GuestUnreachable(_));
         assert!(given_up, "{error:?}");
         assert_only_disk(&world, 1);
         assert_eq!(world.host.started_count(), 2);
@@ -266,7 +264,8 @@ async fn a_workspace_keeps_its_identity_across_starts_and_shares_it_with_none() 
         let macs: Vec<[u8; 6]> = world.boots.borrow().iter().map(|spec| spec.mac).collect();
         assert_eq!(macs[0], macs[1]);
         assert_ne!(macs[0], macs[2]);
-        let id = |workspace| fs::read_to_string(world.vm_dir(workspace).join("machine-id")).unwrap();
+        let id =
+            |workspace| fs::read_to_string(world.vm_dir(workspace).join("machine-id")).unwrap();
         assert_ne!(id(1), id(2));
     })
     .await;
@@ -298,7 +297,10 @@ async fn console_and_command_logs_can_be_read_and_the_console_is_kept_as_asked()
         node.ensure_stopped(ID, Incarnation(1), GRACEFUL).await.unwrap();
         let log = read_log(&node, LogSource::Commands).await;
         assert!(log.contains("$ sh -c 'echo out; echo err >&2; exit 3'"), "{log}");
-        assert!(log.contains("out\n") && log.contains("err\n") && log.contains(" exit 3, "), "{log}");
+        assert!(
+            log.contains("out\n") && log.contains("err\n") && log.contains(" exit 3, "),
+            "{log}"
+        );
 
         node.ensure_running(world.spec(1, 2)).await.unwrap();
         assert_eq!(read_log(&node, LogSource::Console).await.matches("boots").count(), 2);
@@ -339,7 +341,9 @@ async fn sockets_of_a_deep_data_directory_get_a_short_path() {
         let node = skerry_node::Node::open(config, vmm, environment).await.unwrap();
         node.ensure_running(world.spec(1, 1)).await.unwrap();
         let run_dir = world.boots.borrow()[0].run_dir.clone();
-        assert!(run_dir.as_os_str().len() <= 80 && run_dir.starts_with(world.dir.path().join("short")));
+        assert!(
+            run_dir.as_os_str().len() <= 80 && run_dir.starts_with(world.dir.path().join("short"))
+        );
         node.ensure_deleted(ID).await.unwrap();
         assert!(!run_dir.exists());
         node.shutdown().await;

@@ -181,8 +181,9 @@ impl World {
         let digest = Sha256::digest(path.as_os_str().as_bytes());
         let tag: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
         let mut found = Vec::new();
-        find_dirs(Path::new("/sys/fs/cgroup"), &format!("skerry-{tag}"), 6, &mut found);
-        found
+        let name = format!("skerry-{tag}");
+        find(Path::new("/sys/fs/cgroup"), &|found| found == name, 6, &mut found);
+        found.into_iter().map(PathBuf::from).collect()
     }
 
     /// [`World::held`], and the directory too.
@@ -230,17 +231,15 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn find_dirs(below: &Path, name: &str, depth: usize, found: &mut Vec<PathBuf>) {
+/// Everything below a directory, `depth` levels down, whose name is `wanted`. Links are not followed.
+pub fn find(below: &Path, wanted: &dyn Fn(&str) -> bool, depth: usize, found: &mut Vec<String>) {
     for entry in fs::read_dir(below).into_iter().flatten().flatten() {
         let path = entry.path();
-        if !path.is_dir() || path.is_symlink() {
-            continue;
+        if wanted(&entry.file_name().to_string_lossy()) {
+            found.push(path.display().to_string());
         }
-        if entry.file_name().to_string_lossy() == name {
-            found.push(path.clone());
-        }
-        if depth > 0 {
-            find_dirs(&path, name, depth - 1, found);
+        if depth > 0 && path.is_dir() && !path.is_symlink() {
+            find(&path, wanted, depth - 1, found);
         }
     }
 }

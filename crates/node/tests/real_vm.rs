@@ -19,7 +19,7 @@ use skerry_model::{
     DiskMib, EnvVar, Incarnation, MemMib, Shape, Timestamp, VcpuCount, WorkspaceId,
     spec::{CpuKind, ImageDigest, ImageRef, LogRetention},
 };
-use skerry_node::{Node, NodeConfig, NodeEnvironment, images::ImageStore};
+use skerry_node::{FaultKind, Faults, Node, NodeConfig, NodeEnvironment, images::ImageStore};
 use skerry_vmm::{
     Vmm,
     qemu::{AcceleratorChoice, QemuConfig, QemuVmm},
@@ -34,6 +34,7 @@ struct RealWorld {
     images: PathBuf,
     base: ImageDigest,
     vmm: Arc<dyn Vmm>,
+    faults: Faults,
     /// Random, because these tests may run at the same time on one host.
     id: WorkspaceId,
 }
@@ -55,12 +56,14 @@ impl RealWorld {
             images: store.directory().to_owned(),
             base: base.digest().clone(),
             vmm: Arc::new(vmm),
+            faults: Faults::default(),
             id: WorkspaceId::from_random(rand::random()),
         }
     }
 
     async fn open(&self) -> Node {
-        let config = NodeConfig::new(self.dir.path().join("data"), self.images.clone());
+        let mut config = NodeConfig::new(self.dir.path().join("data"), self.images.clone());
+        config.faults = self.faults.clone();
         let environment = NodeEnvironment {
             now: Arc::new(Timestamp::now),
             fill_random: Arc::new(|bytes| rand::fill(bytes)),
@@ -204,6 +207,46 @@ async fn a_real_vm_outlives_its_node_and_is_taken_over() {
         node.ensure_deleted(id).await.unwrap();
         assert_eq!(world.left(), Vec::<String>::new());
         node.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_dies_while_a_real_process_is_there_finds_a_clean_slate() {
+    bounded(async {
+        let world = RealWorld::new().await;
+        let id = world.id;
+        let mut incarnation = 0;
+        for point in ["boot", "guest_ready", "power_off", "release_process", "tombstone"] {
+            incarnation += 1;
+            let node = world.open().await;
+            assert!(world.faults.plan(point, FaultKind::Hang));
+            let life = async {
+                node.ensure_running(world.spec(incarnation, 256)).await.unwrap();
+                if point == "tombstone" {
+                    node.ensure_deleted(id).await
+                } else {
+                    node.ensure_stopped(id, Incarnation(incarnation), GRACEFUL).await
+                }
+            };
+            tokio::select! {
+                _ = life => panic!("the node did not stop at {point}"),
+                () = world.faults.happened(point) => {}
+            }
+            node.abandon().await;
+
+            let node = world.open().await;
+            let dir = world.dir.path().join("data/vms").join(id.to_string());
+            if point == "tombstone" {
+                assert_eq!(node.inspect(id).await, None);
+                assert_eq!(world.left(), Vec::<String>::new());
+            } else {
+                assert_eq!(node.inspect(id).await.unwrap().phase, VmPhase::Stopped, "{point}");
+                assert_eq!(world.left(), [dir.display().to_string()], "{point}");
+                assert!(!dir.join("run").exists(), "{point}");
+            }
+            node.shutdown().await;
+        }
     })
     .await;
 }

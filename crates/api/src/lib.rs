@@ -18,6 +18,7 @@ pub mod extract;
 pub mod health;
 mod hosts;
 pub mod ids;
+pub mod number;
 pub mod object;
 mod telemetry;
 

@@ -149,7 +149,11 @@ impl From<&Fault> for AetherError {
                 FieldError::new(field, problem.message()).into()
             }
             Fault::BadUrl { parameter, problem } => match parameter {
-                Some(name) => FieldError::new(name, problem).into(),
+                Some(name) => {
+                    let named = format!("{name}: ");
+                    let problem = problem.strip_prefix(&named).unwrap_or(problem);
+                    FieldError::new(name, problem).into()
+                }
                 None => Self::plain(StatusCode::BAD_REQUEST, problem),
             },
             Fault::HandlerPanicked => Self::internal(),

@@ -7,6 +7,7 @@
 use skerry_model::{Plan, spec::CpuKind};
 
 use super::wire::HardwareBody;
+use crate::number::WholeNumber;
 
 /// What a request means when it leaves hardware out.
 pub(super) const DEFAULT: Hardware =
@@ -78,7 +79,7 @@ pub(super) fn parse(
     }
     let volume_size_gb = match body.volume_size_gb {
         None => base.volume_size_gb,
-        Some(asked) => parse_volume(asked, plan).unwrap_or_else(|error| {
+        Some(WholeNumber(asked)) => parse_volume(asked, plan).unwrap_or_else(|error| {
             errors.push(error);
             base.volume_size_gb
         }),
@@ -88,8 +89,8 @@ pub(super) fn parse(
     let asks_for_pair = body.cpu_kind.is_some() || body.cpus.is_some() || body.memory_mb.is_some();
     let (cpus, memory_mb) = match cpu_kind {
         Some(kind) if asks_for_pair => {
-            let cpus = body.cpus.unwrap_or_else(|| i64::from(base.cpus));
-            let memory_mb = body.memory_mb.unwrap_or_else(|| i64::from(base.memory_mb));
+            let cpus = body.cpus.map_or(i64::from(base.cpus), |WholeNumber(cpus)| cpus);
+            let memory_mb = body.memory_mb.map_or(i64::from(base.memory_mb), |WholeNumber(mb)| mb);
             parse_pair(kind, cpus, memory_mb).unwrap_or_else(|error| {
                 errors.push(error);
                 (base.cpus, base.memory_mb)
@@ -228,9 +229,9 @@ mod tests {
             let pick = [cpus, 1, 2, 4][near];
             let body = HardwareBody {
                 cpu_kind: Some(if performance { "performance" } else { "shared" }.to_owned()),
-                cpus: Some(pick),
-                memory_mb: Some(if near == 0 { memory_mb } else { 4096 }),
-                volume_size_gb: Some(volume_size_gb),
+                cpus: Some(WholeNumber(pick)),
+                memory_mb: Some(WholeNumber(if near == 0 { memory_mb } else { 4096 })),
+                volume_size_gb: Some(WholeNumber(volume_size_gb)),
                 gpu_kind: None,
             };
             if let Ok(hardware) = parse(&body, DEFAULT, &plan()) {

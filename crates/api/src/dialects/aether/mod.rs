@@ -13,7 +13,7 @@ use axum::{
     Router,
     routing::{any, get, post},
 };
-use http::Uri;
+use http::{Method, Uri};
 
 use self::error_body::AetherError;
 use crate::{ApiState, auth::Authenticated};
@@ -63,6 +63,6 @@ fn routes(prefix: &str) -> Router<ApiState> {
 
 /// The parts of Aether's API that this server does not have. They answer 501 rather than 404, so that
 /// a client learns that the path is right and the feature is missing.
-async fn not_supported(uri: Uri, _auth: Authenticated<Aether>) -> AetherError {
-    AetherError::not_supported(uri.path())
+async fn not_supported(method: Method, uri: Uri, _auth: Authenticated<Aether>) -> AetherError {
+    AetherError::not_supported(&format!("{method} {}", uri.path()))
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use skerry_model::Timestamp;
 
-use crate::object::Object;
+use crate::{number::WholeNumber, object::Object};
 
 /// Body of `POST /projects/{id}/workspaces`. A field Skerry does not know is refused rather than
 /// dropped.
@@ -33,11 +33,11 @@ pub(super) struct HardwareBody {
     #[serde(default)]
     pub cpu_kind: Option<String>,
     #[serde(default)]
-    pub cpus: Option<i64>,
+    pub cpus: Option<WholeNumber>,
     #[serde(default)]
-    pub memory_mb: Option<i64>,
+    pub memory_mb: Option<WholeNumber>,
     #[serde(default)]
-    pub volume_size_gb: Option<i64>,
+    pub volume_size_gb: Option<WholeNumber>,
     #[serde(default)]
     pub gpu_kind: Option<String>,
 }

@@ -12,7 +12,7 @@ use skerry_model::{
 };
 
 use super::wire;
-use crate::ids;
+use crate::{ids, number::WholeNumber};
 
 /// Memory of a workspace whose request names none, as Rigbox's examples document it.
 pub(super) const DEFAULT_RAM_MB: u32 = 1024;
@@ -67,12 +67,14 @@ struct Sizes {
 
 impl Sizes {
     fn parse(
-        vcpu_count: Option<i64>,
-        ram_mb: Option<i64>,
-        disk_size_mb: Option<i64>,
+        vcpu_count: Option<WholeNumber>,
+        ram_mb: Option<WholeNumber>,
+        disk_size_mb: Option<WholeNumber>,
         plan: &Plan,
     ) -> Result<Self, Invalid> {
-        let size = |field, value: Option<i64>, range: Range| match value.map(u64::try_from) {
+        let size = |field, value: Option<WholeNumber>, range: Range| match value
+            .map(|WholeNumber(value)| u64::try_from(value))
+        {
             None => Ok(None),
             Some(Ok(size)) => Ok(Some(size)),
             Some(Err(_)) => Err(Invalid {

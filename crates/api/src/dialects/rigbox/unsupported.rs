@@ -2,7 +2,7 @@
 //! that a client learns that the path is right and the feature is missing.
 
 use axum::{Router, routing::any};
-use http::Uri;
+use http::{Method, Uri};
 
 use super::{Rigbox, error_body::RigboxError};
 use crate::{ApiState, auth::Authenticated};
@@ -74,6 +74,6 @@ pub(super) fn routes(prefix: &str) -> Router<ApiState> {
     )
 }
 
-async fn refuse(uri: Uri, _auth: Authenticated<Rigbox>) -> RigboxError {
-    RigboxError::not_supported(uri.path())
+async fn refuse(method: Method, uri: Uri, _auth: Authenticated<Rigbox>) -> RigboxError {
+    RigboxError::not_supported(&format!("{method} {}", uri.path()))
 }

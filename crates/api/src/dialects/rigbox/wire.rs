@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use skerry_model::Timestamp;
 
+use crate::number::WholeNumber;
+
 /// Body of `POST /workspaces`. A field Skerry does not know is refused rather than dropped.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -17,11 +19,11 @@ pub(super) struct CreateWorkspaceBody {
     #[serde(default)]
     pub image: Option<String>,
     #[serde(default)]
-    pub ram_mb: Option<i64>,
+    pub ram_mb: Option<WholeNumber>,
     #[serde(default)]
-    pub vcpu_count: Option<i64>,
+    pub vcpu_count: Option<WholeNumber>,
     #[serde(default)]
-    pub disk_size_mb: Option<i64>,
+    pub disk_size_mb: Option<WholeNumber>,
     #[serde(default)]
     pub catalog_ids: Option<Vec<String>>,
     #[serde(default)]
@@ -35,11 +37,11 @@ pub(super) struct CreateWorkspaceBody {
 #[serde(deny_unknown_fields)]
 pub(super) struct ResourcesBody {
     #[serde(default)]
-    pub ram_mb: Option<i64>,
+    pub ram_mb: Option<WholeNumber>,
     #[serde(default)]
-    pub vcpu_count: Option<i64>,
+    pub vcpu_count: Option<WholeNumber>,
     #[serde(default)]
-    pub disk_size_mb: Option<i64>,
+    pub disk_size_mb: Option<WholeNumber>,
 }
 
 /// Body of `POST /workspaces/{id}/env`. No `Debug`: the values may be secrets.

@@ -116,7 +116,9 @@ impl Facts {
     fn last_message(&self) -> Option<String> {
         let messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(&messages);
-        let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+        // Warnings explain nothing: the process went on after them.
+        let tells = |line: &&str| !line.trim().is_empty() && !line.contains(": warning: ");
+        let line = text.lines().rev().find(tells)?;
         Some(line.trim().chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect())
     }
 

@@ -83,6 +83,16 @@ impl QemuHarness {
     }
 }
 
+/// A test that fails must not leave its VM to the tests after it.
+impl Drop for QemuHarness {
+    fn drop(&mut self) {
+        for pid in processes_using(self.dir.path()) {
+            let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
 async fn open() -> QemuVmm {
     let config = QemuConfig { binary: None, accelerator: AcceleratorChoice::Tcg };
     QemuVmm::open(config).await.unwrap()
@@ -219,7 +229,7 @@ async fn a_probe_that_hangs_is_killed_at_its_deadline() {
     let outcome = open().await.probe(Accelerator::Tcg, &probe).await;
     assert!(matches!(outcome, Err(VmmError::Timeout(_))), "{outcome:?}");
     assert_eq!(fs::read_dir(&probe.scratch_dir).unwrap().count(), 0);
-    assert_eq!(processes_using(&probe.scratch_dir), Vec::<u32>::new());
+    assert_eq!(processes_using(harness.dir.path()), Vec::<u32>::new());
 }
 
 /// The VMM says on its standard error what it does not like.

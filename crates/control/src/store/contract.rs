@@ -12,7 +12,7 @@ use skerry_model::{
     spec::{CpuKind, ImageDigest, LogRetention},
 };
 
-use super::{Account, Admission, KeyRemoval, SecretHash, StateStore as _, Store, StoredKey, Write};
+use super::{Account, Admission, KeyRemoval, SecretHash, Store, StoredKey, Write};
 use crate::{ApiKey, ListWorkspaces, Project};
 
 /// A named set of tests, one for each promise.

@@ -18,7 +18,7 @@ pub struct Options {
     pub key: Option<Key>,
 
     /// Print one JSON document on standard output, and errors as JSON on standard error
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Output")]
     pub json: bool,
 }
 

@@ -148,6 +148,7 @@ impl Front {
     }
 
     /// The workspace, once it is as wanted.
+    #[allow(dead_code, reason = "each dialect's tests use what they need")]
     pub async fn until(&self, id: &str, wanted: impl Fn(&Workspace) -> bool) -> Workspace {
         let caller = self.test.caller().await;
         let which = self.which(id);
@@ -164,6 +165,7 @@ impl Front {
     }
 
     /// Waits until nothing is left to do for the workspace.
+    #[allow(dead_code, reason = "each dialect's tests use what they need")]
     pub async fn settled(&self, id: &str) -> Workspace {
         self.until(id, Workspace::is_settled).await
     }

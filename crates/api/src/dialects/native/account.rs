@@ -158,7 +158,7 @@ pub(super) async fn quota(
     login: Login,
 ) -> NativeResult<Json<wire::Quota>> {
     let quota = state.control.quota(&login.caller).await?;
-    let blocked = quota.blocked.clone().map(|kind| NativeError::from(kind).detail);
+    let blocked = quota.blocked.clone().map(|kind| *NativeError::from(kind).detail);
     Ok(Json(convert::quota(&quota, blocked)))
 }
 

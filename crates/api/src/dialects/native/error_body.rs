@@ -31,7 +31,8 @@ impl Dialect for Native {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NativeError {
     pub(super) status: StatusCode,
-    pub(super) detail: ErrorDetail,
+    /// Boxed, so that what may fail does not return half a kilobyte when it succeeds.
+    pub(super) detail: Box<ErrorDetail>,
 }
 
 /// What a handler returns.
@@ -42,14 +43,14 @@ impl NativeError {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self {
             status,
-            detail: ErrorDetail {
+            detail: Box::new(ErrorDetail {
                 code,
                 message: message.into(),
                 field: None,
                 allowed: None,
                 quota: None,
                 state: None,
-            },
+            }),
         }
     }
 
@@ -71,7 +72,7 @@ impl NativeError {
 impl IntoResponse for NativeError {
     fn into_response(self) -> Response {
         let unauthenticated = self.status == StatusCode::UNAUTHORIZED;
-        let mut response = (self.status, Json(ErrorBody { error: self.detail })).into_response();
+        let mut response = (self.status, Json(ErrorBody { error: *self.detail })).into_response();
         if unauthenticated {
             response
                 .headers_mut()

@@ -118,7 +118,7 @@ async fn serve(socket: WebSocket, guest: Arc<dyn GuestApi>, state: ApiState) {
         Ok(End::Exited) => close(sink, source, 1000).await,
         Ok(End::Left) => {}
         Err(error) => {
-            let message = wire::ExecServerMessage::Error { error: error.detail };
+            let message = wire::ExecServerMessage::Error { error: *error.detail };
             // A client that is gone does not hear why.
             let _ = timeout(CLOSE_TIMEOUT, send_text(&mut sink, &message)).await;
             close(sink, source, if error.status.is_server_error() { 1011 } else { 1008 }).await;

@@ -2,6 +2,7 @@
 //! against the in-memory driver and against QEMU with the real kernel and agent.
 
 mod fake;
+mod lives;
 mod qemu;
 mod suite;
 

@@ -43,6 +43,10 @@ impl QemuHarness {
         Self { dir: tempfile::tempdir().unwrap(), images }
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// As root the VMM gets a user of its own, as in production; otherwise it stays ours.
     fn sandbox(&self) -> Sandbox {
         let uid = nix::unistd::geteuid().is_root().then_some(VM_UID);
@@ -159,8 +163,30 @@ async fn the_process_has_its_own_rights_and_the_guest_its_root_disk() {
         let harness = QemuHarness::new();
         let spec =
             BootSpec { disk: Some(harness.disk()), vcpu_count: VcpuCount(2), ..harness.spec() };
+        // A file of ours that any program we execute would inherit.
+        let leak = fs::File::create(harness.dir.path().join("leak")).unwrap();
+        nix::fcntl::fcntl(&leak, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
+            .unwrap();
         let vm = open().await.boot(&spec, &mut |_| Ok(())).await.unwrap();
         let pid = vm.record().pid;
+
+        let expected: Vec<PathBuf> = [
+            &spec.kernel,
+            &spec.initramfs,
+            &spec.memory_file,
+            &spec.disk.as_ref().unwrap().base,
+            &spec.disk.as_ref().unwrap().overlay,
+        ]
+        .map(|path| fs::canonicalize(path).unwrap())
+        .into();
+        for file in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+            let file = fs::read_link(file.unwrap().path()).unwrap();
+            let name = file.to_string_lossy();
+            let anonymous = ["socket:", "anon_inode:", "pipe:", "/dev/null"]
+                .iter()
+                .any(|kind| name.starts_with(kind));
+            assert!(anonymous || expected.contains(&file), "the VMM holds {name}");
+        }
 
         if let Some(uid) = spec.sandbox.uid {
             assert_eq!(status_field(pid, "Uid:"), format!("{uid} {uid} {uid} {uid}"));

@@ -118,6 +118,14 @@ fn health_routes() -> Router<ApiState> {
 /// A dialect's routes with its own answers to a wrong method and to a panic, and the limit on bodies
 /// (a route that carries files overrides it).
 fn guarded<D: Dialect>(routes: Router<ApiState>) -> Router<ApiState> {
+    guarded_with::<D, ApiState>(routes)
+}
+
+fn guarded_with<D, S>(routes: Router<S>) -> Router<S>
+where
+    D: Dialect,
+    S: Clone + Send + Sync + 'static,
+{
     routes
         .method_not_allowed_fallback(async || D::fault(&Fault::MethodNotAllowed))
         .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send + 'static>| {
@@ -186,6 +194,19 @@ mod tests {
         assert_eq!(of("/", Some("[::1]")).as_deref(), Some("[::1]"));
         assert_eq!(of("http://a.localhost:1/x", Some("b")).as_deref(), Some("a.localhost"));
         assert_eq!(of("/", None), None);
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_answered_in_the_dialects_shape() {
+        async fn broken() -> Response {
+            panic!("a secret of the handler")
+        }
+        let routes: Router<()> = guarded_with::<Oblien, ()>(Router::new().route("/x", get(broken)));
+        let response = routes.oneshot(request("/x", None)).await.expect("infallible");
+        assert_eq!(response.status(), 500);
+        let body = axum::body::to_bytes(response.into_body(), 4096).await.expect("a body");
+        let body = String::from_utf8_lossy(&body);
+        assert!(body.contains("internal_error") && !body.contains("secret"), "{body}");
     }
 
     #[test]

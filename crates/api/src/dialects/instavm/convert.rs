@@ -216,7 +216,11 @@ pub(super) fn status(workspace: &Workspace) -> &'static str {
         (State::Deleting, _) | (_, Desired::Deleted) => "killed",
         (State::Starting, _) => "creating",
         (
-            State::Provisioned | State::Stopped | State::Suspended | State::Failed(_),
+            State::Provisioned
+            | State::Stopping
+            | State::Stopped
+            | State::Suspended
+            | State::Failed(_),
             Desired::Running,
         ) => "creating",
         (State::Provisioned | State::Stopped, Desired::Stopped) => "stopped",
@@ -225,7 +229,7 @@ pub(super) fn status(workspace: &Workspace) -> &'static str {
         (State::Running { .. }, _) => "active",
         (State::Paused { .. }, _) => "suspended",
         (State::Suspending, _) => "suspending",
-        (State::Stopping, _) => "stopping",
+        (State::Stopping, Desired::Stopped) => "stopping",
     }
 }
 
@@ -327,3 +331,8 @@ pub(super) fn session_status(workspace: &Workspace, now: Timestamp) -> SessionSt
 fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S").to_string()
 }
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+#[allow(clippy::expect_used, clippy::panic, reason = "tests")]
+mod tests;

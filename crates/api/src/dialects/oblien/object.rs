@@ -89,6 +89,12 @@ fn provisioning(workspace: &Workspace) -> Provisioning {
             | State::Failed(_)
             | State::Deleting => ("queued", "queued", "the workspace waits to be started"),
         },
+        // A later start is no provisioning, but a client that waits takes everything else that is not
+        // ready for stopped.
+        ("starting", None) => ("running", "starting", "the machine is being started"),
+        ("stopping", None) if workspace.desired == Desired::Running => {
+            ("running", "starting", "the machine is being replaced")
+        }
         (_, None) => ("ready", "ready", "the workspace has been set up"),
     };
     let ready_at = match &workspace.state {
@@ -123,10 +129,9 @@ fn provisioning(workspace: &Workspace) -> Provisioning {
 pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> WorkspaceObject {
     let status = status(workspace);
     let is_running = matches!(workspace.state, State::Running { .. });
-    let stop_wanted = match workspace.desired {
-        Desired::Running => false,
-        Desired::Stopped => true,
-        Desired::Deleted => false,
+    let stop_wanted = match (workspace.desired, &workspace.state) {
+        (Desired::Stopped, State::Stopping | State::Stopped) => true,
+        (Desired::Stopped | Desired::Running | Desired::Deleted, _) => false,
     };
     WorkspaceObject {
         id: ids::oblien_workspace_id(workspace.id),
@@ -146,11 +151,7 @@ pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> Workspa
             .or(workspace.start_began_at)
             .map(time)
             .unwrap_or_default(),
-        info: Info {
-            status,
-            is_running,
-            user_requested_stop: stop_wanted && matches!(status, "stopping" | "stopped"),
-        },
+        info: Info { status, is_running, user_requested_stop: stop_wanted },
         access: Access { ssh_enabled: false },
         network: Network::default(),
         public_ports: [],
@@ -245,3 +246,8 @@ pub(super) fn ttl_text(seconds: u32) -> String {
     }
     format!("{seconds}s")
 }
+
+#[cfg(test)]
+#[path = "object_tests.rs"]
+#[allow(clippy::expect_used, reason = "tests")]
+mod tests;

@@ -1,0 +1,111 @@
+use std::fmt::Write as _;
+
+use serde_json::json;
+use skerry_model::{
+    AccountId, DiskMib, DisplayName, FailureCode, ImageRef, Incarnation, MemMib, ProjectId, Secret,
+    Shape, Slug, VcpuCount, WorkspaceId, WorkspaceSpec,
+    spec::{CpuKind, ImageDigest, LogRetention},
+};
+
+use super::*;
+
+fn workspace(state: State, desired: Desired) -> Workspace {
+    let at = Timestamp::UNIX_EPOCH;
+    Workspace {
+        id: WorkspaceId::from_u128(7),
+        account_id: AccountId::from_u128(1),
+        project_id: ProjectId::from_u128(2),
+        namespace: None,
+        name: DisplayName::parse("a").expect("a name"),
+        slug: Slug::parse("abc").expect("a slug"),
+        spec: WorkspaceSpec {
+            image: ImageRef("base".to_owned()),
+            image_digest: ImageDigest("sha256:0".to_owned()),
+            shape: Shape {
+                vcpu_count: VcpuCount(2),
+                memory_mib: MemMib(512),
+                disk_mib: DiskMib(1024),
+                cpu_kind: CpuKind::Shared,
+            },
+            env: vec![EnvVar { key: "A".to_owned(), value: "1".to_owned() }],
+            lifetime: Lifetime::Temporary,
+            expiry: None,
+            keep_active: false,
+            log_retention: LogRetention::AcrossStarts,
+            metadata: BTreeMap::new(),
+        },
+        desired,
+        state,
+        incarnation: Incarnation(1),
+        replace_through: Incarnation(0),
+        failed_starts: 0,
+        start_began_at: None,
+        node_id: None,
+        expires_at: None,
+        preview_token: Secret::new("t"),
+        created_at: at,
+        updated_at: at,
+        revision: 1,
+    }
+}
+
+#[test]
+fn every_state_under_every_wish_has_a_word() {
+    let at = Timestamp::UNIX_EPOCH;
+    let states = [
+        State::Provisioned,
+        State::Starting,
+        State::Running { since: at },
+        State::Paused { since: at },
+        State::Suspending,
+        State::Suspended,
+        State::Stopping,
+        State::Stopped,
+        State::Failed(Failure::new(FailureCode::BootTimeout, "it did not answer", at)),
+        State::Deleting,
+    ];
+    let mut table = String::new();
+    for state in states {
+        for desired in [Desired::Running, Desired::Stopped, Desired::Deleted] {
+            let workspace = workspace(state.clone(), desired);
+            let session = session_status(&workspace, at);
+            let _ = writeln!(
+                table,
+                "{:<12} {:<8} {:<11} live={:<5} env={:<10} assigned={:<5} alive={:<5} vm_status={}",
+                state.name(),
+                format!("{desired:?}"),
+                status(&workspace),
+                is_live(&workspace),
+                env_status(&workspace),
+                session.vm_assigned,
+                session.vm_alive,
+                session.vm_status.unwrap_or("-"),
+            );
+        }
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn a_silent_request_gets_two_cpus_and_half_a_gibibyte_for_good() {
+    let fields = Fields::new(serde_json::Map::new());
+    let VmRequest::New(request) = vm_request(fields, Wait::No).expect("accepted") else {
+        panic!("no session was named")
+    };
+    let mut expected = CreateWorkspace::new(StartPolicy::Now(Wait::No));
+    expected.vcpu_count = Some(2);
+    expected.memory_mib = Some(512);
+    assert_eq!(request, expected);
+}
+
+#[test]
+fn a_lifetime_ends_in_deletion() {
+    let fields = json!({ "vm_lifetime_seconds": 20 });
+    let fields = Fields::new(fields.as_object().expect("an object").clone());
+    let VmRequest::New(request) = vm_request(fields, Wait::No).expect("accepted") else {
+        panic!("no session was named")
+    };
+    assert_eq!(request.lifetime, Lifetime::Temporary);
+    let deletion = Expiry { after_seconds: 20, action: ExpiryAction::Delete };
+    assert_eq!(request.expiry, Some(deletion));
+}

@@ -1,4 +1,5 @@
 //! The whole HTTP front on a simulated node, and a transcript of what was said to it.
+#![allow(dead_code, reason = "each dialect's tests use what they need")]
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -20,7 +21,6 @@ const BOUND: Duration = Duration::from_secs(20);
 
 /// Who calls.
 #[derive(Clone, Copy, Debug)]
-#[allow(dead_code, reason = "each dialect's tests use what they need")]
 pub enum As {
     /// The account `admin`.
     Admin,
@@ -148,7 +148,6 @@ impl Front {
     }
 
     /// The workspace, once it is as wanted.
-    #[allow(dead_code, reason = "each dialect's tests use what they need")]
     pub async fn until(&self, id: &str, wanted: impl Fn(&Workspace) -> bool) -> Workspace {
         let caller = self.test.caller().await;
         let which = self.which(id);
@@ -165,13 +164,11 @@ impl Front {
     }
 
     /// Waits until nothing is left to do for the workspace.
-    #[allow(dead_code, reason = "each dialect's tests use what they need")]
     pub async fn settled(&self, id: &str) -> Workspace {
         self.until(id, Workspace::is_settled).await
     }
 
     /// Waits until the workspace is gone.
-    #[allow(dead_code, reason = "each dialect's tests use what they need")]
     pub async fn gone(&self, id: &str) {
         let caller = self.test.caller().await;
         let which = self.which(id);

@@ -2,6 +2,7 @@
 //! is a transcript of requests and answers.
 #![allow(clippy::expect_used, reason = "tests")]
 
+#[allow(dead_code, reason = "each dialect's tests use what they need")]
 mod front;
 
 use std::time::Duration;

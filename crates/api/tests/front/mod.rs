@@ -1,5 +1,4 @@
 //! The whole HTTP front on a simulated node, and a transcript of what was said to it.
-#![allow(dead_code, reason = "each dialect's tests use what they need")]
 
 use std::{fmt::Write as _, time::Duration};
 

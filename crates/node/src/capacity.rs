@@ -71,11 +71,7 @@ impl Drop for MemoryPromise {
 /// Memory of the host in MiB, or of the container this server runs in; 0 when it cannot be read.
 pub(crate) fn host_memory_mib() -> u64 {
     let total = fs::read_to_string("/proc/meminfo").map_or(0, |text| meminfo_total_bytes(&text));
-    let bounds = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let smallest = bounds
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok())
-        .fold(total, u64::min);
+    let smallest = crate::cgroups::own_memory_limit_bytes().map_or(total, |limit| limit.min(total));
     smallest / MIB
 }
 

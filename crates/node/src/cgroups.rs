@@ -262,6 +262,21 @@ impl Hierarchies {
         hierarchies
     }
 
+    /// A limit of a group above ours holds for us too.
+    fn memory_limit_bytes(&self) -> Option<u64> {
+        let places = [("", "memory.max"), ("memory", "memory.limit_in_bytes")];
+        let limits = places.iter().filter_map(|(controller, file)| {
+            let own = self.own.get(*controller)?;
+            own.ancestors()
+                .map(|group| fs::read_to_string(group.join(file)))
+                .take_while(Result::is_ok)
+                // "max" is no limit.
+                .filter_map(|text| text.ok()?.trim().parse::<u64>().ok())
+                .min()
+        });
+        limits.min()
+    }
+
     fn v2(&self, tag: &str) -> Result<PathBuf, String> {
         let own = self.own.get("").ok_or("not mounted")?;
         let read = |name: &str| fs::read_to_string(own.join(name)).unwrap_or_default();
@@ -300,6 +315,13 @@ impl Hierarchies {
         }
         Ok(parents)
     }
+}
+
+/// The smallest memory limit of the groups this process is in, in bytes; `None` without one.
+pub(crate) fn own_memory_limit_bytes() -> Option<u64> {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    Hierarchies::parse(&own, &mounts).memory_limit_bytes()
 }
 
 fn enable(group: &Path) -> Result<(), String> {
@@ -371,6 +393,22 @@ mod tests {
         let found = Cgroups::find("0::/\n", "", "x");
         assert_eq!(found.flavour(), Flavour::None);
         assert_eq!(found.reason(), Some("v2: not mounted; v1: controller cpu is not mounted"));
+    }
+
+    #[test]
+    fn the_smallest_limit_of_our_own_group_and_those_above_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("outer/inner")).unwrap();
+        let file = |group: &str| dir.path().join(group).join("memory.limit_in_bytes");
+        for (group, limit) in
+            [("", "9223372036854771712"), ("outer", "1000"), ("outer/inner", "max")]
+        {
+            fs::write(file(group), format!("{limit}\n")).unwrap();
+        }
+        let mounts = format!("30 1 0:1 / {} rw - cgroup cgroup rw,memory\n", dir.path().display());
+        let found = Hierarchies::parse("5:memory:/outer/inner\n", &mounts);
+        assert_eq!(found.memory_limit_bytes(), Some(1000));
+        assert_eq!(Hierarchies::default().memory_limit_bytes(), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! transcripts of requests and answers.
 #![allow(clippy::expect_used, reason = "tests")]
 
+#[allow(dead_code, reason = "each dialect's tests use what they need")]
 mod front;
 
 use axum::{Router, body::Body};

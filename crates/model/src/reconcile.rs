@@ -163,6 +163,14 @@ fn towards_running(
                 return Step::Record(Event::StopBegun);
             }
             match observed {
+                // Its memory was to go to disk; since then a running VM is wanted, and it runs.
+                Some(view)
+                    if workspace.state == State::Suspending
+                        && view.incarnation == current
+                        && view.guest_is_ready() =>
+                {
+                    Step::Record(found(view, now))
+                }
                 Some(view) if view.incarnation == current => {
                     if view.is_live() {
                         Step::Nothing

@@ -263,11 +263,12 @@ fn vm_found(
         State::Running { .. }
         | State::Paused { .. }
         | State::Starting
+        | State::Suspending
         | State::Provisioned
         | State::Suspended
         | State::Stopped
         | State::Failed(_) => moved(State::Running { since }, found, None),
-        State::Stopping | State::Suspending => Transition::Refused(Refusal::BeingStopped),
+        State::Stopping => Transition::Refused(Refusal::BeingStopped),
         State::Deleting => Transition::Refused(Refusal::BeingDeleted),
     }
 }

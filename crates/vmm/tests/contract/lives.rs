@@ -1,19 +1,17 @@
 //! The death of the process that drives the VMs, for real: a helper process boots a VM and is killed
 //! with SIGKILL, and this process, which is not the VM's parent, takes over from the record.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{fs, process::Stdio};
 
 use skerry_agent_protocol::handshake;
 use skerry_vmm::{
     BootSpec, Exit, Vmm, VmmError, VmmRecord,
     qemu::{AcceleratorChoice, QemuConfig, QemuVmm},
 };
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
 
 use crate::{
     qemu::QemuHarness,
@@ -22,11 +20,13 @@ use crate::{
 
 const TASK: &str = "SKERRY_TEST_LIFE";
 
-/// What the helper is to do, and where it leaves the record.
+/// Begins the line of the helper's output that holds the record.
+const RECORD: &str = "record: ";
+
+/// What the helper is to do.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Task {
     spec: BootSpec,
-    record_file: std::path::PathBuf,
     dies_in: Stage,
 }
 
@@ -46,23 +46,21 @@ async fn helper() {
     };
     let task: Task = serde_json::from_str(&task).unwrap();
     let vmm = open().await;
-    let leave = |record: &VmmRecord| {
-        let written = task.record_file.with_extension("new");
-        fs::write(&written, serde_json::to_vec(record).unwrap()).unwrap();
-        fs::rename(&written, &task.record_file).unwrap();
+    let tell = |record: &VmmRecord| {
+        println!("\n{RECORD}{}", serde_json::to_string(record).unwrap());
     };
     let vm = vmm
         .boot(&task.spec, &mut |record| {
             if task.dies_in == Stage::Commit {
-                leave(record);
-                std::thread::sleep(TEST_DEADLINE);
+                tell(record);
+                std::thread::park_timeout(TEST_DEADLINE);
             }
             Ok(())
         })
         .await
         .unwrap();
-    leave(vm.record());
-    tokio::time::sleep(TEST_DEADLINE).await;
+    tell(vm.record());
+    let _ = tokio::time::timeout(TEST_DEADLINE, vm.wait_exit()).await;
 }
 
 async fn open() -> QemuVmm {
@@ -70,24 +68,24 @@ async fn open() -> QemuVmm {
     QemuVmm::open(config).await.unwrap()
 }
 
-/// Lets a helper live until it has left its record, and kills it.
-async fn a_life_that_ends(spec: BootSpec, dies_in: Stage, dir: &Path) -> VmmRecord {
-    let record_file = dir.join("record.json");
-    let task = Task { spec, record_file: record_file.clone(), dies_in };
-    let mut helper: Child = Command::new(std::env::current_exe().unwrap())
+/// Lets a helper live until it has told its record, and kills it.
+async fn a_life_that_ends(spec: BootSpec, dies_in: Stage) -> VmmRecord {
+    let mut helper = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "lives::helper", "--ignored", "--nocapture"])
-        .env(TASK, serde_json::to_string(&task).unwrap())
-        .stdout(Stdio::null())
+        .env(TASK, serde_json::to_string(&Task { spec, dies_in }).unwrap())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + TEST_DEADLINE;
-    while !record_file.exists() {
-        assert!(Instant::now() < deadline && helper.try_wait().unwrap().is_none());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    helper.kill().unwrap();
-    helper.wait().unwrap();
-    serde_json::from_slice(&fs::read(&record_file).unwrap()).unwrap()
+    let mut output = BufReader::new(helper.stdout.take().unwrap()).lines();
+    let record = loop {
+        let line = output.next_line().await.unwrap().expect("the helper tells its record");
+        if let Some(record) = line.strip_prefix(RECORD) {
+            break serde_json::from_str(record).unwrap();
+        }
+    };
+    helper.kill().await.unwrap();
+    record
 }
 
 async fn bounded(test: impl Future<Output = ()>) {
@@ -98,7 +96,7 @@ async fn bounded(test: impl Future<Output = ()>) {
 async fn a_child_that_was_never_let_go_ends_with_its_parent() {
     bounded(async {
         let harness = QemuHarness::new();
-        let record = a_life_that_ends(harness.spec(), Stage::Commit, harness.dir()).await;
+        let record = a_life_that_ends(harness.spec(), Stage::Commit).await;
         // It may still be ending when we look; adopting it then finishes it.
         let outcome = open().await.adopt(&record).await;
         assert!(matches!(outcome, Err(VmmError::Gone)));
@@ -112,7 +110,7 @@ async fn a_vm_of_a_killed_life_is_adopted_and_its_end_explained() {
     bounded(async {
         let harness = QemuHarness::new();
         let spec = BootSpec { kernel_args: vec!["skerry.probe".into()], ..harness.spec() };
-        let record = a_life_that_ends(spec, Stage::Running, harness.dir()).await;
+        let record = a_life_that_ends(spec, Stage::Running).await;
         let vm = open().await.adopt(&record).await.unwrap();
         assert_eq!(vm.wait_exit().await, Exit::PoweredOff);
         vm.kill().await.unwrap();
@@ -124,7 +122,7 @@ async fn a_vm_of_a_killed_life_is_adopted_and_its_end_explained() {
 async fn a_vm_of_a_killed_life_talks_and_its_crash_is_noticed() {
     bounded(async {
         let harness = QemuHarness::new();
-        let record = a_life_that_ends(harness.spec(), Stage::Running, harness.dir()).await;
+        let record = a_life_that_ends(harness.spec(), Stage::Running).await;
         let vm = open().await.adopt(&record).await.unwrap();
         let mut channel = vm.connect_guest().await.unwrap();
         handshake::connect(&mut channel, [1; 16], TEST_DEADLINE).await.unwrap();

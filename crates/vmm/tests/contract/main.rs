@@ -1,6 +1,8 @@
 //! One suite for every driver: what [`skerry_vmm::Vmm`] and [`skerry_vmm::Vm`] promise, checked
 //! against the in-memory driver and against QEMU with the real kernel and agent.
 
+#![allow(clippy::unwrap_used, reason = "a test that meets an error has failed")]
+
 mod fake;
 mod lives;
 mod qemu;

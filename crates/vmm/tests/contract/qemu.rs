@@ -43,10 +43,6 @@ impl QemuHarness {
         Self { dir: tempfile::tempdir().unwrap(), images }
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
     /// As root the VMM gets a user of its own, as in production; otherwise it stays ours.
     fn sandbox(&self) -> Sandbox {
         let uid = nix::unistd::geteuid().is_root().then_some(VM_UID);

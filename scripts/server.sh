@@ -15,7 +15,7 @@ start_time() {
 # server_pid: the server's process id, if it is still the process we started.
 server_pid() {
     local pid started
-    read -r pid started < "$pid_file" 2> /dev/null || return 1
+    [ -r "$pid_file" ] && read -r pid started < "$pid_file" || return 1
     [ "$(start_time "$pid")" = "$started" ] || return 1
     printf '%s\n' "$pid"
 }

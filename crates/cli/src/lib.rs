@@ -53,7 +53,10 @@ pub async fn run(
         Ok(code) => code,
         Err(Error::OutputClosed) if !own_codes => ExitCode::SUCCESS,
         Err(error) => {
-            output.error(&error);
+            // A closed output is the reader's wish and no news to them.
+            if !matches!(error, Error::OutputClosed) {
+                output.error(&error);
+            }
             // Where the command's own codes come through, ours must not look like them.
             ExitCode::from(if own_codes { error.exec_exit_code() } else { error.exit_code() })
         }

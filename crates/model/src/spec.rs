@@ -237,3 +237,7 @@ pub struct WorkspaceSpec {
     /// The tenant's own labels, returned as given: at most 64 KiB as JSON.
     pub metadata: BTreeMap<String, serde_json::Value>,
 }
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;

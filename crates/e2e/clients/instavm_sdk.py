@@ -20,6 +20,8 @@ assert vm not in [item["vm_id"] for item in client.vms.list()]
 # As the package's own first example does it: the constructor opens a session, its key in the body.
 session = InstaVM(api_key=KEY, base_url=URL)
 assert session.session_id
+result = session.execute("echo $((6*7)); exit 3", language="bash")
+assert (result["stdout"], result["exit_code"]) == ("42\n", 3), result
 assert session.is_session_active()
 session.kill()
 

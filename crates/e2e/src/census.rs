@@ -1,5 +1,6 @@
 //! Counting what a server has on this host, to prove that nothing is left behind.
 
+use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -23,7 +24,7 @@ impl Census {
         found.insert("processes", processes(&[&data, &memory], server_pid));
         found.insert("vm files", files_below(&data_dir.join("vms")));
         found.insert("memory files", files_below(memory_dir));
-        found.insert("cgroups", cgroups());
+        found.insert("cgroups", cgroups(data_dir));
         found.insert("mounts", lines_with("/proc/self/mounts", &data));
         found.insert("sockets", lines_with("/proc/net/unix", &format!("{data}/vms")));
         found.insert("network devices", network_devices());
@@ -35,6 +36,16 @@ impl Census {
     pub fn process_ids(&self) -> Vec<i32> {
         let names = self.found.get("processes").into_iter().flatten();
         names.filter_map(|name| name.split(':').next()?.parse().ok()).collect()
+    }
+
+    /// What is here and was not `before`.
+    #[must_use]
+    pub fn since(mut self, before: &Self) -> Self {
+        for (kind, names) in &mut self.found {
+            let known = before.found.get(kind).map_or(&[][..], Vec::as_slice);
+            names.retain(|name| !known.contains(name));
+        }
+        self
     }
 
     /// The number of things of each kind.
@@ -103,9 +114,12 @@ fn files_below(dir: &Path) -> Vec<String> {
     found
 }
 
-/// Cgroup directories with our name in them. They carry the workspace's id, not the server's
-/// directory, so the end-to-end tests run one after the other.
-fn cgroups() -> Vec<String> {
+/// Cgroup directories of the server with this data directory: their names carry the first digits of
+/// the directory's hash.
+fn cgroups(data_dir: &Path) -> Vec<String> {
+    let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+    let hash = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
+    let ours = format!("skerry-{:08x}/", u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]));
     let mut found = Vec::new();
     let mut open = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
     while let Some((dir, depth)) = open.pop() {
@@ -114,8 +128,9 @@ fn cgroups() -> Vec<String> {
             if !path.is_dir() || path.is_symlink() {
                 continue;
             }
-            if entry.file_name().to_string_lossy().contains("skerry-vm") {
-                found.push(path.to_string_lossy().into_owned());
+            let name = path.to_string_lossy().into_owned();
+            if name.contains(&ours) {
+                found.push(name);
             }
             if depth < 5 {
                 open.push((path, depth + 1));

@@ -39,6 +39,7 @@ pub struct Server {
     options: Options,
     directory: tempfile::TempDir,
     child: Option<Child>,
+    before: Census,
     /// Its URL, from its ready line.
     pub url: String,
     /// Its ready line.
@@ -60,6 +61,7 @@ impl Server {
             options,
             directory,
             child: None,
+            before: Census::default(),
             url: String::new(),
             ready: Value::Null,
             http: reqwest::Client::builder()
@@ -68,6 +70,7 @@ impl Server {
                 .timeout(READY_WITHIN)
                 .build()?,
         };
+        server.before = server.census();
         server.spawn().await?;
         Ok(server)
     }
@@ -144,10 +147,10 @@ impl Server {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// What it has on this host now.
+    /// What it has on this host now, beyond what was there before it.
     #[must_use]
     pub fn census(&self) -> Census {
-        Census::take(&self.data_dir(), &self.memory_dir(), self.pid())
+        Census::take(&self.data_dir(), &self.memory_dir(), self.pid()).since(&self.before)
     }
 
     /// Kills the server as a power cut would, leaving its VMs.

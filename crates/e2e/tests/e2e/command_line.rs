@@ -96,7 +96,7 @@ async fn a_workspace_lives_its_life_on_the_command_line() -> Result<()> {
     ensure!(
         succeeds(&server, &["exec", "box", "--", "echo", "again"], b"").await?.text() == "again\n"
     );
-    succeeds(&server, &["rm", "box"], b"").await?;
+    succeeds(&server, &["rm", "--force", "box"], b"").await?;
     ensure!(skerry(&server, &["get", "box"], b"").await?.code == 3, "it is still there");
     server.finish().await
 }
@@ -144,7 +144,7 @@ async fn a_key_works_until_it_is_removed() -> Result<()> {
         &succeeds(&server, &["key", "create", "laptop", "--json"], b"").await?.stdout,
     )?;
     let secret = made["secret"].as_str().context("no secret")?.to_owned();
-    let id = made["id"].as_str().context("no id")?.to_owned();
+    let id = made["key"]["id"].as_str().context("no id")?.to_owned();
     let with_it = |server: &Server| {
         let mut command = server.cli();
         command.env("SKERRY_KEY", &secret).args(["ls"]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -194,6 +194,12 @@ impl Terminal {
         Ok(())
     }
 
+    /// Reads until the other side is closed (which a terminal's master sees as an error).
+    fn read_to_end(&mut self) {
+        let mut rest = Vec::new();
+        let _ = self.master.read_to_end(&mut rest);
+    }
+
     fn resize(&self, columns: u16, rows: u16) -> Result<()> {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         nix::ioctl_write_ptr_bad!(set_size, nix::libc::TIOCSWINSZ, Winsize);
@@ -226,7 +232,7 @@ async fn shell_is_a_real_terminal_with_resize_and_ctrl_c() -> Result<()> {
     }
     let mut child = command.spawn()?;
     drop(command);
-    let session = tokio::task::spawn_blocking(move || -> Result<Terminal> {
+    let session = tokio::task::spawn_blocking(move || -> Result<()> {
         // The echo of what is typed must not satisfy the test: the quotes differ from the output.
         terminal.send("echo re''ady\n")?;
         terminal.expect("ready")?;
@@ -243,11 +249,12 @@ async fn shell_is_a_real_terminal_with_resize_and_ctrl_c() -> Result<()> {
         terminal.send("echo inter''rupted $?\n")?;
         terminal.expect("interrupted 130")?;
         terminal.send("exit 3\n")?;
-        Ok(terminal)
+        // Restoring a terminal's mode waits until its output was read.
+        terminal.read_to_end();
+        Ok(())
     });
-    let terminal = session.await??;
-    let status = tokio::time::timeout(Duration::from_secs(60), child.wait()).await??;
-    drop(terminal);
+    let status = tokio::time::timeout(Duration::from_secs(120), child.wait()).await??;
+    session.await??;
     ensure!(status.code() == Some(3), "{status}");
     server.finish().await
 }

@@ -2,13 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use skerry_agent_protocol::message::{self, FailureCode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     AgentError,
@@ -22,7 +27,6 @@ const FILE_OPERATIONS: usize = 16;
 const TREE_TRANSFERS: usize = 16;
 
 /// The state shared by all connections to one guest.
-#[derive(Debug)]
 pub struct Guest {
     kind: Kind,
     env: Mutex<BTreeMap<String, String>>,
@@ -31,6 +35,14 @@ pub struct Guest {
     file_operations: Arc<Semaphore>,
     tree_transfers: Arc<Semaphore>,
     power_off: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl fmt::Debug for Guest {
+    /// Without the environment, which may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guest").field("kind", &self.kind).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -66,6 +78,7 @@ impl Guest {
             file_operations: Arc::new(Semaphore::new(FILE_OPERATIONS)),
             tree_transfers: Arc::new(Semaphore::new(TREE_TRANSFERS)),
             power_off: CancellationToken::new(),
+            tasks: TaskTracker::new(),
         }
     }
 
@@ -78,6 +91,17 @@ impl Guest {
     #[must_use]
     pub fn power_off_requested(&self) -> bool {
         self.power_off.is_cancelled()
+    }
+
+    /// Waits until nothing runs any more for connections that have ended, for at most `within`.
+    pub async fn settle(&self, within: Duration) {
+        self.tasks.close();
+        // What is left then hangs in the kernel.
+        let _ = timeout(within, self.tasks.wait()).await;
+    }
+
+    pub(crate) const fn tasks(&self) -> &TaskTracker {
+        &self.tasks
     }
 
     pub(crate) fn request_power_off(&self) {

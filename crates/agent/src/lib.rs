@@ -22,13 +22,16 @@ mod tree;
 mod users;
 mod write;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::AgentError;
 pub use guest::Guest;
 pub use session::serve;
+
+/// Commands of a lost connection are hung up on, then killed.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Serves one connection of a hosted guest: waits for the handshake, then answers calls until the
 /// stream ends. `on_power_off` runs if the host asked for power off.
@@ -43,6 +46,7 @@ pub async fn serve_hosted(
     let guest = Arc::new(Guest::hosted(home));
     // However the connection ended, there is nobody left to tell.
     let _ = serve(io, &guest).await;
+    guest.settle(SETTLED_WITHIN).await;
     if guest.power_off_requested() {
         on_power_off();
     }

@@ -36,8 +36,6 @@ use crate::{
 
 /// How long the last answers may take once power off was asked for.
 const LAST_ANSWERS_WITHIN: Duration = Duration::from_millis(500);
-/// How long commands of a lost connection may take to be killed before the next one is served.
-const CLEAN_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Bytes of an answer that wait in the agent for one slow reader.
 const SEND_BUFFER: usize = 128 * 1024;
 
@@ -49,11 +47,12 @@ pub(crate) struct Session {
     pub(crate) configured: AtomicBool,
     /// Cancelled when the connection is gone.
     pub(crate) ended: CancellationToken,
-    /// Everything that runs for this connection.
+    /// Everything that runs for this guest's connections. What a connection leaves behind ends on its
+    /// own, within bounds, and does not hold up the next one.
     pub(crate) tasks: TaskTracker,
 }
 
-/// Runs connection tasks inside the session's tracker, so that none outlives it.
+/// Runs a connection's tasks inside the guest's tracker and ends them with the connection.
 #[derive(Clone)]
 struct SessionExecutor {
     tasks: TaskTracker,
@@ -90,12 +89,10 @@ pub async fn serve(
         generation,
         configured: AtomicBool::new(false),
         ended: CancellationToken::new(),
-        tasks: TaskTracker::new(),
+        tasks: guest.tasks().clone(),
     });
     let outcome = serve_http2(io, &session).await;
     session.ended.cancel();
-    session.tasks.close();
-    let _ = timeout(CLEAN_UP_WITHIN, session.tasks.wait()).await;
     outcome
 }
 

@@ -1,4 +1,5 @@
 //! The agent as PID 1 of a real virtual machine, reached through the real serial port.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
 use std::{
     collections::BTreeMap,
@@ -24,6 +25,8 @@ use skerry_vmm::{
 use tokio::time::timeout;
 
 const BOOT_WITHIN: Duration = Duration::from_secs(180);
+/// For so long the guest is left alone.
+const AWAY: Duration = Duration::from_secs(4);
 const TEST_WITHIN: Duration = Duration::from_secs(400);
 
 fn images() -> PathBuf {
@@ -166,10 +169,17 @@ async fn check(vm: &Arc<dyn Vm>) {
     // A new link after an old one, as after a restart of the node. What was left in the background
     // goes on.
     let (pid, _) = run(&link, "sleep 1000 >/dev/null 2>&1 & echo $!").await;
+    let before = link.stats().await.unwrap();
     link.close().await;
+    // How long is what is measured: the agent must not spin while its host is away.
+    tokio::time::sleep(AWAY).await;
     let started = Instant::now();
     let second = GuestLink::open(dial, hello(), BOOT_WITHIN).await.unwrap();
     eprintln!("reconnected in {:?}", started.elapsed());
+    let after = second.stats().await.unwrap();
+    let busy = Duration::from_millis(after.cpu_used_ms - before.cpu_used_ms);
+    eprintln!("busy for {busy:?} of {AWAY:?} without a host");
+    assert!(busy < AWAY / 2);
     prints(&second, &format!("kill -0 {} && echo alive", pid.trim()), "alive\n").await;
     second.close().await;
     for _ in 0..5 {

@@ -21,8 +21,12 @@ use nix::{
 
 use super::layout;
 
-/// Disks appear while their driver loads; this is for the slowest emulation.
-const DISK_WITHIN: Duration = Duration::from_secs(3);
+/// How long a machine may take to show that it has a disk at all.
+const DEVICE_WITHIN: Duration = Duration::from_secs(1);
+/// How long the disk of a machine that has one may take to be usable.
+const DISK_WITHIN: Duration = Duration::from_secs(20);
+/// The device type of disks on the virtio bus (virtio 1.2, section 5).
+const VIRTIO_BLOCK: &str = "0x0002";
 
 nix::ioctl_write_ptr!(
     /// `EXT4_IOC_RESIZE_FS`: grows a mounted ext4 to so many blocks.
@@ -79,10 +83,29 @@ impl Uevents {
     }
 }
 
-/// The root disk's device file.
-pub(super) fn find_root(uevents: &Uevents) -> Option<String> {
-    uevents.wait_for(DISK_WITHIN, by_serial).or_else(|| {
-        Path::new(layout::ROOT_FALLBACK).exists().then(|| String::from(layout::ROOT_FALLBACK))
+/// The root disk's device file; `None` on a machine without disks.
+///
+/// # Errors
+/// When the machine has a disk and it does not come up: it must not pass for one without.
+pub(super) fn find_root(uevents: &Uevents) -> io::Result<Option<String>> {
+    if uevents.wait_for(DEVICE_WITHIN, || has_disk().then_some(())).is_none() {
+        return Ok(None);
+    }
+    if let Some(device) = uevents.wait_for(DISK_WITHIN, by_serial) {
+        return Ok(Some(device));
+    }
+    if Path::new(layout::ROOT_FALLBACK).exists() {
+        return Ok(Some(String::from(layout::ROOT_FALLBACK)));
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "the disk did not come up"))
+}
+
+fn has_disk() -> bool {
+    fs::read_dir("/sys/bus/virtio/devices").is_ok_and(|mut devices| {
+        devices.any(|device| {
+            let kind = device.and_then(|device| fs::read_to_string(device.path().join("device")));
+            kind.is_ok_and(|kind| kind.trim() == VIRTIO_BLOCK)
+        })
     })
 }
 

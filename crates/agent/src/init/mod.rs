@@ -45,7 +45,7 @@ fn boot_and_serve() -> Result<(), AgentError> {
     log(&format!("agent {} starts", env!("CARGO_PKG_VERSION")));
     let uevents = disk::Uevents::open();
     modules::load_all();
-    match disk::find_root(&uevents) {
+    match disk::find_root(&uevents).map_err(AgentError::boot("find the root disk"))? {
         Some(device) => {
             log(&format!("root disk {device}"));
             mounts::enter_root(&device)?;
@@ -88,7 +88,7 @@ async fn serve_connections(guest: &Arc<Guest>, port: &VirtioPort) -> std::io::Re
             () = guest.powering_off() => return Ok(()),
         }
         if let Err(error) = serve(port.connect()?, guest).await {
-            log(&format!("connection ended: {error}"));
+            log(&format!("connection ended: {}", with_causes(&error)));
         }
         if guest.power_off_requested() {
             log("power off was asked for");
@@ -96,4 +96,9 @@ async fn serve_connections(guest: &Arc<Guest>, port: &VirtioPort) -> std::io::Re
         }
         tokio::time::sleep(BETWEEN_CONNECTIONS).await;
     }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

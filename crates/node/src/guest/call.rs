@@ -68,6 +68,7 @@ impl Shared {
         question: &Q,
         within: Duration,
     ) -> Result<A, NodeError> {
+        let _listing = self.permit(&self.listings).await?;
         let _permit = self.permit(&self.short_streams).await?;
         let mut requests = self.requests().await?;
         let body = full(head_of(question)?);

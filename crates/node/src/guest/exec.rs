@@ -22,8 +22,9 @@ use super::{
     failure::lost,
 };
 
-/// Pieces that wait in either direction.
-const WAITING: usize = 16;
+/// Pieces that wait in either direction. Each may have 64 KiB and there may be many commands, so
+/// few.
+const WAITING: usize = 4;
 
 /// How the command's input ends. Dropping it hangs up.
 struct InputEnd {

@@ -40,6 +40,8 @@ const SHORT_STREAMS: usize = 16;
 const _: () = assert!(
     LONG_STREAMS + SHORT_STREAMS == skerry_agent_protocol::limits::CONCURRENT_STREAMS as usize
 );
+/// Listings at the same time: an answer may be large, and a guest must not fill the host's memory.
+const LISTINGS: usize = 2;
 /// How long tasks may take to end after the link was closed.
 const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 /// A short call.
@@ -96,6 +98,7 @@ struct Shared {
     requests: watch::Sender<Option<Requests>>,
     long_streams: Arc<Semaphore>,
     short_streams: Arc<Semaphore>,
+    listings: Arc<Semaphore>,
     tasks: TaskTracker,
     closed: CancellationToken,
 }
@@ -120,6 +123,7 @@ impl GuestLink {
             requests: watch::Sender::new(None),
             long_streams: Arc::new(Semaphore::new(LONG_STREAMS)),
             short_streams: Arc::new(Semaphore::new(SHORT_STREAMS)),
+            listings: Arc::new(Semaphore::new(LISTINGS)),
             tasks: TaskTracker::new(),
             closed: CancellationToken::new(),
         });

@@ -62,14 +62,16 @@ impl VirtioPort {
         Ok(Self { file: Arc::new(file) })
     }
 
-    /// Completes when the host is there, or has left bytes.
+    /// Completes when the host is there.
     pub(super) async fn wait_for_host(&self) -> io::Result<()> {
         let changes = Watch::new(&self.file, EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT)?;
         loop {
             let mut port = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
             poll(&mut port, PollTimeout::ZERO)?;
             let seen = port[0].revents().unwrap_or(PollFlags::empty());
-            if seen.contains(PollFlags::POLLIN) || !seen.contains(PollFlags::POLLHUP) {
+            // Without a host a read does not wait either, so the port claims to be readable then too:
+            // only the hang-up tells. Bytes that come before the news of the host wait for it.
+            if !seen.contains(PollFlags::POLLHUP) {
                 return Ok(());
             }
             if let Ok(changed) = timeout(LOOK_AGAIN, changes.changed()).await {

@@ -60,8 +60,7 @@ pub const BRING_UP_STEPS: &[&str] = &[
 ];
 
 /// The steps of deleting a running VM, in their order.
-pub const TEAR_DOWN_STEPS: &[&str] = &[
-    "power_off",
+pub const DELETION_STEPS: &[&str] = &[
     "release_process",
     "release_memory_file",
     "release_cgroup",

@@ -215,12 +215,7 @@ pub trait GuestApi: Send + Sync {
 
     /// Unpacks a tar stream below the directory `path`, made if missing. Entries that would leave
     /// it are refused. Returns the number of entries.
-    async fn upload_tree(
-        &self,
-        path: &str,
-        user: User,
-        tar: ByteStream,
-    ) -> Result<u64, NodeError>;
+    async fn upload_tree(&self, path: &str, user: User, tar: ByteStream) -> Result<u64, NodeError>;
 
     /// The file or directory at `path` as a tar stream; entry names start with its last component.
     async fn download_tree(&self, path: &str) -> Result<ByteStream, NodeError>;

@@ -14,6 +14,6 @@ pub use guest::{
     GuestApi, GuestStats, ListeningPort, Pty, User, WriteMode,
 };
 pub use node::{
-    DoctorCheck, DoctorLevel, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeEvent, StopMode, VmExit, VmPhase, VmReport,
-    VmSpec,
+    DoctorCheck, DoctorLevel, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeEvent,
+    StopMode, VmExit, VmPhase, VmReport, VmSpec,
 };

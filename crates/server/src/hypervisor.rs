@@ -52,13 +52,19 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Vmm>> {
             Choice::Auto(probe(config, boot)?)
         }
     };
-    let asked = matches!(choice, Choice::Auto(_));
-    let vmm = QemuVmm::open(QemuConfig { binary: None, accelerator: choice })
-        .await
-        .context("opening the hypervisor (Debian: install qemu-system-x86)")?;
+    let scratch_dir = match &choice {
+        Choice::Auto(probe) => Some(probe.scratch_dir.clone()),
+        Choice::Kvm | Choice::Tcg => None,
+    };
+    let opened = QemuVmm::open(QemuConfig { binary: None, accelerator: choice }).await;
+    if let Some(dir) = &scratch_dir {
+        // The driver has emptied it.
+        let _ = fs::remove_dir(dir);
+    }
+    let vmm = opened.context("opening the hypervisor (Debian: install qemu-system-x86)")?;
     let accelerator = vmm.capabilities().accelerator;
     tracing::info!(?accelerator, reason = vmm.accelerator_reason(), "hypervisor opened");
-    if asked {
+    if scratch_dir.is_some() {
         // Losing this file only costs the next start a probe.
         let proven = Proven { accelerator, ..question };
         let written = serde_json::to_vec(&proven)

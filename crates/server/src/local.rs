@@ -9,14 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use skerry_cli::{ImageBuildArgs, LocalCommands};
-use skerry_control::internal_api::{DoctorCheck, DoctorLevel, NodeApi, NodeDoctor};
+use skerry_control::internal_api::{DoctorCheck, DoctorLevel, NodeDoctor};
 use skerry_model::ImageRef;
-use skerry_node::{
-    Node,
-    images::{
-        BootRecipe, BuildContext, ImageStore, KernelSource, Progress, Rebuild, build_boot,
-        build_image,
-    },
+use skerry_node::images::{
+    BootRecipe, BuildContext, ImageStore, KernelSource, Progress, Rebuild, build_boot, build_image,
 };
 
 use crate::{ambient, assemble, config::Settings, hypervisor};
@@ -159,32 +155,13 @@ const PROGRAMS: [(&str, &str, DoctorLevel, &str); 5] = [
     ("npm", "builds the image node-20", DoctorLevel::Degraded, "npm"),
 ];
 
-/// The programs, then what the node says when it is opened on a directory of its own: the server's
-/// stays untouched, also when a server has it.
+/// The programs, then what a node would find here. Takes no lock: a server may be at work.
 async fn look_at_host() -> Result<NodeDoctor> {
     let mut checks: Vec<DoctorCheck> = PROGRAMS.iter().map(check_program).collect();
-    let scratch = tempfile::Builder::new().prefix("skerry-doctor-").tempdir()?;
-    let mut config = Settings::from_environment()?.resolve()?;
-    config.data_dir = scratch.path().to_owned();
-    let vmm = match hypervisor::open(&config).await {
-        Ok(vmm) => vmm,
-        Err(error) => {
-            checks.push(DoctorCheck {
-                name: "hypervisor".to_owned(),
-                level: DoctorLevel::Missing,
-                found: format!("{error:#}"),
-                remedy: None,
-            });
-            return Ok(NodeDoctor { accelerator: "none".to_owned(), checks });
-        }
-    };
-    let environment = ambient::environment();
-    let node =
-        Node::open(assemble::node_config(&config)?, vmm, assemble::node_environment(&environment))
-            .await
-            .context("looking at the host")?;
-    let NodeDoctor { accelerator, checks: found } = node.doctor().await;
-    node.shutdown().await;
+    let config = Settings::from_environment()?.resolve()?;
+    let vmm = hypervisor::open(&config).await.map_err(|error| format!("{error:#}"));
+    let NodeDoctor { accelerator, checks: found } =
+        skerry_node::doctor(assemble::node_config(&config)?, vmm).await;
     checks.extend(found);
     Ok(NodeDoctor { accelerator, checks })
 }

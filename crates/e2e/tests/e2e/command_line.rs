@@ -253,8 +253,8 @@ async fn shell_is_a_real_terminal_with_resize_and_ctrl_c() -> Result<()> {
         terminal.read_to_end();
         Ok(())
     });
-    let status = tokio::time::timeout(Duration::from_secs(120), child.wait()).await??;
     session.await??;
+    let status = tokio::time::timeout(Duration::from_secs(60), child.wait()).await??;
     ensure!(status.code() == Some(3), "{status}");
     server.finish().await
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use skerry_e2e::{BRING_UP_STEPS, Options, Server, TEAR_DOWN_STEPS};
+use skerry_e2e::{BRING_UP_STEPS, DELETION_STEPS, Options, Server};
 
 #[tokio::test]
 async fn a_server_killed_with_vms_running_finds_them_again_with_their_uptime() -> Result<()> {
@@ -81,7 +81,7 @@ async fn a_server_that_dies_after_any_step_of_bringing_a_vm_up_finishes_the_star
 async fn a_server_that_dies_after_any_step_of_a_deletion_finishes_it_afterwards() -> Result<()> {
     let mut server = Server::start(Options::default()).await?;
     server.terminate().await?;
-    for step in TEAR_DOWN_STEPS {
+    for step in DELETION_STEPS {
         server.spawn_with(&[("SKERRY_FAULT", &format!("{step}:abort"))]).await?;
         let body = json!({"name": format!("before {step}"), "memory_mib": 256});
         let path = "/skerry/v1/workspaces";
@@ -99,5 +99,25 @@ async fn a_server_that_dies_after_any_step_of_a_deletion_finishes_it_afterwards(
         server.terminate().await?;
     }
     server.spawn().await?;
+    server.finish().await
+}
+
+#[tokio::test]
+async fn a_server_that_dies_while_a_guest_powers_off_finishes_the_stop_afterwards() -> Result<()> {
+    let mut server = Server::start(Options::default()).await?;
+    server.terminate().await?;
+    server.spawn_with(&[("SKERRY_FAULT", "power_off:abort")]).await?;
+    let path = "/skerry/v1/workspaces";
+    let body = json!({"name": "box", "memory_mib": 256});
+    server.expect(201, "POST", &format!("{path}?wait=240"), Some(body)).await?;
+    server.run("box", "echo kept > /root/file && sync").await?;
+    let asked = server.request("POST", &format!("{path}/box/stop?wait=240"), None).await;
+    ensure!(asked.is_err(), "the fault did not strike: {asked:?}");
+    server.wait_ended().await?;
+    server.spawn().await?;
+    server.until(&format!("{path}/box"), |answer| answer["state"] == "stopped").await?;
+    ensure!(server.census().counts()["processes"] == 0, "{}", server.census());
+    server.expect(200, "POST", &format!("{path}/box/start?wait=240"), None).await?;
+    ensure!(server.run("box", "cat /root/file").await? == "kept\n", "the disk was kept");
     server.finish().await
 }

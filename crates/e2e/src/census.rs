@@ -91,7 +91,7 @@ fn processes(needles: &[&str], server_pid: Option<u32>) -> Vec<String> {
             command.contains(*needle)
                 || opened.iter().any(|path| path.to_string_lossy().contains(*needle))
         };
-        if needles.iter().any(|needle| names(needle)) {
+        if needles.iter().any(names) {
             found.push(format!("{pid}:{}", command.chars().take(60).collect::<String>()));
         }
     }

@@ -153,7 +153,7 @@ async fn a_node_that_dies_takes_its_vms_over_with_their_uptime() {
         let before = node.ensure_running(world.spec(1, 7)).await.unwrap();
         node.abandon().await;
         let node = world.open().await;
-        assert_eq!(node.list().await, [before.clone()]);
+        assert_eq!(node.list().await, std::slice::from_ref(&before));
         // The guest is configured anew over the new connection, with the same environment.
         assert_eq!(exec(&node, 1, &["sh", "-c", "echo $GREETING"]).await, outcome("hello\n"));
         assert_eq!(node.capacity().await.memory_promised_mib, 256);

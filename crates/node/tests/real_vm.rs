@@ -216,9 +216,8 @@ async fn a_node_that_dies_while_a_real_process_is_there_finds_a_clean_slate() {
     bounded(async {
         let world = RealWorld::new().await;
         let id = world.id;
-        let mut incarnation = 0;
-        for point in ["boot", "guest_ready", "power_off", "release_process", "tombstone"] {
-            incarnation += 1;
+        let points = ["boot", "guest_ready", "power_off", "release_process", "tombstone"];
+        for (incarnation, point) in (1..).zip(points) {
             let node = world.open().await;
             assert!(world.faults.plan(point, FaultKind::Hang));
             let life = async {

@@ -32,8 +32,12 @@ async fn fifty_cycles_of_create_exec_delete_leave_nothing_behind() -> Result<()>
     let files_after = open_files(server.pid());
     println!("after {CYCLES} cycles: {:?}, server has {files_after} open files", after.counts());
     ensure!(before == after, "before:\n{before}\nafter:\n{after}");
-    // The connection pools of client and server may hold a few more sockets than at the start.
-    ensure!(files_after <= files_before + 8, "{files_before} open files became {files_after}");
+    // The database's readers and the client's connections are opened as they are first needed; one
+    // descriptor lost in each cycle would be fifty.
+    ensure!(
+        files_after < files_before + CYCLES / 2,
+        "{files_before} open files became {files_after}"
+    );
     server.finish().await
 }
 

@@ -87,8 +87,10 @@ fn unpack(root: &Path, account: &Account, from: PieceReader) -> Result<u64, Agen
         let path = entry.path().map_err(|error| damaged(&error))?.into_owned();
         let inside = inside(&path)?;
         refuse_kind(entry.header().entry_type(), &path)?;
-        if let Some(target) = entry.link_name().map_err(|error| damaged(&error))? {
-            refuse_escape(entry.header().entry_type(), &inside, &target)?;
+        if entry.header().entry_type().is_hard_link()
+            && let Some(target) = entry.link_name().map_err(|error| damaged(&error))?
+        {
+            refuse_escape(&inside, &target)?;
         }
         count += 1;
         if inside.as_os_str().is_empty() {
@@ -136,27 +138,17 @@ fn refuse_kind(kind: EntryType, path: &Path) -> Result<(), AgentError> {
     )))
 }
 
-/// A link must point to something below the root, as the archive itself sees it.
-fn refuse_escape(kind: EntryType, inside: &Path, target: &Path) -> Result<(), AgentError> {
-    // A hard link's target counts from the root, a symbolic link's from where it is.
-    let depth_at_start =
-        if kind.is_hard_link() { 0 } else { inside.components().count().saturating_sub(1) };
-    let mut depth = depth_at_start;
-    for component in target.components() {
-        match component {
-            Component::Normal(_) => depth += 1,
-            Component::CurDir => {}
-            Component::ParentDir if depth > 0 => depth -= 1,
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
-                return Err(AgentError::invalid(format!(
-                    "{}: links to {}, outside of the tree",
-                    inside.display(),
-                    target.display()
-                )));
-            }
-        }
-    }
-    Ok(())
+/// A hard link is another name of its target, which must be below the root (its path counts from
+/// there). A symbolic link is only text: it may say anything, because no later entry is written
+/// through it.
+fn refuse_escape(path: &Path, target: &Path) -> Result<(), AgentError> {
+    inside(target).map(drop).map_err(|_| {
+        AgentError::invalid(format!(
+            "{}: links to {}, outside of the tree",
+            path.display(),
+            target.display()
+        ))
+    })
 }
 
 /// Makes missing parents one by one and refuses to go through a link: an archive may first plant one

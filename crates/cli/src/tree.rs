@@ -65,8 +65,9 @@ fn pack_into(directory: &Path, writer: Writer) -> io::Result<()> {
 /// directory first; only a whole tree gets its name. Returns where to put the bytes and the thread's
 /// result, the number of entries.
 ///
-/// The stream comes from a guest: an entry outside `name`, a link that leads out, a device, and
-/// permission bits beyond the usual nine are not taken over.
+/// The stream comes from a guest: an entry outside `name`, a device, and permission bits beyond the
+/// usual nine are not taken over, and nothing is written through a link. Symbolic links themselves are
+/// made as they are, wherever they point.
 pub(crate) fn unpack(
     name: String,
     target: PathBuf,

@@ -168,6 +168,8 @@ async fn an_archive_cannot_leave_its_directory() {
     use tar::EntryType;
     let lab = Lab::open().await;
     std::fs::create_dir(lab.path("outside")).unwrap();
+    std::fs::write(lab.path("outside/precious"), "kept").unwrap();
+    std::fs::set_permissions(lab.path("outside"), std::fs::Permissions::from_mode(0o755)).unwrap();
     let root = lab.text_path("root");
     let file = |name: &[u8]| tar_of(name, EntryType::Regular, "");
     let outside = lab.text_path("outside");
@@ -179,9 +181,18 @@ async fn an_archive_cannot_leave_its_directory() {
         file(b"a/../../escaped"),
         file(b"/escaped"),
         file(b"planted/escaped"),
-        tar_of(b"link", EntryType::Symlink, "../outside"),
-        tar_of(b"link", EntryType::Symlink, "/etc"),
-        tar_of(b"hard", EntryType::Link, "../outside/x"),
+        tar_of(b"planted", EntryType::Directory, ""),
+        tar_of(b"planted/made", EntryType::Directory, ""),
+        tar_of(b"planted/link", EntryType::Symlink, "x"),
+        tar_of(b"hard", EntryType::Link, "planted/precious"),
+        tar_of(b"hard", EntryType::Link, "../outside/precious"),
+        [tar_of(b"new", EntryType::Symlink, &outside), file(b"new/escaped")].concat(),
+        [
+            tar_of(b"one", EntryType::Symlink, &outside),
+            tar_of(b"two", EntryType::Symlink, "one"),
+            file(b"two/escaped"),
+        ]
+        .concat(),
         tar_of(b"device", EntryType::Char, ""),
         tar_of(b"pipe", EntryType::Fifo, ""),
     ];
@@ -192,8 +203,42 @@ async fn an_archive_cannot_leave_its_directory() {
         shown += &format!("{:?}\n", outcome.unwrap_err());
     }
     insta::assert_snapshot!(shown.replace(&lab.text_path(""), "HOME/"));
-    assert_eq!(std::fs::read_dir(lab.path("outside")).unwrap().count(), 0);
-    assert!(!lab.path("escaped").exists());
+    assert_eq!(std::fs::read_dir(lab.path("outside")).unwrap().count(), 1);
+    assert_eq!(std::fs::read(lab.path("outside/precious")).unwrap(), b"kept");
+    let mode = std::fs::metadata(lab.path("outside")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
+    assert!(!lab.path("escaped").exists() && !lab.path("root/hard").exists());
+}
+
+#[tokio::test]
+async fn a_link_to_anywhere_is_made_as_it_is_and_replaced_rather_than_followed() {
+    use tar::EntryType;
+    let lab = Lab::open().await;
+    std::fs::write(lab.path("precious"), "kept").unwrap();
+    let precious = lab.text_path("precious");
+    let targets = [
+        ("python", "/usr/bin/python3"),
+        ("up", "../../x"),
+        ("gone", "/no/where"),
+        ("p", &precious),
+    ];
+    let links = targets.map(|(name, to)| tar_of(name.as_bytes(), EntryType::Symlink, to)).concat();
+    let root = lab.text_path("root");
+    let upload = async |archive: Vec<u8>| {
+        lab.link.upload_tree(&root, User::Root, stream_of(vec![Bytes::from(archive)])).await
+    };
+    // The second time each link is there already.
+    for _ in 0..2 {
+        assert_eq!(upload(links.clone()).await, Ok(4));
+        for (name, to) in targets {
+            let made = std::fs::read_link(lab.path("root").join(name)).unwrap();
+            assert_eq!(made, Path::new(to));
+        }
+    }
+    assert_eq!(upload(tar_of(b"p", EntryType::Regular, "")).await, Ok(1));
+    assert!(!lab.path("root/p").is_symlink());
+    assert_eq!(std::fs::read(lab.path("root/p")).unwrap(), b"evil");
+    assert_eq!(std::fs::read(lab.path("precious")).unwrap(), b"kept");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Opens the hypervisor and remembers which accelerator was proven to work on this host.
 
-use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -9,6 +9,8 @@ use skerry_vmm::{
     Accelerator, Sandbox, Vmm,
     qemu::{AcceleratorChoice as Choice, Probe, QemuConfig, QemuVmm},
 };
+
+use tempfile::TempDir;
 
 use crate::config::{AcceleratorChoice, Config};
 
@@ -41,30 +43,26 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Vmm>> {
         accelerator: Accelerator::None,
     };
     let answer = read_proven(&remembered, &question);
-    let choice = match (config.accelerator, answer) {
+    let (choice, scratch) = match (config.accelerator, answer) {
         (AcceleratorChoice::Tcg, _) | (AcceleratorChoice::Auto, Some(Accelerator::Tcg)) => {
-            Choice::Tcg
+            (Choice::Tcg, None)
         }
         (AcceleratorChoice::Kvm, _) | (AcceleratorChoice::Auto, Some(Accelerator::Kvm)) => {
-            Choice::Kvm
+            (Choice::Kvm, None)
         }
         (AcceleratorChoice::Auto, Some(Accelerator::None) | None) => {
-            Choice::Auto(probe(config, boot)?)
+            let scratch = scratch_dir()?;
+            (Choice::Auto(probe(config, boot, scratch.path())), Some(scratch))
         }
     };
-    let scratch_dir = match &choice {
-        Choice::Auto(probe) => Some(probe.scratch_dir.clone()),
-        Choice::Kvm | Choice::Tcg => None,
-    };
+    let is_new = scratch.is_some();
     let opened = QemuVmm::open(QemuConfig { binary: None, accelerator: choice }).await;
-    if let Some(dir) = &scratch_dir {
-        // The driver has emptied it.
-        let _ = fs::remove_dir(dir);
-    }
+    // With whatever the driver has left in it.
+    drop(scratch);
     let vmm = opened.context("opening the hypervisor (Debian: install qemu-system-x86)")?;
     let accelerator = vmm.capabilities().accelerator;
     tracing::info!(?accelerator, reason = vmm.accelerator_reason(), "hypervisor opened");
-    if scratch_dir.is_some() {
+    if is_new {
         // Losing this file only costs the next start a probe.
         let proven = Proven { accelerator, ..question };
         let written = serde_json::to_vec(&proven)
@@ -100,22 +98,27 @@ fn read_proven(path: &Path, question: &Proven) -> Option<Accelerator> {
     same.then_some(proven.accelerator)
 }
 
-fn probe(config: &Config, boot: BootFiles) -> Result<Probe> {
-    // Below the temporary directory, because a socket's path must be short.
-    let scratch_dir = std::env::temp_dir().join(format!("skerry-probe-{}", std::process::id()));
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&scratch_dir)
-        .with_context(|| format!("making {}", scratch_dir.display()))?;
-    let uid = nix::unistd::geteuid().is_root().then_some(config.uid_base);
-    Ok(Probe {
+/// A directory nobody else can enter or have made before us. Below the temporary directory, because a
+/// socket's path must be short; anybody may write there, so its name cannot be foretold.
+fn scratch_dir() -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("skerry-probe-")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir()
+        .context("making a directory for the probe")
+}
+
+fn probe(config: &Config, boot: BootFiles, scratch_dir: &Path) -> Probe {
+    // The last of the range: a VM of an earlier life that still runs has one of the first.
+    let uid = config.uid_base.saturating_add(config.uid_count - 1);
+    let uid = nix::unistd::geteuid().is_root().then_some(uid);
+    Probe {
         kernel: boot.kernel,
         initramfs: boot.initramfs,
-        scratch_dir,
+        scratch_dir: scratch_dir.to_owned(),
         sandbox: Sandbox { uid, ..Sandbox::default() },
         deadline: PROBE_DEADLINE,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -128,6 +131,18 @@ mod tests {
             guest_kernel: "sha256:00".to_owned(),
             accelerator: Accelerator::Tcg,
         }
+    }
+
+    #[test]
+    fn the_probe_has_a_fresh_directory_of_its_own_that_goes_with_it() {
+        let (one, two) = (scratch_dir().unwrap(), scratch_dir().unwrap());
+        assert_ne!(one.path(), two.path());
+        let mode = fs::metadata(one.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let path = one.path().to_owned();
+        fs::write(path.join("left"), "x").unwrap();
+        drop(one);
+        assert!(!path.exists());
     }
 
     #[test]

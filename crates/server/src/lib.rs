@@ -8,6 +8,7 @@ pub mod ambient;
 pub mod assemble;
 pub mod config;
 pub mod hypervisor;
+pub mod listener;
 pub mod local;
 pub mod run;
 pub mod signals;

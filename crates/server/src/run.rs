@@ -11,7 +11,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use axum::serve::ListenerExt;
 use clap::Args;
 use skerry_model::Secret;
 use skerry_vmm::Vmm;
@@ -22,7 +21,9 @@ use crate::{
     ambient,
     assemble::{self, Assembled},
     config::{Config, OnShutdown, Settings},
-    hypervisor, signals,
+    hypervisor,
+    listener::{self, Limits},
+    signals,
 };
 
 /// How long requests under way may take after the wish to end.
@@ -104,20 +105,10 @@ async fn serve_until(
         let (control, background) = (control.clone(), background.clone());
         async move { control.run(background).await }
     });
-    // Small answers must not wait for more bytes to fill a packet.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-    });
-    let serving = {
-        let shutdown = shutdown.clone();
-        axum::serve(listener, router.into_make_service())
-            .with_graceful_shutdown(async move { shutdown.cancelled().await })
-    };
-    let mut serving = tokio::spawn(async move { serving.await });
+    let limits = Limits::for_this_process();
+    let mut serving = tokio::spawn(listener::serve(listener, router, limits, shutdown.clone()));
     tokio::select! {
-        ended = &mut serving => ended.context("the listener's task")?.context("listening")?,
+        ended = &mut serving => ended.context("the listener's task")?,
         () = shutdown.cancelled() => {
             if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
                 tracing::warn!("requests still under way after {DRAIN:?} are cut off");

@@ -2,13 +2,10 @@
 //! agent as the guest, in this process.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod machine;
+
 use std::{
-    fs,
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{MetadataExt, symlink},
-    },
-    path::{Path, PathBuf},
+    ops::Deref,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -17,23 +14,17 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
-use skerry_agent::Guest;
 use skerry_internal_api::{
     ExecExit, ExecOutput, ExecRequest, GuestApi, NodeApi, StopMode, User, VmPhase, VmReport, VmSpec,
 };
 use skerry_model::{
     DiskMib, EnvVar, Incarnation, MemMib, Shape, Timestamp, VcpuCount, WorkspaceId,
-    spec::{CpuKind, ImageDigest, ImageRef, LogRetention},
+    spec::{CpuKind, LogRetention},
 };
-use skerry_node::{
-    Faults, Node, NodeConfig, NodeEnvironment,
-    images::{BootManifest, ImageManifest, SealedFile},
-};
-use skerry_vmm::{
-    BootSpec,
-    fake::{FakeGuest, FakeGuestIo, FakeHost, FakeVmm, GuestEnd},
-};
-use tokio::{sync::watch, task::JoinSet};
+use skerry_node::{Faults, Node, NodeConfig, NodeEnvironment};
+use skerry_vmm::fake::FakeVmm;
+
+pub use machine::Machine;
 
 /// Longer than any of these tests takes on a busy machine.
 pub const TEST_BOUND: Duration = Duration::from_secs(120);
@@ -46,46 +37,34 @@ pub async fn bounded<T>(test: impl Future<Output = T>) -> T {
 
 /// Everything that survives a crash of the node.
 pub struct World {
-    pub dir: tempfile::TempDir,
-    pub host: FakeHost,
+    machine: Machine,
     pub faults: Faults,
-    pub image: ImageDigest,
-    /// Every boot, in order.
-    pub boots: watch::Sender<Vec<BootSpec>>,
     pub memory_mib: Option<u64>,
     pub boot_timeout: Duration,
     clock: Arc<AtomicU64>,
 }
 
+impl Deref for World {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
 impl World {
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("skn").tempdir().unwrap();
-        fs::create_dir(dir.path().join("home")).unwrap();
-        let image = write_images(&dir.path().join("images"));
-        let boots = watch::Sender::new(Vec::new());
-        let host = FakeHost::new(guest(dir.path().join("home"), boots.clone()));
         Self {
-            dir,
-            host,
+            machine: Machine::new(),
             faults: Faults::default(),
-            image,
-            boots,
             memory_mib: Some(4096),
             boot_timeout: Duration::from_secs(40),
             clock: Arc::new(AtomicU64::new(1_700_000_000)),
         }
     }
 
-    pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
-    pub fn memory_dir(&self) -> PathBuf {
-        self.dir.path().join("memory")
-    }
-
     pub fn config(&self) -> NodeConfig {
-        let mut config = NodeConfig::new(self.data_dir(), self.dir.path().join("images"));
+        let mut config = NodeConfig::new(self.data_dir(), self.image_dir());
         config.memory_dir = Some(self.memory_dir());
         config.runtime_dir = Some(self.dir.path().join("short"));
         config.boot_timeout = Some(self.boot_timeout);
@@ -138,74 +117,6 @@ impl World {
             log_retention: LogRetention::AcrossStarts,
         }
     }
-
-    pub fn vm_dir(&self, workspace: u128) -> PathBuf {
-        self.data_dir().join("vms").join(WorkspaceId::from_u128(workspace).to_string())
-    }
-
-    /// Waits until so many guests have been booted in all.
-    pub async fn booted(&self, count: usize) {
-        self.boots.subscribe().wait_for(|boots| boots.len() >= count).await.unwrap();
-    }
-
-    /// Everything a VM of this workspace could have left on this machine, apart from the directory
-    /// with its disk and logs.
-    pub fn held(&self, workspace: u128) -> Vec<String> {
-        let id = WorkspaceId::from_u128(workspace);
-        let mut held: Vec<String> =
-            self.host.running().iter().map(|record| format!("process {}", record.pid)).collect();
-        held.extend(names(&self.memory_dir()).into_iter().map(|name| format!("memory {name}")));
-        let run_dir = self.vm_dir(workspace).join("run");
-        if run_dir.exists() {
-            held.push("run directory".to_owned());
-        }
-        for group in self.own_groups() {
-            let group = group.join(format!("skerry-vm-{id}"));
-            if group.exists() {
-                held.push(format!("cgroup {}", group.display()));
-            }
-        }
-        let disk = self.vm_dir(workspace).join("disk.qcow2");
-        if let Ok(found) = fs::metadata(disk)
-            && found.uid() != nix::unistd::geteuid().as_raw()
-        {
-            held.push(format!("disk of uid {}", found.uid()));
-        }
-        held
-    }
-
-    /// The groups of this world's node, which carry a hash of the data directory's path.
-    fn own_groups(&self) -> Vec<PathBuf> {
-        let data_dir = self.data_dir();
-        let path = data_dir.canonicalize().unwrap_or(data_dir);
-        let digest = Sha256::digest(path.as_os_str().as_bytes());
-        let tag: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut found = Vec::new();
-        let name = format!("skerry-{tag}");
-        find(Path::new("/sys/fs/cgroup"), &|found| found == name, 6, &mut found);
-        found.into_iter().map(PathBuf::from).collect()
-    }
-
-    /// [`World::held`], and the directory too.
-    pub fn left(&self, workspace: u128) -> Vec<String> {
-        let mut left = self.held(workspace);
-        if self.vm_dir(workspace).exists() {
-            left.push(format!("directory with {:?}", names(&self.vm_dir(workspace))));
-        }
-        left
-    }
-}
-
-impl Drop for World {
-    /// A test may end with VMs running; their groups are empty, for fake processes are in none.
-    fn drop(&mut self) {
-        for group in self.own_groups() {
-            for child in names(&group) {
-                let _ = fs::remove_dir(group.join(child));
-            }
-            let _ = fs::remove_dir(group);
-        }
-    }
 }
 
 /// What a stop or a failed start may leave.
@@ -221,104 +132,6 @@ pub fn assert_nothing(world: &World, workspace: u128) {
 pub fn assert_running(report: &VmReport) {
     assert_eq!(report.phase, VmPhase::Running);
     assert!(report.pid.is_some() && report.ready_at.is_some());
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten();
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-/// Everything below a directory, `depth` levels down, whose name is `wanted`. Links are not followed.
-pub fn find(below: &Path, wanted: &dyn Fn(&str) -> bool, depth: usize, found: &mut Vec<String>) {
-    for entry in fs::read_dir(below).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if wanted(&entry.file_name().to_string_lossy()) {
-            found.push(path.display().to_string());
-        }
-        if depth > 0 && path.is_dir() && !path.is_symlink() {
-            find(&path, wanted, depth - 1, found);
-        }
-    }
-}
-
-/// The real agent, serving one connection after the other until it is told to power off.
-fn guest(home: PathBuf, boots: watch::Sender<Vec<BootSpec>>) -> FakeGuest {
-    Arc::new(move |mut io: FakeGuestIo| {
-        let guest = Arc::new(Guest::hosted(home.clone()));
-        boots.send_modify(|boots| boots.push(io.spec.clone()));
-        Box::pin(async move {
-            io.console.print("the guest boots\n").unwrap();
-            let mut sessions = JoinSet::new();
-            loop {
-                tokio::select! {
-                    connection = io.connections.recv() => match connection {
-                        Some(stream) => {
-                            let guest = Arc::clone(&guest);
-                            sessions.spawn(async move { skerry_agent::serve(stream, &guest).await });
-                        }
-                        None => return GuestEnd::Crashed("no more connections".to_owned()),
-                    },
-                    () = guest.powering_off() => break,
-                }
-            }
-            // The last answer goes out before the power does.
-            while sessions.join_next().await.is_some() {}
-            GuestEnd::PoweredOff
-        })
-    })
-}
-
-/// An image store with one small image and boot files, as a builder would leave them.
-fn write_images(store: &Path) -> ImageDigest {
-    fs::create_dir(store).unwrap();
-    let disk = write_file(store, "disk", &[0_u8; 1 << 20]);
-    let digits = disk.digest.0.strip_prefix("sha256:").unwrap();
-    let image_dir = store.join(format!("base@{}", &digits[..16]));
-    fs::create_dir(&image_dir).unwrap();
-    fs::rename(store.join("disk"), image_dir.join("root.ext4")).unwrap();
-    let manifest = ImageManifest {
-        format: 1,
-        name: ImageRef("base".into()),
-        description: "for tests".into(),
-        category: "os".into(),
-        min_memory_mib: 64,
-        allocated_bytes: disk.length_bytes,
-        disk: disk.clone(),
-        built_at: Timestamp::UNIX_EPOCH,
-        recipe_digest: "none".into(),
-        packages: Vec::new(),
-    };
-    fs::write(image_dir.join("image.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
-    let boot_dir = store.join("boot@0000000000000000");
-    fs::create_dir(&boot_dir).unwrap();
-    let boot = BootManifest {
-        format: 1,
-        kernel_release: "6.1.0".into(),
-        kernel_source: "test".into(),
-        kernel: write_file(&boot_dir, "vmlinux", b"kernel"),
-        initramfs: write_file(&boot_dir, "initramfs.cpio", b"initramfs"),
-        agent_digest: disk.digest.clone(),
-        modules: Vec::new(),
-        built_at: Timestamp::UNIX_EPOCH,
-    };
-    fs::write(boot_dir.join("boot.json"), serde_json::to_vec(&boot).unwrap()).unwrap();
-    symlink("boot@0000000000000000", store.join("boot")).unwrap();
-    disk.digest
-}
-
-fn write_file(dir: &Path, name: &str, content: &[u8]) -> SealedFile {
-    let path = dir.join(name);
-    fs::write(&path, content).unwrap();
-    let found = fs::metadata(&path).unwrap();
-    let digest: String = Sha256::digest(content).iter().map(|b| format!("{b:02x}")).collect();
-    SealedFile {
-        digest: ImageDigest(format!("sha256:{digest}")),
-        length_bytes: found.len(),
-        modified_ns: found.mtime() * 1_000_000_000 + found.mtime_nsec(),
-    }
 }
 
 /// What a command printed and how it ended.

@@ -10,6 +10,7 @@ use std::{
 use futures::future::BoxFuture;
 use tokio::{
     io::DuplexStream,
+    runtime::Handle,
     sync::{mpsc, watch},
     task::JoinSet,
 };
@@ -116,6 +117,8 @@ impl fmt::Debug for FakeHost {
 
 struct Inner {
     guest: FakeGuest,
+    /// Where VMs run: they outlive the runtime of the server that booted them.
+    runtime: Option<Handle>,
     state: Mutex<HostState>,
 }
 
@@ -141,9 +144,11 @@ impl HostState {
 }
 
 impl FakeHost {
-    /// A machine whose every VM runs `guest`.
+    /// A machine whose every VM runs `guest`, on the runtime on which this is called (if any), so
+    /// that VMs outlive a server with a runtime of its own.
     #[must_use]
     pub fn new(guest: FakeGuest) -> Self {
+        let runtime = Handle::try_current().ok();
         let state = HostState {
             boot: 1,
             started: 0,
@@ -151,7 +156,7 @@ impl FakeHost {
             faults: VecDeque::new(),
             tasks: JoinSet::new(),
         };
-        Self(Arc::new(Inner { guest, state: Mutex::new(state) }))
+        Self(Arc::new(Inner { guest, runtime, state: Mutex::new(state) }))
     }
 
     /// Gives the next boot that has none this fault.
@@ -256,7 +261,10 @@ impl Reserved {
         let mut state = self.host.0.state();
         state.machines.insert(machine.record.pid, machine.clone());
         while state.tasks.try_join_next().is_some() {}
-        state.tasks.spawn(running);
+        match &self.host.0.runtime {
+            Some(runtime) => state.tasks.spawn_on(running, runtime),
+            None => state.tasks.spawn(running),
+        };
         machine
     }
 }

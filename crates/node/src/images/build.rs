@@ -330,7 +330,7 @@ impl Hooks<'_> {
             format!("download /{BUILD_DIRECTORY}-disk {}", shell_quoted(self.disk)),
             format!("rm \"$1/{BUILD_DIRECTORY}-disk\""),
         ]);
-        let mut program = HostProgram::new("mmdebstrap", "mmdebstrap")
+        let mut program = HostProgram::contained("mmdebstrap", "mmdebstrap")
             .args(["--mode=auto", "--format=tar"])
             .args(command.options)
             .args(hooks.iter().map(|hook| format!("--customize-hook={hook}")))

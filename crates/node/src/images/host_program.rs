@@ -5,11 +5,14 @@ use std::{
     collections::VecDeque,
     ffi::{OsStr, OsString},
     io::{self, BufRead, BufReader, Read, Write},
+    os::unix::process::CommandExt,
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{self, RecvTimeoutError, SyncSender},
     thread,
     time::{Duration, Instant},
 };
+
+use nix::unistd::geteuid;
 
 use super::ImageError;
 
@@ -19,6 +22,20 @@ const TAIL_LINES: usize = 25;
 const MAX_LINE_BYTES: u64 = 4096;
 /// Between asking a program to end and killing it: time to remove what it made.
 const TERMINATION_GRACE: Duration = Duration::from_secs(15);
+/// Name spaces whose end takes every process and every mount in them along, and which end with us:
+/// the thread that runs a program waits for it, so that the thread's death is ours (`prctl(2)`,
+/// `PR_SET_PDEATHSIG`).
+const CONTAINER: &[&str] = &[
+    "setpriv",
+    "--pdeathsig=KILL",
+    "unshare",
+    "--mount",
+    "--propagation=private",
+    "--pid",
+    "--fork",
+    "--kill-child=KILL",
+    "--mount-proc",
+];
 
 /// One program with its arguments, ready to be run.
 pub(super) struct HostProgram {
@@ -30,11 +47,21 @@ pub(super) struct HostProgram {
 impl HostProgram {
     /// `program`, which Debian has in `package`.
     pub(super) fn new(program: &str, package: &'static str) -> Self {
-        let mut command = Command::new(program);
-        // mkfs and friends live where an ordinary user's PATH does not look.
-        let mut path = std::env::var_os("PATH").unwrap_or_default();
-        path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
-        command.env("PATH", path).env("LC_ALL", "C.UTF-8");
+        Self { program: program.to_owned(), package, command: command(&[program]) }
+    }
+
+    /// As [`HostProgram::new`], and nothing of it outlives us or stays mounted, whatever kills us.
+    /// Only root may have this; where it is not to be had (in a plain container nothing can be
+    /// mounted either) the program runs as any other.
+    pub(super) fn contained(program: &str, package: &'static str) -> Self {
+        let there = std::env::split_paths(&search_path()).any(|dir| dir.join(program).is_file());
+        // A program that is missing is better missed by us than by the container.
+        if !there || !geteuid().is_root() || !containers_work() {
+            return Self::new(program, package);
+        }
+        let mut command = command(&[CONTAINER, &[program]].concat());
+        // `mmdebstrap` hangs up on its whole group when it fails: that must not be ours.
+        command.process_group(0);
         Self { program: program.to_owned(), package, command }
     }
 
@@ -174,6 +201,25 @@ impl HostProgram {
     }
 }
 
+fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env("PATH", search_path()).env("LC_ALL", "C.UTF-8");
+    command
+}
+
+/// `mkfs` and friends live where an ordinary user's `PATH` does not look.
+fn search_path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
+    path
+}
+
+fn containers_work() -> bool {
+    let mut trial = command(&[CONTAINER, &["true"]].concat());
+    trial.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    trial.status().is_ok_and(|status| status.success())
+}
+
 fn forward_lines(stream: impl Read + Send + 'static, sender: SyncSender<String>) {
     // The thread ends with the stream, that is with the last process that holds it, or with the
     // receiver: it owns nothing else and needs no joining.
@@ -282,6 +328,49 @@ mod tests {
     fn input_goes_in_and_output_comes_back() {
         let input = vec![b'x'; 1 << 20];
         assert_eq!(shell("cat").stdout_of_input(&input, 2 << 20, LIMIT).unwrap(), input);
+    }
+
+    #[test]
+    fn a_contained_program_does_its_work_and_reports_its_failure() {
+        let contained = |script: &str| HostProgram::contained("sh", "dash").args(["-c", script]);
+        assert_eq!(contained("echo done").stdout(10, LIMIT).unwrap(), b"done\n");
+        let error = contained("echo no >&2; exit 3").run(LIMIT, &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains("`sh` failed (exit status: 3)"), "{error}");
+        let error = HostProgram::contained("skerry-no-such-program", "nowhere");
+        let error = error.run(LIMIT, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("Debian package nowhere"), "{error}");
+    }
+
+    #[test]
+    fn what_a_contained_program_mounts_and_starts_ends_with_it() {
+        if !geteuid().is_root() || !containers_work() {
+            println!("NOT TESTED: this process may not make name spaces");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().display();
+        let (alive, held) = io::pipe().unwrap();
+        let mut program = HostProgram::contained("sh", "dash");
+        // Both processes hold the pipe's writing end as long as they live.
+        program.command.stdout(Stdio::piped()).stderr(Stdio::from(held));
+        let script = format!(
+            "mount -t tmpfs none {at}; touch {at}/seen; sleep 600 & echo ready; exec sleep 600"
+        );
+        let mut program = program.args(["-c", &script]);
+        let mut child = program.spawn().unwrap();
+        // The command keeps its end of the pipe, too.
+        drop(program);
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (sender, ended) = mpsc::channel();
+        thread::spawn(move || sender.send(read_up_to(Some(alive), 100).unwrap()));
+        assert_eq!(ended.recv_timeout(LIMIT).expect("a process is left"), b"");
+        assert!(!directory.path().join("seen").exists());
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(&directory.path().display().to_string()), "{mounts}");
     }
 
     #[test]

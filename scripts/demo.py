@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Creates one workspace through each of the four dialects, runs a command in it, deletes it again.
 
-Usage: demo.py URL KEY
+Usage: SKERRY_KEY=... demo.py URL
+
+The key comes by the environment: everybody on the machine can read a command line.
 
 Each create request is the shortest one that product's own page shows. Only the standard library is
 used, so that what is printed is plain HTTP and nothing else.
 """
 
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -133,9 +136,10 @@ def oblien(server):
 
 
 def main():
-    if len(sys.argv) != 3:
+    key = os.environ.get("SKERRY_KEY")
+    if len(sys.argv) != 2 or not key:
         sys.exit(__doc__)
-    server = Server(sys.argv[1], sys.argv[2])
+    server = Server(sys.argv[1], key)
     for dialect in (rigbox, aether, instavm, oblien):
         print(f"\n=== {dialect.__name__}: {dialect.__doc__}", flush=True)
         began = time.monotonic()

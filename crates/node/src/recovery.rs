@@ -45,7 +45,7 @@ pub(crate) async fn recover(host: &Arc<Host>) -> Result<Vec<Recovered>, Error> {
     sweep(host, &recovered).await?;
     recovered.retain(|one| match one.found {
         Found::Nothing => false,
-        Found::Disk | Found::Leftovers | Found::Running { .. } => true,
+        Found::Disk | Found::Leftovers { .. } | Found::Running { .. } => true,
     });
     Ok(recovered)
 }
@@ -63,9 +63,18 @@ async fn recover_one(host: &Arc<Host>, workspace_id: WorkspaceId) -> Recovered {
     let found = outcome.unwrap_or_else(|error| {
         let error = chain(&error);
         tracing::error!(workspace.id = %workspace_id, error, "a VM could not be recovered");
-        Found::Leftovers
+        let holdings = ledger.as_ref().and_then(|ledger| ledger.state().holdings);
+        Found::Leftovers { leases: holdings.map(|holdings| reclaim(host, &holdings)) }
     });
     Recovered { workspace_id, ledger, found }
+}
+
+/// Books what an earlier start holds, whether it runs or could not be released: a process that may
+/// still be there must not share its uid, nor its memory, with a new VM.
+fn reclaim(host: &Host, holdings: &Holdings) -> Leases {
+    // A uid the configuration no longer has is still this process's; it only cannot be given twice.
+    let uid = holdings.uid.and_then(|uid| host.uids.as_ref().ok()?.claim(uid));
+    Leases { uid, _memory: host.memory.acknowledge(holdings.memory_mib) }
 }
 
 async fn open_ledger(paths: &VmPaths) -> Result<Option<Ledger>, Error> {
@@ -132,9 +141,7 @@ async fn take_over(
         Ok((read_spec(&files.spec)?, GuestIdentity::ensure(&files, &environment)?))
     })
     .await?;
-    // A uid the configuration no longer has is still this process's; it only cannot be given twice.
-    let uid = holdings.uid.and_then(|uid| host.uids.as_ref().ok()?.claim(uid));
-    let leases = Leases { uid, _memory: host.memory.acknowledge(holdings.memory_mib) };
+    let leases = reclaim(host, holdings);
     Ok(Found::Running { vm, leases, spec: Box::new(spec), identity })
 }
 
@@ -148,7 +155,7 @@ fn read_spec(path: &Path) -> Result<VmSpec, Error> {
 async fn sweep(host: &Arc<Host>, recovered: &[Recovered]) -> Result<(), Error> {
     let in_use: Vec<WorkspaceId> = recovered
         .iter()
-        .filter(|one| matches!(one.found, Found::Running { .. } | Found::Leftovers))
+        .filter(|one| matches!(one.found, Found::Running { .. } | Found::Leftovers { .. }))
         .map(|one| one.workspace_id)
         .collect();
     let host = Arc::clone(host);

@@ -175,6 +175,31 @@ async fn a_node_that_dies_takes_its_vms_over_with_their_uptime() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_released_after_a_crash_keeps_its_uid_and_memory() {
+    bounded(async {
+        let world = World::new();
+        let node = world.open().await;
+        die_at(&world, node.clone(), "guest_ready", node.ensure_running(world.spec(1, 1))).await;
+        drop(node);
+        assert!(world.faults.plan("release_process", FaultKind::Fail));
+        let node = world.open().await;
+        assert_eq!(node.inspect(ID).await.unwrap().phase, VmPhase::Stopping);
+        assert_eq!(node.capacity().await.memory_promised_mib, 256);
+
+        node.ensure_running(world.spec(2, 1)).await.unwrap();
+        let uids: Vec<Option<u32>> =
+            world.boots.borrow().iter().map(|boot| boot.sandbox.uid).collect();
+        assert!(uids[0].is_none() || uids[0] != uids[1], "{uids:?}");
+
+        node.ensure_deleted(ID).await.unwrap();
+        assert_eq!(node.capacity().await.memory_promised_mib, 256);
+        node.ensure_deleted(WorkspaceId::from_u128(2)).await.unwrap();
+        assert_eq!(node.capacity().await.memory_promised_mib, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_ends_in_good_order_leaves_its_vms_running() {
     bounded(async {
         let world = World::new();

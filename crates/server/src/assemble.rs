@@ -34,7 +34,7 @@ pub async fn assemble(
     environment: Environment,
     shutdown: CancellationToken,
 ) -> Result<Assembled> {
-    let node = Node::open(node_config(config)?, vmm, node_environment(&environment))
+    let node = Node::open(node_config(config), vmm, node_environment(&environment))
         .await
         .context("opening the node")?;
     let plan = match &config.plan {
@@ -57,22 +57,16 @@ pub async fn assemble(
 }
 
 /// The node's part of the configuration.
-///
-/// # Errors
-/// `SKERRY_FAULT` is set and names no step.
-pub fn node_config(config: &Config) -> Result<NodeConfig> {
+#[must_use]
+pub fn node_config(config: &Config) -> NodeConfig {
     let mut node = NodeConfig::new(config.data_dir.clone(), config.image_dir.clone());
     node.memory_dir.clone_from(&config.memory_dir);
-    node.runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(Into::into);
+    node.runtime_dir.clone_from(&config.runtime_dir);
     node.uids = UidRange { first: config.uid_base, count: config.uid_count };
     node.boot_timeout = config.boot_timeout;
     node.replace_grace = config.stop_grace;
-    // For tests of crash safety: a planned death at a named step. Inert unless set.
-    if let Ok(plan) = std::env::var("SKERRY_FAULT") {
-        node.faults = skerry_node::Faults::parse(&plan).context("in SKERRY_FAULT")?;
-        tracing::warn!(%plan, "failures are planned");
-    }
-    Ok(node)
+    node.faults = config.faults.clone();
+    node
 }
 
 /// The node's clock and randomness.
@@ -90,6 +84,7 @@ async fn host_plan(node: &Node) -> Plan {
 }
 
 fn control_config(config: &Config, plan: Plan) -> ControlConfig {
+    // Without a key control refuses to open.
     let key = config.bootstrap_key.clone().unwrap_or_else(|| Secret::new(""));
     let cpus = std::thread::available_parallelism().map_or(2, NonZero::get);
     ControlConfig {

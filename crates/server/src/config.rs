@@ -2,18 +2,20 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use skerry_model::{
     Plan, Secret,
     limits::{Pool, Range},
 };
+use skerry_node::Faults;
 
 /// What happens to running workspaces when the server is told to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -131,17 +133,26 @@ pub struct Config {
     pub image_aliases: BTreeMap<String, String>,
     /// See [`Settings::plan`].
     pub plan: Option<Plan>,
+    /// The user's private directory for sockets (`$XDG_RUNTIME_DIR`).
+    pub runtime_dir: Option<PathBuf>,
+    /// Planned failures, for tests of crash safety; empty in production.
+    pub faults: Faults,
 }
 
 impl Settings {
     /// Reads a TOML file. A name it does not know is an error, not a surprise later.
     ///
     /// # Errors
-    /// The file cannot be read or does not parse; the message names it and the line.
+    /// The file cannot be read or does not parse; the message names it and the line, and shows
+    /// nothing of the file's text, which may hold a key.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("reading the configuration {}", path.display()))?;
+        toml::from_str(&text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = 1 + before.matches('\n').count();
+            anyhow!("in {}, line {line}: {}", path.display(), error.message())
+        })
     }
 
     /// What the environment (and, by `SKERRY_CONFIG`, the file) says, for commands without these flags.
@@ -207,29 +218,82 @@ impl Settings {
         if uid_base < 1000 || uid_count == 0 || uid_base.checked_add(uid_count).is_none() {
             bail!("uid_base must be at least 1000, uid_count at least 1, and their sum below 2^32");
         }
+        let base_domain = self.base_domain.unwrap_or_else(|| "localhost".to_owned());
+        check_domain(&base_domain)?;
+        if let Some(url) = &self.public_url {
+            check_url(url)?;
+        }
+        if let Some(plan) = &self.plan {
+            plan.check().map_err(|problem| anyhow!("plan: {problem}"))?;
+        }
+        let stop_grace_seconds = self.stop_grace_seconds.unwrap_or(10);
         Ok(Config {
             data_dir,
             image_dir,
             listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7070))),
             bootstrap_key: self.bootstrap_key.map(|key| key.0),
             public_url: self.public_url.map(|url| url.trim_end_matches('/').to_owned()),
-            base_domain: self.base_domain.unwrap_or_else(|| "localhost".to_owned()),
+            base_domain,
             default_image: self.default_image.unwrap_or_else(|| "base".to_owned()),
             on_shutdown: self.on_shutdown.unwrap_or_default(),
             accelerator: self.accelerator.unwrap_or_default(),
             memory_dir: self.memory_dir.map(absolute).transpose()?,
             uid_base,
             uid_count,
-            boot_timeout: self.boot_timeout_seconds.map(Duration::from_secs),
-            stop_grace: Duration::from_secs(self.stop_grace_seconds.unwrap_or(10)),
+            boot_timeout: self
+                .boot_timeout_seconds
+                .map(|seconds| seconds_within("boot_timeout_seconds", seconds, 1))
+                .transpose()?,
+            stop_grace: seconds_within("stop_grace_seconds", stop_grace_seconds, 0)?,
             image_aliases: self.image_aliases,
             plan: self.plan,
+            runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
+            faults: Faults::default(),
         })
     }
 }
 
+/// The longest bound that can be configured.
+const MAX_SECONDS: u64 = 3600;
+
+fn seconds_within(setting: &str, seconds: u64, least: u64) -> Result<Duration> {
+    let allowed = least..=MAX_SECONDS;
+    ensure!(allowed.contains(&seconds), "{setting} must be {least} to {MAX_SECONDS} seconds");
+    Ok(Duration::from_secs(seconds))
+}
+
+/// Labels are put before it, so it is a bare name.
+fn check_domain(domain: &str) -> Result<()> {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    ensure!(
+        domain.len() <= 190 && domain.split('.').all(is_label),
+        "base_domain must be a domain name such as workspaces.example.com, without scheme and port"
+    );
+    Ok(())
+}
+
+/// Shown to clients and put before paths.
+fn check_url(url: &str) -> Result<()> {
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let authority = rest.unwrap_or_default().trim_end_matches('/');
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"/?#@".contains(&byte);
+    ensure!(
+        !authority.is_empty() && authority.bytes().all(is_plain),
+        "public_url must be http:// or https:// with a host and perhaps a port, and nothing else"
+    );
+    Ok(())
+}
+
 /// An odd key would be mangled by a client's shell or header.
-fn check_key(key: &Secret) -> Result<()> {
+///
+/// # Errors
+/// It is empty, too long, or holds something else than printable ASCII; the message does not show it.
+pub fn check_key(key: &Secret) -> Result<()> {
     let text = key.expose();
     if !(1..=256).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         bail!("bootstrap_key must be 1 to 256 printable ASCII characters without spaces");
@@ -254,7 +318,30 @@ impl std::str::FromStr for KeyText {
 
 impl<'de> Deserialize<'de> for KeyText {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Secret::new(text)))
+        struct Text;
+
+        impl serde::de::Visitor<'_> for Text {
+            type Value = KeyText;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key in quotes")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<KeyText, E> {
+                Ok(KeyText(Secret::new(text)))
+            }
+
+            // The usual messages for these show what was found.
+            fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<KeyText, E> {
+                Err(E::custom("a key must be in quotes"))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<KeyText, E> {
+                Err(E::custom("a key must be in quotes"))
+            }
+        }
+
+        deserializer.deserialize_str(Text)
     }
 }
 
@@ -289,41 +376,5 @@ pub fn default_plan(host_cpus: u64, host_memory_mib: u64, host_disk_mib: u64) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flag_is_stronger_than_the_file_and_the_file_than_the_default() {
-        let flags = Settings { default_image: Some("node-20".into()), ..Settings::default() };
-        let file: Settings =
-            toml::from_str("default_image = 'base'\nbase_domain = 'example.test'").unwrap();
-        let config = flags.or(file).resolve().unwrap();
-        assert_eq!(config.default_image, "node-20");
-        assert_eq!(config.base_domain, "example.test");
-        assert_eq!(config.listen.to_string(), "127.0.0.1:7070");
-    }
-
-    #[test]
-    fn a_name_the_file_misspells_is_refused() {
-        let error = toml::from_str::<Settings>("date_dir = 'x'").unwrap_err();
-        assert!(error.to_string().contains("date_dir"), "{error}");
-    }
-
-    #[test]
-    fn a_bootstrap_key_with_a_space_is_refused_without_printing_it() {
-        let key = "hunter2 hunter2".parse::<KeyText>().unwrap();
-        let settings = Settings { bootstrap_key: Some(key), ..Settings::default() };
-        assert!(!format!("{settings:?}").contains("hunter2"));
-        let error = settings.resolve().unwrap_err().to_string();
-        assert!(error.contains("without spaces"), "{error}");
-        assert!(!error.contains("hunter2"), "{error}");
-    }
-
-    #[test]
-    fn the_default_plan_fits_its_host() {
-        let plan = default_plan(2, 24_000, 80_000);
-        assert_eq!(plan.memory_mib.max, 24_000);
-        assert_eq!(plan.disk_mib.max, 80_000);
-        assert_eq!(plan.running_pool.memory_mib, 24_000);
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -11,4 +11,5 @@ pub mod hypervisor;
 pub mod listener;
 pub mod local;
 pub mod run;
+pub mod serving;
 pub mod signals;

@@ -161,7 +161,7 @@ async fn look_at_host() -> Result<NodeDoctor> {
     let config = Settings::from_environment()?.resolve()?;
     let vmm = hypervisor::open(&config).await.map_err(|error| format!("{error:#}"));
     let NodeDoctor { accelerator, checks: found } =
-        skerry_node::doctor(assemble::node_config(&config)?, vmm).await;
+        skerry_node::doctor(assemble::node_config(&config), vmm).await;
     checks.extend(found);
     Ok(NodeDoctor { accelerator, checks })
 }

@@ -4,13 +4,13 @@ use std::{
     fs,
     io::{IsTerminal, Write},
     net::SocketAddr,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use skerry_model::Secret;
 use skerry_vmm::Vmm;
@@ -25,13 +25,6 @@ use crate::{
     listener::{self, Limits},
     signals,
 };
-
-/// How long requests under way may take after the wish to end.
-const DRAIN: Duration = Duration::from_secs(5);
-/// How long stopping all workspaces may take (`--on-shutdown stop`) beyond their own grace.
-const STOP_ALL_MARGIN: Duration = Duration::from_secs(10);
-/// How long the background tasks may take to finish their step.
-const SETTLE: Duration = Duration::from_secs(10);
 
 /// Arguments of `skerry serve`.
 #[derive(Args, Debug)]
@@ -66,9 +59,9 @@ pub async fn serve(arguments: ServeArguments) -> Result<()> {
         None => arguments.settings,
     };
     let mut config = settings.resolve()?;
-    fs::create_dir_all(&config.data_dir)
-        .with_context(|| format!("making {}", config.data_dir.display()))?;
+    config.faults = planned_faults()?;
     let environment = ambient::environment();
+    prepare_data_dir(&config.data_dir)?;
     if config.bootstrap_key.is_none() {
         config.bootstrap_key =
             Some(kept_key(&config.data_dir, || ambient::fresh_key(&*environment.rng))?);
@@ -76,61 +69,60 @@ pub async fn serve(arguments: ServeArguments) -> Result<()> {
     let shutdown = CancellationToken::new();
     let signals = tokio::spawn(signals::cancel_on_termination(shutdown.clone()));
 
-    let vmm: Arc<dyn Vmm> = hypervisor::open(&config).await?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("listening on {}", config.listen))?;
+    // Before the hypervisor, which may boot a guest to know itself: a port in use is told at once.
+    let listener = bind(config.listen).await?;
     let address = listener.local_addr().context("asking for the listener's address")?;
+    let vmm: Arc<dyn Vmm> = hypervisor::open(&config).await?;
     let url = config.public_url.clone().unwrap_or_else(|| url_of(address));
     let accelerator = vmm.capabilities().accelerator;
     let assembled = assemble::assemble(&config, &url, vmm, environment, shutdown.clone()).await?;
     announce(&url, accelerator)?;
-    let served = serve_until(listener, assembled, &config, shutdown.clone()).await;
+    let served = serving::serve_until(listener, assembled, &config, shutdown.clone()).await;
     shutdown.cancel();
     signals.await.context("the signal task")??;
     served
 }
 
-/// Serves until `shutdown`, then brings everything to its end within bounds.
-async fn serve_until(
-    listener: TcpListener,
-    assembled: Assembled,
-    config: &Config,
-    shutdown: CancellationToken,
-) -> Result<()> {
-    let Assembled { control, node, router } = assembled;
-    // The reconciler outlives the listener: stopping workspaces at the end is its work too.
-    let background = CancellationToken::new();
-    let reconciling = tokio::spawn({
-        let (control, background) = (control.clone(), background.clone());
-        async move { control.run(background).await }
-    });
-    let limits = Limits::for_this_process();
-    let mut serving = tokio::spawn(listener::serve(listener, router, limits, shutdown.clone()));
-    tokio::select! {
-        ended = &mut serving => ended.context("the listener's task")?,
-        () = shutdown.cancelled() => {
-            if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
-                tracing::warn!("requests still under way after {DRAIN:?} are cut off");
-                serving.abort();
+/// For tests of crash safety: a planned death at a named step. Nothing is planned unless
+/// `SKERRY_FAULT` says so.
+fn planned_faults() -> Result<Faults> {
+    match std::env::var("SKERRY_FAULT") {
+        Ok(plan) => {
+            tracing::warn!(%plan, "failures are planned");
+            Faults::parse(&plan).context("in SKERRY_FAULT")
+        }
+        Err(VarError::NotPresent) => Ok(Faults::default()),
+        Err(error @ VarError::NotUnicode(_)) => Err(error).context("in SKERRY_FAULT"),
+    }
+}
+
+/// Makes the data directory, which holds the tenants' disks and the hashes of their keys: what is
+/// made here is its owner's alone. One that is there already keeps its rights.
+fn prepare_data_dir(data_dir: &Path) -> Result<()> {
+    let hint = "choose another place with --data-dir or SKERRY_DATA_DIR";
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).with_context(|| {
+        format!("cannot make the data directory {}; {hint}", data_dir.display())
+    })?;
+    // Asked now, because later it would be the failure of some file in it.
+    tempfile::tempfile_in(data_dir).map(drop).with_context(|| {
+        format!("cannot write in the data directory {}; {hint}", data_dir.display())
+    })
+}
+
+/// Listens.
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::AddrInUse => {
+                "another program (another skerry?) has this port; choose one with --listen or \
+                 SKERRY_LISTEN, port 0 for a free one"
             }
-        }
-    }
-    if config.on_shutdown == OnShutdown::Stop {
-        match control.stop_all(config.stop_grace + STOP_ALL_MARGIN).await {
-            Ok(count) => tracing::info!(count, "workspaces stopped"),
-            Err(error) => tracing::error!(%error, "not every workspace could be stopped"),
-        }
-    }
-    background.cancel();
-    if tokio::time::timeout(SETTLE, reconciling).await.is_err() {
-        tracing::error!("the reconciler did not end within {SETTLE:?}");
-    }
-    if tokio::time::timeout(SETTLE, node.shutdown()).await.is_err() {
-        tracing::error!("the node did not end within {SETTLE:?}");
-    }
-    tracing::info!("ended");
-    Ok(())
+            ErrorKind::AddrNotAvailable => "this machine has no such address",
+            ErrorKind::PermissionDenied => "ports below 1024 are for root",
+            _ => "choose another address with --listen or SKERRY_LISTEN",
+        };
+        anyhow::Error::new(error).context(format!("cannot listen on {address}: {hint}"))
+    })
 }
 
 fn start_log(format: LogFormat) {
@@ -146,12 +138,40 @@ fn start_log(format: LogFormat) {
     }
 }
 
+/// Makes the data directory, or looks at the one that is there: where everybody may write, somebody may
+/// have put links under our names before us.
+fn make_data_dir(dir: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+        .with_context(|| format!("making {}", dir.display()))?;
+    let found = fs::metadata(dir).with_context(|| format!("looking at {}", dir.display()))?;
+    if found.mode() & 0o002 != 0 {
+        bail!(
+            "everybody may write in the data directory {}: take a directory of your own below it, \
+             or chmod o-w",
+            dir.display()
+        );
+    }
+    let us = nix::unistd::geteuid().as_raw();
+    if found.uid() != us && found.uid() != 0 {
+        let owner = found.uid();
+        tracing::warn!(dir = %dir.display(), owner, "the data directory is another user's");
+    }
+    Ok(())
+}
+
 /// The key in `<data-dir>/bootstrap-key`, made with `fresh` the first time; only the owner can read it.
 fn kept_key(data_dir: &Path, fresh: impl FnOnce() -> String) -> Result<Secret> {
     let path = data_dir.join("bootstrap-key");
-    let context = || format!("the bootstrap key in {}", path.display());
+    let context = || format!("the bootstrap key kept in {}", path.display());
     match fs::read_to_string(&path) {
-        Ok(text) if !text.trim().is_empty() => return Ok(Secret::new(text.trim())),
+        Ok(text) if !text.trim().is_empty() => {
+            let key = Secret::new(text.trim());
+            check_key(&key).with_context(context)?;
+            return Ok(key);
+        }
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(context),
@@ -170,6 +190,7 @@ fn kept_key(data_dir: &Path, fresh: impl FnOnce() -> String) -> Result<Secret> {
     writeln!(file, "{key}").with_context(context)?;
     file.sync_all().with_context(context)?;
     fs::rename(&temporary, &path).with_context(context)?;
+    tracing::info!(path = %path.display(), "a bootstrap key was made");
     Ok(Secret::new(key))
 }
 
@@ -210,6 +231,67 @@ mod tests {
         assert_eq!(first, second);
         let mode = fs::metadata(dir.path().join("bootstrap-key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_kept_key_that_no_client_could_send_is_refused_without_being_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("bootstrap-key"), "two words\n").unwrap();
+        let error = kept_key(dir.path(), || unreachable!()).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains("bootstrap-key") && error.contains("without spaces"), "{error}");
+        assert!(!error.contains("two words"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_kept_key_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("bootstrap-key"), "\n").unwrap();
+        assert_eq!(kept_key(dir.path(), || "sk_new".to_owned()).unwrap().expose(), "sk_new");
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_told_with_what_to_do() {
+        let first = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = first.local_addr().unwrap();
+        let error = format!("{:#}", bind(address).await.unwrap_err());
+        assert!(error.contains(&address.to_string()) && error.contains("--listen"), "{error}");
+        let elsewhere = bind("192.0.2.1:7070".parse().unwrap()).await.unwrap_err();
+        assert!(format!("{elsewhere:#}").contains("no such address"), "{elsewhere:#}");
+    }
+
+    #[test]
+    fn a_data_directory_that_cannot_be_made_or_written_is_told_with_what_to_do() {
+        let error = prepare_data_dir(Path::new("/proc/skerry/data")).unwrap_err();
+        assert!(format!("{error:#}").contains("--data-dir"), "{error:#}");
+        let unwritable = prepare_data_dir(Path::new("/proc")).unwrap_err();
+        let unwritable = format!("{unwritable:#}");
+        assert!(unwritable.contains("cannot write") && unwritable.contains("--data-dir"));
+    }
+
+    #[test]
+    fn a_data_directory_that_is_made_is_its_owners_alone_and_one_that_is_there_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = dir.path().join("deep/data");
+        prepare_data_dir(&made).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&made), 0o700);
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o750)).unwrap();
+        prepare_data_dir(&made).unwrap();
+        assert_eq!(mode(&made), 0o750);
+        assert_eq!(fs::read_dir(&made).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_data_directory_in_which_everybody_may_write_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        make_data_dir(&dir.path().join("new/deep")).unwrap();
+        make_data_dir(&dir.path().join("new/deep")).unwrap();
+        for mode in [0o777, 0o1777] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let error = make_data_dir(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("everybody may write"), "{error}");
+        }
     }
 
     #[test]

@@ -55,8 +55,8 @@ pub(crate) enum Found {
     Nothing,
     /// A disk without a VM.
     Disk,
-    /// Things that could not be released.
-    Leftovers,
+    /// Things that could not be released, with what they have of the host's books.
+    Leftovers { leases: Option<Leases> },
     /// A VM that still runs.
     Running { vm: Arc<dyn Vm>, leases: Leases, spec: Box<VmSpec>, identity: GuestIdentity },
 }
@@ -119,7 +119,8 @@ impl Owner {
         match found {
             Found::Nothing => owner.present = false,
             Found::Disk => {}
-            Found::Leftovers => {
+            Found::Leftovers { leases } => {
+                owner.leases = leases;
                 owner.phase = VmPhase::Stopping;
                 owner.retry_release = Some(Instant::now() + RELEASE_RETRY);
             }

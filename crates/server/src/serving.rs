@@ -1,0 +1,95 @@
+//! A server at work: it listens until it is told to end, and then brings everything to its end in an
+//! order in which nothing is lost.
+//!
+//! 1. No new connections; requests under way are answered, or cut off after [`DRAIN`].
+//! 2. With [`OnShutdown::Stop`], every workspace is stopped. The reconciler does that, so it still runs.
+//! 3. The reconciler ends: nobody asks the node for anything any more.
+//! 4. The node ends: starts under way are undone, running VMs are let go of and run on.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    assemble::Assembled,
+    config::{Config, OnShutdown},
+};
+
+/// How long requests under way may take after the wish to end.
+pub const DRAIN: Duration = Duration::from_secs(5);
+/// How long stopping all workspaces may take (`--on-shutdown stop`) beyond their own grace.
+const STOP_ALL_MARGIN: Duration = Duration::from_secs(10);
+/// How long the background tasks may take to finish their step.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Serves until `shutdown` is cancelled, then ends everything within bounds.
+///
+/// # Errors
+/// The listener failed; everything else was brought to its end all the same.
+pub async fn serve_until(
+    listener: TcpListener,
+    assembled: Assembled,
+    config: &Config,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    let Assembled { control, node, router } = assembled;
+    // The reconciler outlives the listener: stopping workspaces at the end is its work too.
+    let background = CancellationToken::new();
+    let reconciling = tokio::spawn({
+        let (control, background) = (control.clone(), background.clone());
+        async move { control.run(background).await }
+    });
+    let listened = listen(listener, router, shutdown).await;
+    if config.on_shutdown == OnShutdown::Stop {
+        match control.stop_all(config.stop_grace + STOP_ALL_MARGIN).await {
+            Ok(count) => tracing::info!(count, "workspaces stopped"),
+            Err(error) => tracing::error!(%error, "not every workspace could be stopped"),
+        }
+    }
+    background.cancel();
+    match tokio::time::timeout(SETTLE, reconciling).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the reconciler broke"),
+        Err(_) => tracing::error!("the reconciler did not end within {SETTLE:?}"),
+    }
+    if tokio::time::timeout(SETTLE, node.shutdown()).await.is_err() {
+        tracing::error!("the node did not end within {SETTLE:?}");
+    }
+    tracing::info!("ended");
+    listened
+}
+
+/// Answers requests until `shutdown`, and those under way for at most [`DRAIN`] after it.
+async fn listen(
+    listener: TcpListener,
+    router: axum::Router,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    // Small answers must not wait for more bytes to fill a packet.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+    });
+    let serving = {
+        let shutdown = shutdown.clone();
+        axum::serve(listener, router.into_make_service())
+            .with_graceful_shutdown(async move { shutdown.cancelled().await })
+    };
+    let mut serving = tokio::spawn(async move { serving.await });
+    let drained = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        ended = &mut serving => ended.context("the listener's task")?.context("listening"),
+        () = drained => {
+            tracing::warn!("requests still under way after {DRAIN:?} are cut off");
+            serving.abort();
+            Ok(())
+        }
+    }
+}

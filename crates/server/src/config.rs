@@ -353,14 +353,19 @@ fn absolute(path: PathBuf) -> Result<PathBuf> {
 /// together may own far more than the host has, and run what its memory holds.
 #[must_use]
 pub fn default_plan(host_cpus: u64, host_memory_mib: u64, host_disk_mib: u64) -> Plan {
-    let capped = |value: u64, cap: u32| u32::try_from(value).unwrap_or(cap).min(cap);
+    // Also a host with hardly any room left (a disk that is full now) has a plan: what runs on it
+    // already is to be taken over.
+    let range = |min: u32, default: u32, found: u64, cap: u32| {
+        let max = u32::try_from(found).unwrap_or(cap).clamp(min, cap);
+        Range { min, max, default: default.min(max) }
+    };
     Plan {
         name: "self-hosted".to_owned(),
         label: "Self-hosted".to_owned(),
         // A guest may have more virtual CPUs than the host has: they share.
         vcpu_count: Range { min: 1, max: 32, default: 1 },
-        memory_mib: Range { min: 128, max: capped(host_memory_mib, 65_536).max(128), default: 512 },
-        disk_mib: Range { min: 64, max: capped(host_disk_mib, 204_800).max(64), default: 1024 },
+        memory_mib: range(128, 512, host_memory_mib, 65_536),
+        disk_mib: range(64, 1024, host_disk_mib, 204_800),
         max_workspaces: 10_000,
         owned_pool: Pool {
             vcpu_count: host_cpus.saturating_mul(1000),

@@ -26,11 +26,17 @@ pub struct ThisMachine;
 #[async_trait]
 impl LocalCommands for ThisMachine {
     async fn build_images(&self, arguments: &ImageBuildArgs, json: bool) -> ExitCode {
-        let recipes = arguments.recipes.clone();
-        let image_dir = arguments.image_dir.clone();
-        let names = arguments.names.clone();
+        let order = BuildOrder {
+            recipes_dir: arguments.recipes.clone().unwrap_or_else(|| PathBuf::from("images")),
+            image_dir: arguments.image_dir.clone(),
+            names: arguments.names.clone(),
+            rebuild: match arguments.always {
+                true => Rebuild::Always,
+                false => Rebuild::WhenRecipeChanged,
+            },
+        };
         // The builders run the distribution's programs for minutes.
-        let built = tokio::task::spawn_blocking(move || build(recipes, image_dir, names)).await;
+        let built = tokio::task::spawn_blocking(move || build(order)).await;
         let built = built.context("the build's task").and_then(|built| built);
         report(built, json, |images| {
             for (name, digest) in images {
@@ -50,15 +56,32 @@ impl LocalCommands for ThisMachine {
     }
 }
 
-/// Builds the boot files and the named images (all recipes when none is named). Returns what they are
-/// now.
-fn build(
-    recipes: Option<PathBuf>,
+/// What `skerry image build` was asked for.
+struct BuildOrder {
+    recipes_dir: PathBuf,
+    /// `None` for that of the server.
     image_dir: Option<PathBuf>,
+    /// None named means every recipe.
     names: Vec<String>,
-) -> Result<Vec<(String, String)>> {
-    let recipes_dir = recipes.unwrap_or_else(|| PathBuf::from("images"));
-    let image_dir = image_dir.unwrap_or_else(|| PathBuf::from("var/images"));
+    rebuild: Rebuild,
+}
+
+/// Builds the boot files and the ordered images. Returns what they are now.
+fn build(order: BuildOrder) -> Result<Vec<(String, String)>> {
+    let BuildOrder { recipes_dir, image_dir, names, rebuild } = order;
+    // Before anything is built: a wrong directory is the commonest mistake.
+    let recipes = all_recipes(&recipes_dir)?;
+    if let Some(unknown) = names.iter().find(|name| !recipes.contains(name)) {
+        bail!(
+            "there is no recipe `{unknown}` in {}; there are: {}",
+            recipes_dir.display(),
+            recipes.join(", ")
+        );
+    }
+    let image_dir = match image_dir {
+        Some(dir) => dir,
+        None => Settings::from_environment()?.resolve()?.image_dir,
+    };
     let store = ImageStore::open(&image_dir)
         .with_context(|| format!("opening the images in {}", image_dir.display()))?;
     let cache_dir = image_dir.parent().unwrap_or(&image_dir).join("cache");
@@ -73,8 +96,8 @@ fn build(
     let mut built = Vec::new();
     let files = build_boot(&boot, &store, now, &mut show).context("building the boot files")?;
     built.push(("boot".to_owned(), files.manifest.kernel.digest.to_string()));
-    let names = if names.is_empty() { all_recipes(&recipes_dir)? } else { names };
-    let context = BuildContext { recipes_dir, cache_dir, now, rebuild: Rebuild::WhenRecipeChanged };
+    let names = if names.is_empty() { recipes } else { names };
+    let context = BuildContext { recipes_dir, cache_dir, now, rebuild };
     for name in names {
         let image = build_image(&ImageRef(name.clone()), &context, &store, &mut show)
             .with_context(|| format!("building the image {name}"))?;
@@ -102,8 +125,12 @@ fn find_agent() -> Result<PathBuf> {
 
 /// Every directory with a recipe, sorted.
 fn all_recipes(recipes_dir: &Path) -> Result<Vec<String>> {
-    let entries = std::fs::read_dir(recipes_dir)
-        .with_context(|| format!("reading the recipes in {}", recipes_dir.display()))?;
+    let entries = std::fs::read_dir(recipes_dir).with_context(|| {
+        format!(
+            "reading the recipes in {} (run this in the source tree, or say --recipes)",
+            recipes_dir.display()
+        )
+    })?;
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry.with_context(|| format!("reading {}", recipes_dir.display()))?;
@@ -147,9 +174,8 @@ impl Lines {
 }
 
 /// Programs that running or building needs: the program, what for, and Debian's package.
-const PROGRAMS: [(&str, &str, DoctorLevel, &str); 5] = [
+const PROGRAMS: [(&str, &str, DoctorLevel, &str); 4] = [
     ("qemu-system-x86_64", "runs the VMs", DoctorLevel::Missing, "qemu-system-x86"),
-    ("qemu-img", "makes their disks", DoctorLevel::Missing, "qemu-utils"),
     ("mmdebstrap", "builds images", DoctorLevel::Degraded, "mmdebstrap"),
     ("mkfs.ext4", "builds images", DoctorLevel::Degraded, "e2fsprogs"),
     ("npm", "builds the image node-20", DoctorLevel::Degraded, "npm"),

@@ -1,29 +1,27 @@
 //! `skerry serve`: from configuration to a listening server, and back to nothing.
 
 use std::{
+    env::VarError,
     fs,
-    io::{IsTerminal, Write},
+    io::{ErrorKind, IsTerminal, Write},
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use skerry_model::Secret;
+use skerry_node::Faults;
 use skerry_vmm::Vmm;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ambient,
-    assemble::{self, Assembled},
-    config::{Config, OnShutdown, Settings},
-    hypervisor,
-    listener::{self, Limits},
-    signals,
+    ambient, assemble,
+    config::{Settings, check_key},
+    hypervisor, serving, signals,
 };
 
 /// Arguments of `skerry serve`.
@@ -61,7 +59,7 @@ pub async fn serve(arguments: ServeArguments) -> Result<()> {
     let mut config = settings.resolve()?;
     config.faults = planned_faults()?;
     let environment = ambient::environment();
-    prepare_data_dir(&config.data_dir)?;
+    make_data_dir(&config.data_dir)?;
     if config.bootstrap_key.is_none() {
         config.bootstrap_key =
             Some(kept_key(&config.data_dir, || ambient::fresh_key(&*environment.rng))?);
@@ -96,19 +94,6 @@ fn planned_faults() -> Result<Faults> {
     }
 }
 
-/// Makes the data directory, which holds the tenants' disks and the hashes of their keys: what is
-/// made here is its owner's alone. One that is there already keeps its rights.
-fn prepare_data_dir(data_dir: &Path) -> Result<()> {
-    let hint = "choose another place with --data-dir or SKERRY_DATA_DIR";
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).with_context(|| {
-        format!("cannot make the data directory {}; {hint}", data_dir.display())
-    })?;
-    // Asked now, because later it would be the failure of some file in it.
-    tempfile::tempfile_in(data_dir).map(drop).with_context(|| {
-        format!("cannot write in the data directory {}; {hint}", data_dir.display())
-    })
-}
-
 /// Listens.
 async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
@@ -141,25 +126,29 @@ fn start_log(format: LogFormat) {
 /// Makes the data directory, or looks at the one that is there: where everybody may write, somebody may
 /// have put links under our names before us.
 fn make_data_dir(dir: &Path) -> Result<()> {
+    let hint = "choose another place with --data-dir or SKERRY_DATA_DIR";
+    let name = dir.display();
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(dir)
-        .with_context(|| format!("making {}", dir.display()))?;
-    let found = fs::metadata(dir).with_context(|| format!("looking at {}", dir.display()))?;
+        .with_context(|| format!("cannot make the data directory {name}; {hint}"))?;
+    let found = fs::metadata(dir).with_context(|| format!("looking at {name}"))?;
     if found.mode() & 0o002 != 0 {
         bail!(
-            "everybody may write in the data directory {}: take a directory of your own below it, \
-             or chmod o-w",
-            dir.display()
+            "everybody may write in the data directory {name}: take a directory of your own below \
+             it, or chmod o-w"
         );
     }
     let us = nix::unistd::geteuid().as_raw();
     if found.uid() != us && found.uid() != 0 {
         let owner = found.uid();
-        tracing::warn!(dir = %dir.display(), owner, "the data directory is another user's");
+        tracing::warn!(dir = %name, owner, "the data directory is another user's");
     }
-    Ok(())
+    // Asked now, because later it would be the failure of some file in it.
+    tempfile::tempfile_in(dir)
+        .map(drop)
+        .with_context(|| format!("cannot write in the data directory {name}; {hint}"))
 }
 
 /// The key in `<data-dir>/bootstrap-key`, made with `fresh` the first time; only the owner can read it.
@@ -262,24 +251,11 @@ mod tests {
 
     #[test]
     fn a_data_directory_that_cannot_be_made_or_written_is_told_with_what_to_do() {
-        let error = prepare_data_dir(Path::new("/proc/skerry/data")).unwrap_err();
+        let error = make_data_dir(Path::new("/proc/skerry/data")).unwrap_err();
         assert!(format!("{error:#}").contains("--data-dir"), "{error:#}");
-        let unwritable = prepare_data_dir(Path::new("/proc")).unwrap_err();
+        let unwritable = make_data_dir(Path::new("/proc")).unwrap_err();
         let unwritable = format!("{unwritable:#}");
         assert!(unwritable.contains("cannot write") && unwritable.contains("--data-dir"));
-    }
-
-    #[test]
-    fn a_data_directory_that_is_made_is_its_owners_alone_and_one_that_is_there_stays_as_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let made = dir.path().join("deep/data");
-        prepare_data_dir(&made).unwrap();
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&made), 0o700);
-        fs::set_permissions(&made, fs::Permissions::from_mode(0o750)).unwrap();
-        prepare_data_dir(&made).unwrap();
-        assert_eq!(mode(&made), 0o750);
-        assert_eq!(fs::read_dir(&made).unwrap().count(), 0);
     }
 
     #[test]

@@ -9,13 +9,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     assemble::Assembled,
     config::{Config, OnShutdown},
+    listener::{self, Limits},
 };
 
 /// How long requests under way may take after the wish to end.
@@ -68,24 +68,14 @@ async fn listen(
     router: axum::Router,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    // Small answers must not wait for more bytes to fill a packet.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-    });
-    let serving = {
-        let shutdown = shutdown.clone();
-        axum::serve(listener, router.into_make_service())
-            .with_graceful_shutdown(async move { shutdown.cancelled().await })
-    };
-    let mut serving = tokio::spawn(async move { serving.await });
+    let limits = Limits::for_this_process();
+    let mut serving = tokio::spawn(listener::serve(listener, router, limits, shutdown.clone()));
     let drained = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN).await;
     };
     tokio::select! {
-        ended = &mut serving => ended.context("the listener's task")?.context("listening"),
+        ended = &mut serving => ended.context("the listener's task"),
         () = drained => {
             tracing::warn!("requests still under way after {DRAIN:?} are cut off");
             serving.abort();

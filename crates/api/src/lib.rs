@@ -20,6 +20,7 @@ mod hosts;
 pub mod ids;
 pub mod number;
 pub mod object;
+mod output_budget;
 mod telemetry;
 
 use std::{future::Future, sync::Arc};
@@ -49,6 +50,7 @@ pub struct ApiState {
     pub control: Control,
     /// Configuration.
     pub config: Arc<ApiConfig>,
+    pub(crate) output_budget: output_budget::OutputBudget,
     shutdown: CancellationToken,
 }
 
@@ -56,7 +58,12 @@ impl ApiState {
     /// `shutdown` ends the waiting of calls under way when the server is to stop.
     #[must_use]
     pub fn new(control: Control, config: ApiConfig, shutdown: CancellationToken) -> Self {
-        Self { control, config: Arc::new(config), shutdown }
+        Self {
+            control,
+            config: Arc::new(config),
+            output_budget: output_budget::OutputBudget::default(),
+            shutdown,
+        }
     }
 
     /// Runs a use case that may wait long, but no longer than the server runs. The work itself is

@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use skerry_control::{
     Caller, Error, Wait, WorkspaceRef,
     internal_api::{ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, NodeError, User},
@@ -16,7 +20,7 @@ use super::{
     convert, error_body::Problem, request::AuthenticatedBody, sessions::session_ref,
     validation::Fields, vms::no_such_session, wire::Executed,
 };
-use crate::{ApiState, ids};
+use crate::{ApiState, ids, output_budget::OutputShare};
 
 const DEFAULT_TIMEOUT_SECONDS: u64 = 60;
 /// The kernel takes no longer argument (131,072 bytes with the end mark).
@@ -42,7 +46,7 @@ struct Command {
 pub(super) async fn execute(
     State(state): State<ApiState>,
     AuthenticatedBody { caller, fields }: AuthenticatedBody,
-) -> Result<Json<Executed>, Problem> {
+) -> Result<Response, Problem> {
     let began = Instant::now();
     let command = command(fields)?;
     let workspace_id = bring_up(&state, &caller, &command).await?;
@@ -60,15 +64,17 @@ pub(super) async fn execute(
         pty: None,
         timeout: Some(left),
     };
+    let mut share = state.output_budget.begin();
     let run = async {
         let session = guest.exec(request).await.map_err(Error::from)?;
-        collect(session, run_began + left + command.exit_grace).await
+        collect(session, run_began + left + command.exit_grace, &mut share).await
     };
     let Some(output) = state.until_shutdown(run).await? else {
         return Err(Problem::OutputTooLarge { limit_bytes: MAX_OUTPUT_BYTES });
     };
     let session_id = ids::uuid_text(workspace_id);
-    Ok(Json(executed(session_id, output, command.timeout_seconds, run_began.elapsed())))
+    let answer = executed(session_id, output, command.timeout_seconds, run_began.elapsed());
+    Ok(share.carried_by(Json(answer).into_response()))
 }
 
 fn executed(
@@ -167,8 +173,13 @@ struct Output {
     exit: ExecExit,
 }
 
-/// Reads everything until the end; `None` when it is more than can be answered. Returning early drops the session, which ends the command.
-async fn collect(mut session: ExecSession, deadline: Instant) -> Result<Option<Output>, Error> {
+/// Reads everything until the end; `None` when it is more than can be answered. Returning early drops the
+/// session, which ends the command.
+async fn collect(
+    mut session: ExecSession,
+    deadline: Instant,
+    share: &mut OutputShare,
+) -> Result<Option<Output>, Error> {
     // No input: a command that reads sees the end of it.
     let _ = session.control.send(ExecControl::CloseStdin).await;
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -190,6 +201,7 @@ async fn collect(mut session: ExecSession, deadline: Instant) -> Result<Option<O
         if stdout.len() + stderr.len() > MAX_OUTPUT_BYTES {
             return Ok(None);
         }
+        share.cover(stdout.len() + stderr.len())?;
     }
 }
 
@@ -209,6 +221,10 @@ mod tests {
         (say, told, ExecSession { control, output })
     }
 
+    fn share() -> OutputShare {
+        crate::output_budget::OutputBudget::default().begin()
+    }
+
     fn in_a_second() -> Instant {
         (tokio::time::Instant::now() + Duration::from_secs(1)).into_std()
     }
@@ -217,7 +233,8 @@ mod tests {
     async fn a_command_whose_time_is_over_keeps_what_it_said_and_exits_124() {
         let (say, mut told, session) = session();
         say.send(Ok(ExecOutput::Stderr(Bytes::from_static(b"half")))).await.expect("room");
-        let output = collect(session, in_a_second()).await.expect("an end").expect("small");
+        let output =
+            collect(session, in_a_second(), &mut share()).await.expect("an end").expect("small");
         assert!(matches!(told.recv().await, Some(ExecControl::CloseStdin)));
         let answer = executed("s".to_owned(), output, 2, Duration::from_secs(1));
         assert_eq!(answer.exit_code, 124);
@@ -229,7 +246,8 @@ mod tests {
         let (say, _told, session) = session();
         say.send(Ok(ExecOutput::Stdout(Bytes::from_static(b"a\xff")))).await.expect("room");
         say.send(Ok(ExecOutput::Exit(ExecExit::Signal(9)))).await.expect("room");
-        let output = collect(session, in_a_second()).await.expect("an end").expect("small");
+        let output =
+            collect(session, in_a_second(), &mut share()).await.expect("an end").expect("small");
         let answer = executed("s".to_owned(), output, 2, Duration::ZERO);
         assert_eq!((answer.exit_code, answer.stdout.as_str()), (137, "a\u{fffd}"));
     }
@@ -241,14 +259,14 @@ mod tests {
         for _ in 0..2 {
             say.send(Ok(ExecOutput::Stdout(half.clone()))).await.expect("room");
         }
-        assert!(collect(session, in_a_second()).await.expect("no fault").is_none());
+        assert!(collect(session, in_a_second(), &mut share()).await.expect("no fault").is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_guest_that_is_lost_is_a_fault() {
         let (say, _told, session) = session();
         drop(say);
-        assert!(collect(session, in_a_second()).await.is_err());
+        assert!(collect(session, in_a_second(), &mut share()).await.is_err());
     }
 
     #[test]

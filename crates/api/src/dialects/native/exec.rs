@@ -1,12 +1,19 @@
 //! Commands that run to their end within one request.
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use bytes::Bytes;
-use skerry_control::internal_api::{ExecControl, ExecOutput, ExecSession, NodeError};
+use skerry_control::{
+    Error,
+    internal_api::{ExecControl, ExecOutput, ExecSession, NodeError},
+};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{Body, Login, Params, convert, error_body::NativeResult, wire};
-use crate::{ApiState, ids::parse_workspace_ref};
+use crate::{ApiState, ids::parse_workspace_ref, output_budget::OutputShare};
 
 const DEFAULT_TIMEOUT_SECONDS: u32 = 60;
 const MAX_TIMEOUT_SECONDS: u32 = 3600;
@@ -38,7 +45,7 @@ pub(super) async fn run(
     login: Login,
     path: Params<String>,
     body: Body<wire::ExecRequest>,
-) -> NativeResult<Json<wire::ExecResult>> {
+) -> NativeResult<Response> {
     let began = Instant::now();
     let wire::ExecRequest {
         argv,
@@ -63,13 +70,13 @@ pub(super) async fn run(
     })?;
     let guest = state.control.guest(&login.caller, &parse_workspace_ref(&path.value)).await?;
     let session = guest.exec(request).await?;
-    let finished = state
-        .until_shutdown(async { Ok(run_to_end(session, Bytes::from(stdin), output_limit).await) })
-        .await??;
+    let mut share = state.output_budget.begin();
+    let running = run_to_end(session, Bytes::from(stdin), output_limit, &mut share);
+    let finished = state.until_shutdown(running).await?;
     let (exit_code, signal, timed_out) = finished.exit;
     let (stdout, stdout_encoding) = convert::bytes(finished.stdout.bytes);
     let (stderr, stderr_encoding) = convert::bytes(finished.stderr.bytes);
-    Ok(Json(wire::ExecResult {
+    let answer = Json(wire::ExecResult {
         exit_code,
         signal,
         timed_out,
@@ -80,7 +87,8 @@ pub(super) async fn run(
         stderr_encoding,
         stderr_truncated: finished.stderr.truncated,
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-    }))
+    });
+    Ok(share.carried_by(answer.into_response()))
 }
 
 fn output_limit(asked: Option<u32>) -> NativeResult<usize> {
@@ -124,7 +132,8 @@ async fn run_to_end(
     session: ExecSession,
     stdin: Bytes,
     output_limit: usize,
-) -> Result<Finished, NodeError> {
+    share: &mut OutputShare,
+) -> Result<Finished, Error> {
     let ExecSession { control, mut output } = session;
     let mut feeding = std::pin::pin!(feed(control, stdin));
     // Kept until the command has ended: letting go of it would hang up.
@@ -140,14 +149,16 @@ async fn run_to_end(
                 Some(Ok(ExecOutput::Exit(exit))) => {
                     return Ok(Finished { exit: convert::exit(exit), stdout, stderr });
                 }
-                Some(Err(error)) => return Err(error),
+                Some(Err(error)) => return Err(error.into()),
                 None => {
                     return Err(NodeError::GuestUnreachable(
                         "the command's stream ended before the command".to_owned(),
-                    ));
+                    )
+                    .into());
                 }
             },
         }
+        share.cover(stdout.bytes.len() + stderr.bytes.len())?;
     }
 }
 

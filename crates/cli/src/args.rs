@@ -341,22 +341,31 @@ pub enum ImageCommand {
     /// List the images the server has
     #[command(visible_alias = "list")]
     Ls,
-    /// Build images on this machine
+    /// Build images on this machine, with the kernel and the agent they boot with
+    ///
+    /// Builds what is missing or whose recipe changed; a server that runs uses new images at once,
+    /// for new workspaces. Needs Debian's mmdebstrap and e2fsprogs (`skerry doctor --local` says what
+    /// is missing), and npm for node-20. As root or, with a range of sub-uids, as an ordinary user.
     Build(ImageBuildArgs),
 }
 
 /// `skerry image build`.
 #[derive(Debug, Args)]
 pub struct ImageBuildArgs {
-    /// Which images [default: all built-in ones]
+    /// Which images [default: every recipe]
     #[arg(value_name = "IMAGE")]
     pub names: Vec<String>,
 
-    /// Where the recipes are
+    /// Build the named images although their recipes have not changed: takes up the distribution's
+    /// newest packages
+    #[arg(long)]
+    pub always: bool,
+
+    /// Where the recipes are, a directory for each [default: ./images]
     #[arg(long, value_name = "DIRECTORY")]
     pub recipes: Option<PathBuf>,
 
-    /// Where built images are kept
+    /// Where built images are kept [default: that of the server: <data-dir>/images]
     #[arg(long, value_name = "DIRECTORY", env = "SKERRY_IMAGE_DIR")]
     pub image_dir: Option<PathBuf>,
 }

@@ -15,12 +15,15 @@ use crate::{
     error::blocking,
     host::Host,
     images::ImageStore,
-    layout::default_memory_dir,
+    layout::planned_memory_dir,
     uids::UidPool,
 };
 
 /// Below this a few workspaces fill the disk.
 const COMFORTABLE_DISK_MIB: u64 = 10 * 1024;
+
+/// How images and boot files come about.
+const BUILD: &str = "make setup, or `skerry image build`";
 
 /// What the checks look at.
 struct Subject<'a> {
@@ -46,7 +49,7 @@ pub async fn doctor(config: NodeConfig, vmm: Result<Arc<dyn Vmm>, String>) -> No
         let uids = UidPool::available(config.uids);
         let data_dir = nearest_existing(&config.data_dir);
         let memory_dir =
-            config.memory_dir.clone().unwrap_or_else(|| default_memory_dir(&config.data_dir, ""));
+            config.memory_dir.clone().unwrap_or_else(|| planned_memory_dir(&config.data_dir));
         let subject = Subject {
             config: &config,
             vmm: vmm.as_deref().map_err(String::as_str),
@@ -126,12 +129,15 @@ fn hypervisor(subject: &Subject<'_>) -> DoctorCheck {
     let name = "hypervisor";
     match subject.vmm {
         Ok(vmm) => check(name, DoctorLevel::Ok, vmm.capabilities().version.clone(), None),
-        Err(reason) => check(
-            name,
-            DoctorLevel::Missing,
-            reason,
-            Some("install the Debian package qemu-system-x86, then make setup"),
-        ),
+        Err(reason) => {
+            // Which accelerator works is found by booting a guest, so that this comes first.
+            let bootable = matches!(subject.images.map(ImageStore::boot_files), Some(Ok(_)));
+            let remedy = match bootable {
+                true => "install the Debian package qemu-system-x86",
+                false => "make setup, or `skerry image build`; then ask again",
+            };
+            check(name, DoctorLevel::Missing, reason, Some(remedy))
+        }
     }
 }
 
@@ -168,14 +174,14 @@ fn images(subject: &Subject<'_>) -> DoctorCheck {
     names.dedup();
     if names.is_empty() {
         let found = format!("none in {}", subject.config.image_dir.display());
-        return check("images", DoctorLevel::Missing, found, Some("make setup"));
+        return check("images", DoctorLevel::Missing, found, Some(BUILD));
     }
     check("images", DoctorLevel::Ok, names.join(", "), None)
 }
 
 fn boot_files(subject: &Subject<'_>) -> DoctorCheck {
     let name = "boot files";
-    let missing = |found: String| check(name, DoctorLevel::Missing, found, Some("make setup"));
+    let missing = |found: String| check(name, DoctorLevel::Missing, found, Some(BUILD));
     match subject.images.map(ImageStore::boot_files) {
         Some(Ok(boot)) => {
             let found = format!("kernel {}", boot.manifest.kernel_release);

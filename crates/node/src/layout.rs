@@ -76,7 +76,7 @@ impl Layout {
             config.data_dir.canonicalize().map_err(Error::path("resolving", &config.data_dir))?;
         let lock = lock(&data_dir)?;
         make_private_dir(&data_dir.join("vms"))?;
-        let tag = hex(&Sha256::digest(data_dir.as_os_str().as_bytes())[..4]);
+        let tag = tag_of(&data_dir);
         let memory_dir = match &config.memory_dir {
             Some(dir) => {
                 // Somebody else's choice and perhaps shared (`/dev/shm`): its rights stay as they are.
@@ -148,8 +148,10 @@ impl Layout {
         if self.memory_dir.ends_with(format!("skerry-{}", self.tag)) {
             remove_if_empty(&self.memory_dir);
         }
-        if let Some(base) = &self.short_run_base {
-            remove_if_empty(base);
+        if let Some(own) = &self.short_run_base {
+            remove_if_empty(own);
+            // Other data directories may have theirs beside it.
+            own.parent().into_iter().for_each(remove_if_empty);
         }
     }
 }
@@ -180,7 +182,17 @@ fn lock(data_dir: &Path) -> Result<Flock<File>, Error> {
 
 /// `/dev/shm` when guests fit there, else the data directory's own disk: slower, but a small tmpfs
 /// (a container's 64 MiB) would kill guests that touch their memory.
-pub(crate) fn default_memory_dir(data_dir: &Path, tag: &str) -> PathBuf {
+/// Where guest memory of a node with this data directory will be, which need not be there yet.
+pub(crate) fn planned_memory_dir(data_dir: &Path) -> PathBuf {
+    let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+    default_memory_dir(&data_dir, &tag_of(&data_dir))
+}
+
+fn tag_of(data_dir: &Path) -> String {
+    hex(&Sha256::digest(data_dir.as_os_str().as_bytes())[..4])
+}
+
+fn default_memory_dir(data_dir: &Path, tag: &str) -> PathBuf {
     let shm = Path::new("/dev/shm");
     let memory_bytes = crate::capacity::host_memory_mib() * 1024 * 1024;
     let large = statfs(shm).is_ok_and(|fs| {

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use skerry_node::images::{BootFiles, ImageStore};
 use skerry_vmm::{
@@ -80,14 +80,15 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Vmm>> {
 /// # Errors
 /// They are not there.
 pub fn boot_files(config: &Config) -> Result<BootFiles> {
+    let dir = config.image_dir.display();
+    let remedy = "run `skerry image build` (or `make setup` in the source tree)";
+    // Looking must not make it.
+    if !config.image_dir.is_dir() {
+        bail!("there is no image directory {dir}: {remedy}, or say where it is with --image-dir");
+    }
     let store = ImageStore::open(&config.image_dir)
-        .with_context(|| format!("opening the images in {}", config.image_dir.display()))?;
-    store.boot_files().with_context(|| {
-        format!(
-            "{} has no boot files: run `skerry image build` (or `make setup` in the source tree)",
-            config.image_dir.display()
-        )
-    })
+        .with_context(|| format!("opening the images in {dir}"))?;
+    store.boot_files().with_context(|| format!("{dir} has no boot files: {remedy}"))
 }
 
 fn read_proven(path: &Path, question: &Proven) -> Option<Accelerator> {
@@ -124,6 +125,7 @@ fn probe(config: &Config, boot: BootFiles, scratch_dir: &Path) -> Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Settings;
 
     fn proven(host_boot_id: &str) -> Proven {
         Proven {
@@ -160,5 +162,15 @@ mod tests {
         let path = dir.path().join("accelerator.json");
         fs::write(&path, "{").unwrap();
         assert_eq!(read_proven(&path, &proven("one")), None);
+    }
+
+    #[test]
+    fn looking_for_boot_files_makes_no_directory_and_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { data_dir: Some(dir.path().join("data")), ..Settings::default() };
+        let config = settings.resolve().unwrap();
+        let error = boot_files(&config).unwrap_err().to_string();
+        assert!(error.contains("data/images") && error.contains("make setup"), "{error}");
+        assert!(!dir.path().join("data").exists());
     }
 }

@@ -225,11 +225,12 @@ impl Inner {
         Ok(NewApiKey { key: stored.key, secret })
     }
 
-    /// Records the use of a key to the minute, off the request's path.
+    /// Records the use of a key to the minute, off the request's path. A list of keys shows it from
+    /// now on.
     fn note_use(self: &Arc<Self>, key: ApiKeyId, recorded: Option<Timestamp>) {
         let now = self.now();
         let fresh = recorded.is_some_and(|at| now.duration_since(at).as_secs() < 60);
-        if fresh || !self.workers.begin_touch(key) {
+        if fresh || !self.workers.begin_touch(key, now) {
             return;
         }
         let inner = Arc::clone(self);

@@ -38,12 +38,21 @@ impl Control {
         self.inner.make_key(caller.account_id, name).await
     }
 
-    /// The account's keys, oldest first.
+    /// The account's keys, oldest first, with every use that was begun before this call: a caller sees
+    /// its own.
     ///
     /// # Errors
     /// Only faults of the store.
     pub async fn list_keys(&self, caller: &Caller) -> Result<Vec<ApiKey>, Error> {
-        self.inner.store.list_keys(caller.account_id).await
+        // Read before the store: what is taken off this list in between is in the store by then.
+        let touching = self.inner.workers.touching();
+        let mut keys = self.inner.store.list_keys(caller.account_id).await?;
+        for key in &mut keys {
+            if let Some(used_at) = touching.get(&key.id) {
+                key.last_used_at = key.last_used_at.max(Some(*used_at));
+            }
+        }
+        Ok(keys)
     }
 
     /// Revokes a key at once. The last key of an account cannot be revoked.

@@ -541,3 +541,26 @@ async fn a_restarted_server_adopts_what_runs_and_repairs_what_does_not() {
     assert_eq!(same, kept, "the uptime and the record are as before");
     assert_eq!(test.node.boots(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_wait_the_answer_is_the_record_as_it_was_written() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    for _ in 0..25 {
+        let request = CreateWorkspace::new(StartPolicy::Now(Wait::No));
+        let made = test.control.create_workspace(&caller, request).await.unwrap();
+        assert_eq!((made.state.name(), made.desired), ("provisioned", Desired::Running));
+        let up = until(&test, &made, Workspace::is_settled).await;
+        let stopping = test.control.stop_workspace(&caller, &by_id(&up), Wait::No).await.unwrap();
+        assert_eq!((stopping.state.name(), stopping.desired), ("stopping", Desired::Stopped));
+        test.control.delete_workspace(&caller, &by_id(&made), LONG).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_caller_sees_the_use_of_the_key_it_called_with() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let keys = test.control.list_keys(&caller).await.unwrap();
+    assert_eq!(keys[0].last_used_at, Some(test.clock.now()));
+}

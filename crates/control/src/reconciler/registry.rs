@@ -1,18 +1,18 @@
 //! Who is at work on which workspace, and who waits for which.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use skerry_model::{ApiKeyId, WorkspaceId};
+use skerry_model::{ApiKeyId, Timestamp, WorkspaceId};
 use tokio::sync::Notify;
 
 /// The workers, at most one for each workspace.
 #[derive(Default)]
 pub(crate) struct Workers {
     at_work: Mutex<HashMap<WorkspaceId, Worker>>,
-    touching: Mutex<HashSet<ApiKeyId>>,
+    touching: Mutex<HashMap<ApiKeyId, Timestamp>>,
 }
 
 struct Worker {
@@ -72,9 +72,20 @@ impl Workers {
         }
     }
 
-    /// Whether the caller is the one to record the use of this key now.
-    pub(crate) fn begin_touch(&self, key: ApiKeyId) -> bool {
-        held(&self.touching).insert(key)
+    /// Whether the caller is the one to record this use of the key now.
+    pub(crate) fn begin_touch(&self, key: ApiKeyId, at: Timestamp) -> bool {
+        match held(&self.touching).entry(key) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(entry) => {
+                entry.insert(at);
+                true
+            }
+        }
+    }
+
+    /// The uses that are being recorded.
+    pub(crate) fn touching(&self) -> HashMap<ApiKeyId, Timestamp> {
+        held(&self.touching).clone()
     }
 
     /// The use is recorded.

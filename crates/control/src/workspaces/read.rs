@@ -1,5 +1,7 @@
 //! Finding, listing and waiting for workspaces.
 
+use std::time::Duration;
+
 use skerry_model::{Desired, ErrorKind, Workspace, WorkspaceId};
 
 use super::{ListWorkspaces, Page, Wait, WorkspaceRef};
@@ -66,30 +68,32 @@ impl Inner {
         }
     }
 
-    /// Waits, as asked, until the workspace is settled; answers the record as it is then. A
+    /// Waits, as asked, until the workspace is settled; answers the record as it is then, and without
+    /// a wait the record as it was written: what the work reached meanwhile depends on luck. A
     /// deletion ends the wait: there is nothing to settle any more.
     pub(crate) async fn until_settled(
         &self,
         workspace: Workspace,
         wait: Wait,
     ) -> Result<Workspace, Error> {
+        let bound = match wait {
+            Wait::No => return Ok(workspace),
+            Wait::UpTo(bound) => bound,
+        };
         let done = |record: &Workspace| record.is_settled() || record.desired == Desired::Deleted;
-        let reached = self.wait_for(workspace.id, wait, done).await?;
+        let reached = self.wait_for(workspace.id, bound, done).await?;
         reached.ok_or_else(|| Error::not_found("workspace"))
     }
 
-    /// Waits, as asked, until the record is as wanted or gone (`None`).
+    /// Waits at most this long until the record is as wanted or gone (`None`); answers it as it is
+    /// then.
     pub(crate) async fn wait_for(
         &self,
         id: WorkspaceId,
-        wait: Wait,
+        bound: Duration,
         done: impl Fn(&Workspace) -> bool,
     ) -> Result<Option<Workspace>, Error> {
         let watcher = self.watchers.watch(id);
-        let bound = match wait {
-            Wait::No => return self.store.workspace(id).await,
-            Wait::UpTo(bound) => bound,
-        };
         let reached = async {
             loop {
                 // Listening begins before the record is read, so no change falls between.

@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use skerry_model::{Wish, WorkspaceId};
 
-use super::Wait;
 use crate::{Control, Error, control::Inner, store::Write};
 
 /// How many records are held at a time.
@@ -28,9 +27,9 @@ impl Control {
                 wished.push(workspace.id);
             }
         }
-        let waits = wished.iter().map(|id| {
-            self.inner.wait_for(*id, Wait::UpTo(within), |record| !record.counts_as_running())
-        });
+        let waits = wished
+            .iter()
+            .map(|id| self.inner.wait_for(*id, within, |record| !record.counts_as_running()));
         futures::future::try_join_all(waits).await?;
         Ok(wished.len())
     }

@@ -68,7 +68,9 @@ impl Control {
         // The node has to confirm, so the record is never gone already when the wish is recorded.
         let complete = match wait {
             Wait::No => false,
-            Wait::UpTo(_) => self.inner.wait_for(workspace.id, wait, |_| false).await?.is_none(),
+            Wait::UpTo(bound) => {
+                self.inner.wait_for(workspace.id, bound, |_| false).await?.is_none()
+            }
         };
         Ok(Deleted { workspace, complete })
     }

@@ -217,6 +217,10 @@ impl Child<'_> {
                 }
             }
             if let Some(uid) = self.uid {
+                // Its only sockets are those it inherits: what listens on the host's loopback
+                // trusts local processes. A container may refuse this to its root; then the other
+                // walls have to do.
+                libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC);
                 if libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) < 0 {
                     fail(failure, 3);
                 }

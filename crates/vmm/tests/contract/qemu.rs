@@ -189,6 +189,14 @@ async fn the_process_has_its_own_rights_and_the_guest_its_root_disk() {
             assert_eq!(status_field(pid, "Gid:"), format!("{uid} {uid} {uid} {uid}"));
             assert_eq!(status_field(pid, "Groups:"), "");
             assert_eq!(status_field(pid, "CapEff:"), "0000000000000000");
+            // Only a container may keep its root from making name spaces.
+            let may_unshare = || nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_ok();
+            if std::thread::spawn(may_unshare).join().unwrap() {
+                for kind in ["net", "ipc"] {
+                    let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+                    assert_ne!(of(&pid.to_string()), of("self"), "{kind}");
+                }
+            }
             for file in [&spec.memory_file, &spec.disk.as_ref().unwrap().overlay] {
                 let meta = fs::metadata(file).unwrap();
                 assert_eq!((meta.uid(), meta.permissions().mode() & 0o777), (uid, 0o600));

@@ -113,6 +113,29 @@ async fn a_vm_that_does_not_come_up_is_an_error_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_create_whose_vm_is_deleted_meanwhile_is_a_conflict() {
+    let mut front = Front::open().await;
+    front.test.node.hang(Point::EnsureRunning);
+    let creating = front.beside(As::Admin, "POST /v1/vms", Some(json!({})));
+    let deleting = async {
+        let vm = loop {
+            let listed = front.beside(As::Admin, "GET /v1/vms", None).await.body;
+            if let Some(vm) = listed[0]["vm_id"].as_str() {
+                break vm.to_owned();
+            }
+            tokio::task::yield_now().await;
+        };
+        front.until(&vm, |workspace| workspace.state == State::Starting).await;
+        front.beside(As::Admin, &format!("DELETE /v1/vms/{vm}"), None).await
+    };
+    let (created, deleted) = tokio::join!(creating, deleting);
+    assert_eq!((created.status.as_u16(), deleted.status.as_u16()), (409, 200));
+    assert_eq!(created.body, json!({ "detail": "VM was deleted while it was being created" }));
+    assert_eq!(get(&mut front, "/v1/vms/").await, json!([]));
+    assert!(front.test.node.vms().is_empty());
+}
+
+#[tokio::test]
 async fn a_session_is_created_with_the_key_in_the_body() {
     let mut front = Front::open().await;
     let body = json!({
@@ -318,6 +341,9 @@ async fn a_session_whose_vm_was_stopped_gets_one_by_executing() {
 async fn the_account_is_shown() {
     let mut front = Front::open().await;
     get(&mut front, "/v1/users/me").await;
+    get(&mut front, "/v1/ssh-keys").await;
+    let body = Some(json!({ "public_key": "ssh-ed25519 AAAA" }));
+    assert_eq!(front.call(As::Admin, "POST /v1/ssh-keys", body).await.status, 501);
     insta::assert_snapshot!(front.transcript());
 }
 
@@ -341,8 +367,8 @@ async fn without_a_good_credential_every_route_answers_401() {
     let mut front = Front::open().await;
     let (vm, session) = create(&mut front, json!({})).await;
     for caller in [As::Nobody, As::Stranger] {
-        for route in ROUTES.iter().chain(&["GET /v1/users/me", "GET /v1/snapshots", "POST /upload"])
-        {
+        let account = ["GET /v1/users/me", "GET /v1/ssh-keys", "POST /v1/ssh-keys"];
+        for route in ROUTES.iter().chain(&account).chain(&["GET /v1/snapshots", "POST /upload"]) {
             let line = route.replace("{vm}", &vm).replace("{session}", &session);
             let body = line.starts_with("PO").then(|| json!({ "session_id": session }));
             let answer = front.call(caller, &line, body).await;

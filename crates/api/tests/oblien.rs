@@ -143,6 +143,43 @@ async fn a_workspace_is_stopped_started_restarted_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_create_whose_workspace_is_deleted_meanwhile_is_a_conflict_and_leaves_nothing() {
+    let mut front = Front::open().await;
+    front.test.node.hang(Point::EnsureRunning);
+    let body = json!({ "name": "short", "slug": "short-lived", "image": "base" });
+    let creating = front.beside(As::Admin, "POST /workspace", Some(body));
+    let deleting = async {
+        front.until("short-lived", |w| w.state == State::Starting).await;
+        front.beside(As::Admin, "DELETE /workspace/short-lived", None).await
+    };
+    let (created, deleted) = tokio::join!(creating, deleting);
+    assert_eq!((created.status.as_u16(), deleted.status.as_u16()), (409, 200));
+    assert_eq!(created.body["code"], "WORKSPACE_CREATION_CANCELLED");
+    assert_eq!(front.call(As::Admin, "GET /workspace", None).await.body["total"], 0);
+    assert!(front.test.node.vms().is_empty());
+}
+
+#[tokio::test]
+async fn a_start_that_is_overtaken_by_a_stop_is_a_conflict() {
+    let mut front = Front::open().await;
+    let id = create(&mut front, json!({ "name": "wanted", "image": "base" })).await;
+    post(&mut front, &id, "stop").await;
+    front.test.node.hang(Point::EnsureRunning);
+    let (start, stop) =
+        (format!("POST /workspace/{id}/start"), format!("POST /workspace/{id}/stop"));
+    let starting = front.beside(As::Admin, &start, None);
+    let stopping = async {
+        front.until(&id, |w| w.state == State::Starting).await;
+        front.beside(As::Admin, &stop, None).await
+    };
+    let (started, stopped) = tokio::join!(starting, stopping);
+    assert_eq!((started.status.as_u16(), stopped.status.as_u16()), (409, 200));
+    assert_eq!(started.body["code"], "conflict");
+    assert_eq!(started.body["details"], json!({ "state": "stopped" }));
+    assert_eq!(stopped.body["workspace"]["status"], "stopped");
+}
+
+#[tokio::test]
 async fn a_machine_that_ends_by_itself_shows_as_stopped_or_error() {
     let mut front = Front::open().await;
     let off = create(&mut front, json!({ "name": "off", "image": "base" })).await;
@@ -228,6 +265,7 @@ async fn bad_values_in_create_are_refused_by_field_and_make_nothing() {
             json!({ "image": "base", "config": { "cpus": 33 } }),
             json!({ "image": "base", "config": { "cpus": 0.25 } }),
             json!({ "image": "base", "config": { "cpus": "2" } }),
+            json!({ "image": "base", "memory_mb": true }),
             json!({ "image": "base", "config": { "memory_mb": 127 } }),
             json!({ "image": "base", "config": { "memory_mb": 65537 } }),
             json!({ "image": "base", "config": { "writable_size_mb": 63 } }),
@@ -239,6 +277,7 @@ async fn bad_values_in_create_are_refused_by_field_and_make_nothing() {
             json!({ "image": "base", "config": { "env": [{ "key": "1A", "value": "x" }] } }),
             json!({ "image": "base", "config": { "env": ["A=1", "A=2"] } }),
             json!({ "image": "base", "config": { "env": { "A": "1" } } }),
+            json!({ "image": "base", "config": { "env": "A=not-to-be-repeated" } }),
             json!({ "image": "base", "config": { "network_config": { "allow_internet": true } } }),
             json!({ "image": "base", "config": { "network_config": true } }),
             json!({ "image": "base", "config": { "static_network": true } }),
@@ -307,6 +346,7 @@ async fn name_slug_and_config_can_be_updated_and_nothing_else() {
             json!({ "name": "x".repeat(256) }),
             json!({ "config": { "ttl": "1h" } }),
             json!({ "config": { "keep_logs": false } }),
+            json!({ "config": { "wait_for_init": true } }),
             json!({ "config": { "restart_policy": "always" } }),
             json!({ "config": { "colour": "red" } }),
             json!({ "config": { "writable_size_mb": 64 } }),

@@ -287,7 +287,7 @@ async fn two_vms_never_share_a_uid_a_memory_file_or_a_directory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn console_and_command_logs_can_be_read_and_the_console_is_kept_as_asked() {
+async fn console_and_command_logs_can_be_read_and_are_kept_as_asked() {
     bounded(async {
         let world = World::new();
         let node = world.open().await;
@@ -304,10 +304,14 @@ async fn console_and_command_logs_can_be_read_and_the_console_is_kept_as_asked()
 
         node.ensure_running(world.spec(1, 2)).await.unwrap();
         assert_eq!(read_log(&node, LogSource::Console).await.matches("boots").count(), 2);
+        assert!(read_log(&node, LogSource::Commands).await.contains("exit 3"));
+        let vm_dir = world.config().data_dir.join("vms").join(ID.to_string());
+        std::fs::write(vm_dir.join("console.log.1"), "boots, long ago\n").unwrap();
         let mut spec = world.spec(1, 3);
         spec.log_retention = LogRetention::ThisStart;
         node.ensure_running(spec).await.unwrap();
         assert_eq!(read_log(&node, LogSource::Console).await.matches("boots").count(), 1);
+        assert_eq!(read_log(&node, LogSource::Commands).await, "");
     })
     .await;
 }

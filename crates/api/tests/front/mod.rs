@@ -95,6 +95,28 @@ impl Front {
         line: &str,
         body: Option<&str>,
     ) -> Answer {
+        let answer = self.ask(host, caller, line, body).await;
+        let body_shown = body.map(|text| format!(" {text}")).unwrap_or_default();
+        let on = if host == "localhost" { String::new() } else { format!(" on {host}") };
+        let status = answer.status.as_u16();
+        let _ =
+            writeln!(self.transcript, "> {line} as {}{on}{body_shown}\n< {status}", caller.word());
+        if !answer.body.is_null() {
+            let pretty = serde_json::to_string_pretty(&answer.body).expect("JSON");
+            let _ = writeln!(self.transcript, "{pretty}");
+        }
+        self.transcript.push('\n');
+        answer
+    }
+
+    /// Calls beside other calls: whose turn comes when is not foretold, so the transcript does not
+    /// have it.
+    pub async fn beside(&self, caller: As, line: &str, body: Option<Value>) -> Answer {
+        let text = body.map(|body| body.to_string());
+        self.ask("localhost", caller, line, text.as_deref()).await
+    }
+
+    async fn ask(&self, host: &str, caller: As, line: &str, body: Option<&str>) -> Answer {
         let (method, path) = line.split_once(' ').expect("a method and a path");
         let method: Method = method.parse().expect("a method");
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
@@ -120,24 +142,10 @@ impl Front {
             (status, bytes)
         });
         let (status, bytes) = answer.await.expect("an answer in time");
-        let body_shown = body.map(|text| format!(" {text}")).unwrap_or_default();
-        let on = if host == "localhost" { String::new() } else { format!(" on {host}") };
-        let _ = writeln!(
-            self.transcript,
-            "> {} as {}{on}{body_shown}\n< {}",
-            line,
-            caller.word(),
-            status.as_u16(),
-        );
-        let body = if bytes.is_empty() {
-            Value::Null
-        } else {
-            let value: Value = serde_json::from_slice(&bytes).expect("JSON");
-            let pretty = serde_json::to_string_pretty(&value).expect("JSON");
-            let _ = writeln!(self.transcript, "{pretty}");
-            value
+        let body = match bytes.as_ref() {
+            [] => Value::Null,
+            json => serde_json::from_slice(json).expect("JSON"),
         };
-        self.transcript.push('\n');
         Answer { status, body }
     }
 
@@ -146,15 +154,16 @@ impl Front {
         &self.transcript
     }
 
-    /// The workspace, once it is as wanted.
+    /// The workspace, once it is there and as wanted.
     pub async fn until(&self, id: &str, wanted: impl Fn(&Workspace) -> bool) -> Workspace {
         let caller = self.test.caller().await;
         let which = self.which(id);
         let reached = async {
             loop {
-                let now = self.test.control.get_workspace(&caller, &which).await.expect("found");
-                if wanted(&now) {
-                    return now;
+                match self.test.control.get_workspace(&caller, &which).await {
+                    Ok(now) if wanted(&now) => return now,
+                    Ok(_) => {}
+                    Err(error) => assert!(is_not_found(&error), "{error}"),
                 }
                 tokio::task::yield_now().await;
             }

@@ -22,6 +22,7 @@ use crate::{
     identity::GuestIdentity,
     layout::{VmPaths, make_private_dir, remove_file, remove_tree, write_durably},
     ledger::{Entry, Holdings, Ledger},
+    logs::older,
     uids::UidLease,
     vm::link,
 };
@@ -195,7 +196,7 @@ impl<'a> BringUp<'a> {
                 Step::Cgroup => self.make_cgroup().await,
                 Step::Disk => self.make_disk().await,
                 Step::MemoryFile => self.check_memory_room().await,
-                Step::ConsoleLog => self.prepare_console_log().await,
+                Step::ConsoleLog => self.prepare_logs().await,
                 Step::Boot => self.boot().await,
                 Step::GuestReady => self.wait_for_guest().await,
                 Step::Ready => self.commit().await,
@@ -319,13 +320,15 @@ impl<'a> BringUp<'a> {
         .await
     }
 
-    async fn prepare_console_log(&mut self) -> Result<(), Error> {
-        let log = self.paths.console_log.clone();
+    async fn prepare_logs(&mut self) -> Result<(), Error> {
+        let logs = [self.paths.console_log.clone(), self.paths.command_log.clone()];
         let retention = self.spec.log_retention;
         blocking(move || match retention {
-            // The driver appends, and keeps the whole below its limit.
+            // Both are appended to, and kept below their limits.
             LogRetention::AcrossStarts => Ok(()),
-            LogRetention::ThisStart => remove_file(&log),
+            LogRetention::ThisStart => {
+                logs.iter().try_for_each(|log| remove_file(log).and(remove_file(&older(log))))
+            }
         })
         .await
     }

@@ -22,7 +22,11 @@ const MAX_SESSION_LIFETIME_SECONDS: u32 = 86_400;
 /// The variant that means the server's default image.
 const STANDARD_VARIANT: &str = "standard";
 
-const LEAVE_OUT: &str = "leave it out, null, false or empty";
+/// The values, by their type, that ask for nothing.
+const NO_TEXT: &str = "null or an empty text";
+const NO_FLAG: &str = "null or false";
+const NO_OBJECT: &str = "null";
+const NO_LIST: &str = "null or an empty list";
 
 /// What `POST /v1/vms` asks for.
 #[derive(Debug)]
@@ -98,7 +102,7 @@ pub(super) fn vm_update(mut fields: Fields) -> Result<UpdateWorkspace, Problem> 
     fields.finish()?;
     unserved.map_or(Ok(()), Err)?;
     if lifetime.is_some() {
-        return Err(Problem::Unserved { field: "vm_lifetime_seconds", accepted: LEAVE_OUT });
+        return Err(Problem::Unserved { field: "vm_lifetime_seconds", accepted: "null" });
     }
     Ok(UpdateWorkspace {
         memory_mib,
@@ -164,24 +168,32 @@ fn first_unserved(fields: &mut Fields) -> Option<Problem> {
     });
     let asked = [
         ("egress_policy", egress, "null, or a policy that allows nothing: VMs have no network"),
-        ("snapshot_id", fields.text("snapshot_id").is_some(), LEAVE_OUT),
-        (
-            "snapshot_on_terminate",
-            fields.boolean("snapshot_on_terminate").unwrap_or(false),
-            LEAVE_OUT,
-        ),
-        ("snapshot_name", fields.text("snapshot_name").is_some(), LEAVE_OUT),
-        ("share", fields.object("share").is_some(), LEAVE_OUT),
-        ("custom_domain", fields.object("custom_domain").is_some(), LEAVE_OUT),
-        ("volumes", fields.list("volumes").is_some_and(|list| !list.is_empty()), LEAVE_OUT),
-        ("vault_ids", fields.list("vault_ids").is_some_and(|list| !list.is_empty()), LEAVE_OUT),
-        ("auto_suspend", fields.boolean("auto_suspend").unwrap_or(false), LEAVE_OUT),
-        ("auto_resume", fields.boolean("auto_resume").unwrap_or(false), LEAVE_OUT),
+        ("snapshot_id", has_text(fields, "snapshot_id"), NO_TEXT),
+        ("snapshot_on_terminate", is_set(fields, "snapshot_on_terminate"), NO_FLAG),
+        ("snapshot_name", has_text(fields, "snapshot_name"), NO_TEXT),
+        ("share", fields.object("share").is_some(), NO_OBJECT),
+        ("custom_domain", fields.object("custom_domain").is_some(), NO_OBJECT),
+        ("volumes", has_items(fields, "volumes"), NO_LIST),
+        ("vault_ids", has_items(fields, "vault_ids"), NO_LIST),
+        ("auto_suspend", is_set(fields, "auto_suspend"), NO_FLAG),
+        ("auto_resume", is_set(fields, "auto_resume"), NO_FLAG),
     ];
     asked
         .into_iter()
         .find(|(_, asked, _)| *asked)
         .map(|(field, _, accepted)| Problem::Unserved { field, accepted })
+}
+
+fn has_text(fields: &mut Fields, name: &str) -> bool {
+    fields.text(name).is_some_and(|text| !text.is_empty())
+}
+
+fn has_items(fields: &mut Fields, name: &str) -> bool {
+    fields.list(name).is_some_and(|list| !list.is_empty())
+}
+
+fn is_set(fields: &mut Fields, name: &str) -> bool {
+    fields.boolean(name).unwrap_or(false)
 }
 
 fn expiry(seconds: u64, max_seconds: u32) -> Result<Expiry, Problem> {

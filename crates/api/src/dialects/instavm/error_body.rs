@@ -29,6 +29,8 @@ pub(super) enum Problem {
     VmFailed(Failure),
     /// The lifetime is longer than allowed. The wording is what InstaVM's deploy tool looks for.
     LifetimeTooLong { max_seconds: u32 },
+    /// The VM was deleted while its creator waited for it.
+    VmDeleted,
     /// The session has a live VM already.
     SessionHasVm,
     /// The text cannot be a session id.
@@ -74,6 +76,9 @@ impl IntoResponse for Problem {
             ),
             Self::LifetimeTooLong { max_seconds } => {
                 detail(StatusCode::FORBIDDEN, &format!("VM lifetime cannot exceed {max_seconds}s"))
+            }
+            Self::VmDeleted => {
+                detail(StatusCode::CONFLICT, "VM was deleted while it was being created")
             }
             Self::SessionHasVm => detail(StatusCode::CONFLICT, "Session already has a live VM"),
             Self::NotASessionId => detail(StatusCode::BAD_REQUEST, "Invalid session id"),

@@ -36,6 +36,7 @@ pub fn router() -> Router<ApiState> {
         .route("/v1/sessions/session/{session}", get(sessions::get))
         .route("/v1/sessions/status/{session}", get(sessions::status))
         .route("/v1/users/me", get(account::me))
+        .route("/v1/ssh-keys", get(account::ssh_keys).post(unserved::refuse))
         .route("/kill", post(sessions::kill))
         .route("/execute", post(execute::execute))
         .route("/execute_async", any(unserved::refuse))

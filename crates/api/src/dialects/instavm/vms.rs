@@ -35,7 +35,7 @@ pub(super) async fn create(
     let workspace = match convert::vm_request(fields, wait)? {
         VmRequest::New(request) => {
             let creating = state.control.create_workspace(&caller, request);
-            let workspace = state.until_shutdown(creating).await?;
+            let workspace = state.until_shutdown(creating).await.map_err(deleted_meanwhile)?;
             if let Some(failure) = convert::failure(&workspace) {
                 discard(&state, &caller, &workspace).await?;
                 return Err(Problem::VmFailed(failure.clone()));
@@ -60,7 +60,18 @@ pub(super) async fn create(
             workspace
         }
     };
+    if workspace.desired == Desired::Deleted {
+        return Err(Problem::VmDeleted);
+    }
     Ok(Json(convert::vm_created(&workspace)))
+}
+
+/// What a create made and does not find again was deleted by another call.
+fn deleted_meanwhile(error: Error) -> Problem {
+    match error.kind() {
+        ErrorKind::NotFound { what: "workspace" } => Problem::VmDeleted,
+        _ => error.into(),
+    }
 }
 
 /// A VM whose creation is answered with an error must not be left behind: its caller never learns

@@ -86,6 +86,12 @@ pub(super) struct Me {
     pub(super) is_verified: bool,
 }
 
+/// The SSH keys of the account: none.
+#[derive(Debug, Serialize)]
+pub(super) struct SshKeys {
+    pub(super) keys: [(); 0],
+}
+
 /// The answer of `POST /execute`.
 #[derive(Debug, Serialize)]
 pub(super) struct Executed {

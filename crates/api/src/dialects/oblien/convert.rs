@@ -190,7 +190,7 @@ pub(super) fn create_request(
             )?
             .unwrap_or(DEFAULT_WRITABLE_SIZE_MB),
         ),
-        env: env(config.env.unwrap_or_default())?,
+        env: config.env.map(env).transpose()?.unwrap_or_default(),
         lifetime,
         expiry: match lifetime {
             Lifetime::Temporary => expiry,
@@ -246,6 +246,7 @@ pub(super) fn update_request(body: UpdateBody) -> Result<UpdateWorkspace, Refusa
         ("ttl", config.ttl.as_ref().is_some_and(|ttl| !is_nothing(ttl))),
         ("ttl_action", config.ttl_action.is_some()),
         ("keep_logs", config.keep_logs.is_some()),
+        ("wait_for_init", config.wait_for_init.unwrap_or(false)),
     ];
     if let Some((field, _)) = fixed.into_iter().find(|(_, given)| *given) {
         return Err(Refusal {
@@ -301,15 +302,18 @@ const WRITABLE_SIZE_MB: SizeRange =
     SizeRange { min: 64, max: 204_800, allowed: "a whole number of MB from 64 to 204800" };
 
 /// The one value given under any of a size's names.
-fn size(range: &SizeRange, names: &[(&str, &Option<Number>)]) -> Result<Option<u64>, Refusal> {
+fn size(range: &SizeRange, names: &[(&str, &Option<Value>)]) -> Result<Option<u64>, Refusal> {
     let mut found: Option<u64> = None;
-    for (field, number) in names {
-        let Some(number) = number else { continue };
+    for (field, given) in names {
+        let Some(given) = given else { continue };
         let refusal = |problem: String| Refusal {
             code: "INVALID_CONFIG",
             field: (*field).to_owned(),
             problem,
             allowed: range.allowed.to_owned(),
+        };
+        let Value::Number(number) = given else {
+            return Err(refusal("is not a number".to_owned()));
         };
         let value = whole_number(number)
             .filter(|value| (range.min..=range.max).contains(value))
@@ -417,12 +421,21 @@ fn ttl_seconds(ttl: &Value) -> Option<u32> {
 }
 
 /// `{"key":…,"value":…}` or `"KEY=value"`. A value is not repeated in a refusal: it may be a secret.
-fn env(entries: Vec<Value>) -> Result<Vec<EnvVar>, Refusal> {
+fn env(list: Value) -> Result<Vec<EnvVar>, Refusal> {
+    const ENTRY: &str = "{\"key\": string, \"value\": string} or \"KEY=value\"";
     let refusal = |index: usize, problem: &str| Refusal {
         code: "INVALID_CONFIG",
         field: format!("config.env[{index}]"),
         problem: problem.to_owned(),
-        allowed: "{\"key\": string, \"value\": string} or \"KEY=value\"".to_owned(),
+        allowed: ENTRY.to_owned(),
+    };
+    let Value::Array(entries) = list else {
+        return Err(Refusal {
+            code: "INVALID_CONFIG",
+            field: "config.env".to_owned(),
+            problem: "is not a list".to_owned(),
+            allowed: format!("a list of {ENTRY}"),
+        });
     };
     let text =
         |entry: &Value, field: &str| entry.get(field).and_then(Value::as_str).map(str::to_owned);

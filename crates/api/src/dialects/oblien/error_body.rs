@@ -37,6 +37,10 @@ pub(super) enum Problem {
     Refused(Refusal),
     /// The workspace was recorded, but its VM did not come up.
     StartFailed { creating: bool, workspace_id: String, failure: Failure },
+    /// The workspace was deleted while its creator waited for its machine.
+    CreationCancelled,
+    /// The machine that this call waited for is not wanted any more.
+    Overtaken { state: &'static str },
     /// The node did not confirm the stop in time; it goes on.
     StopUnconfirmed,
     /// An area of Oblien's API that is not here.
@@ -77,6 +81,19 @@ impl IntoResponse for Problem {
                 };
                 body(status, code, &failure.message, Some(details))
             }
+            // The code that Oblien's own client gives to the same.
+            Self::CreationCancelled => body(
+                StatusCode::CONFLICT,
+                "WORKSPACE_CREATION_CANCELLED",
+                "the workspace was deleted while it was being created",
+                None,
+            ),
+            Self::Overtaken { state } => body(
+                StatusCode::CONFLICT,
+                "conflict",
+                &format!("the workspace is {state}: it was stopped or deleted meanwhile"),
+                Some(json!({ "state": state })),
+            ),
             Self::StopUnconfirmed => body(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "VM_UNAVAILABLE",

@@ -2,7 +2,7 @@
 
 use axum::{extract::State, response::Response};
 use skerry_control::{Error, Wait};
-use skerry_model::{ErrorKind, State as WorkspaceState, Workspace};
+use skerry_model::{Desired, ErrorKind, State as WorkspaceState, Workspace};
 
 use super::{
     Oblien,
@@ -41,13 +41,18 @@ pub(super) async fn restart(
 }
 
 fn started(state: &ApiState, workspace: Workspace) -> Result<Response, Problem> {
-    match object::failure(&workspace) {
-        Some(failure) => Err(Problem::StartFailed {
+    if let Some(failure) = object::failure(&workspace) {
+        return Err(Problem::StartFailed {
             creating: false,
             workspace_id: ids::oblien_workspace_id(workspace.id),
             failure: failure.clone(),
-        }),
-        None => Ok(workspace_answer(state, &workspace)),
+        });
+    }
+    match workspace.desired {
+        Desired::Running => Ok(workspace_answer(state, &workspace)),
+        Desired::Stopped | Desired::Deleted => {
+            Err(Problem::Overtaken { state: object::status(&workspace) })
+        }
     }
 }
 

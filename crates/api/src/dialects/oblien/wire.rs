@@ -2,7 +2,7 @@
 //! and of its client 2.4.0; sizes in MB are what this server calls MiB.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 /// `POST /workspace`. The client moves sizes into `config`; other callers leave them outside, some
 /// under other names. Fields it does not know are let through, except those in
@@ -18,30 +18,31 @@ pub(super) struct CreateBody {
     #[serde(rename = "type")]
     pub(super) kind: Option<String>,
     pub(super) config: Option<Config>,
-    pub(super) cpus: Option<Number>,
-    pub(super) vcpus: Option<Number>,
-    pub(super) memory_mb: Option<Number>,
-    pub(super) ram_mb: Option<Number>,
-    pub(super) writable_size_mb: Option<Number>,
-    pub(super) disk_size_mb: Option<Number>,
-    pub(super) disk_mb: Option<Number>,
+    pub(super) cpus: Option<Value>,
+    pub(super) vcpus: Option<Value>,
+    pub(super) memory_mb: Option<Value>,
+    pub(super) ram_mb: Option<Value>,
+    pub(super) writable_size_mb: Option<Value>,
+    pub(super) disk_size_mb: Option<Value>,
+    pub(super) disk_mb: Option<Value>,
     pub(super) wait_ready: Option<bool>,
     #[serde(flatten)]
     pub(super) others: Map<String, Value>,
 }
 
-/// The `config` object of create and update.
+/// The `config` object of create and update. Sizes and variables are read by [`super::convert`],
+/// which names what they may be.
 #[derive(Debug, Default, Deserialize)]
 #[serde(expecting = "an object")]
 pub(super) struct Config {
-    pub(super) cpus: Option<Number>,
-    pub(super) memory_mb: Option<Number>,
-    pub(super) writable_size_mb: Option<Number>,
-    pub(super) disk_size_mb: Option<Number>,
+    pub(super) cpus: Option<Value>,
+    pub(super) memory_mb: Option<Value>,
+    pub(super) writable_size_mb: Option<Value>,
+    pub(super) disk_size_mb: Option<Value>,
     pub(super) ttl: Option<Value>,
     pub(super) ttl_action: Option<String>,
     pub(super) keep_logs: Option<bool>,
-    pub(super) env: Option<Vec<Value>>,
+    pub(super) env: Option<Value>,
     pub(super) wait_for_init: Option<bool>,
     #[serde(flatten)]
     pub(super) others: Map<String, Value>,

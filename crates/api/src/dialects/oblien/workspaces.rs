@@ -10,7 +10,7 @@ use axum::{
 use http::StatusCode;
 use serde_json::json;
 use skerry_control::{Wait, internal_api::GuestStats};
-use skerry_model::{State as WorkspaceState, Workspace};
+use skerry_model::{Desired, ErrorKind, State as WorkspaceState, Workspace};
 
 use super::{
     Oblien, convert,
@@ -41,7 +41,13 @@ pub(super) async fn create(
     let workspace = state
         .until_shutdown(state.control.create_workspace(&caller, request))
         .await
-        .map_err(Problem::Create)?;
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound { what: "workspace" } => Problem::CreationCancelled,
+            _ => Problem::Create(error),
+        })?;
+    if workspace.desired == Desired::Deleted {
+        return Err(Problem::CreationCancelled);
+    }
     if let Some(failure) = object::failure(&workspace) {
         return Err(Problem::StartFailed {
             creating: true,

@@ -5,6 +5,7 @@
 mod clean_slate;
 mod command_line;
 mod crash;
+mod cross_dialect;
 mod dialects;
 mod isolation;
 mod official_clients;

@@ -146,7 +146,9 @@ pub(super) fn workspace(workspace: &Workspace) -> Option<wire::Workspace> {
 
 /// An opaque word for the machine, the same over all its starts; `None` until one of them succeeded.
 fn machine_id(workspace: &Workspace, status: wire::Status) -> Option<String> {
-    let never_ran = workspace.incarnation.0 <= u64::from(workspace.failed_starts);
+    let under_way = u64::from(workspace.state == State::Starting);
+    let starts_over = workspace.incarnation.0.saturating_sub(under_way);
+    let never_ran = starts_over <= u64::from(workspace.failed_starts);
     if never_ran || status == wire::Status::Creating {
         return None;
     }

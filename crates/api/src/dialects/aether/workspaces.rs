@@ -53,9 +53,9 @@ impl FromRequestParts<ApiState> for WorkspacePath {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ListQuery {
     #[serde(default)]
-    limit: Option<u32>,
+    limit: Option<String>,
     #[serde(default)]
-    offset: Option<u32>,
+    offset: Option<String>,
     #[serde(default)]
     status: Option<String>,
 }
@@ -102,17 +102,23 @@ async fn list(
     query: &ListQuery,
 ) -> Result<Json<wire::Workspaces>, AetherError> {
     let status = query.status.as_deref().map(parse_status).transpose()?;
+    let limit = parse_count("limit", query.limit.as_deref())?.unwrap_or(usize::MAX);
+    let offset = parse_count("offset", query.offset.as_deref())?.unwrap_or(0);
     let filter = ListWorkspaces { project_id, ..ListWorkspaces::default() };
     let all = state.control.list_workspaces(&auth.caller, &filter).await?.items;
-    let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     let workspaces = all
         .iter()
         .filter_map(convert::workspace)
         .filter(|workspace| status.is_none_or(|status| workspace.status == status))
-        .skip(query.offset.map_or(0, size))
-        .take(query.limit.map_or(usize::MAX, size))
+        .skip(offset)
+        .take(limit)
         .collect();
     Ok(Json(wire::Workspaces { workspaces }))
+}
+
+fn parse_count(field: &str, text: Option<&str>) -> Result<Option<usize>, FieldError> {
+    let wrong = || FieldError::new(field, "must be a whole number, 0 or more");
+    text.map(|text| text.parse().map_err(|_| wrong())).transpose()
 }
 
 fn parse_status(word: &str) -> Result<Status, FieldError> {

@@ -35,6 +35,8 @@ const BACKOFF_MOST: Duration = Duration::from_secs(1);
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// and given up after this long. Generous: a guest under emulation shares a CPU with many.
 const PING_WITHIN: Duration = Duration::from_secs(30);
+/// How long the tasks of a connection that has ended may take to notice.
+const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes of a request that wait for one slow guest.
 const SEND_BUFFER: usize = 128 * 1024;
 
@@ -73,8 +75,12 @@ async fn one_connection(shared: &Shared, dial: &dyn Dial, hello: &GuestHello) ->
     if let Err(error) = connect(&mut channel, nonce, HANDSHAKE_WITHIN).await {
         return (false, error.to_string());
     }
-    let executor =
-        ConnectionExecutor { tasks: shared.tasks.clone(), ended: shared.closed.child_token() };
+    let executor = ConnectionExecutor {
+        all: shared.tasks.clone(),
+        own: TaskTracker::new(),
+        ended: shared.closed.child_token(),
+    };
+    let last_answers = executor.own.clone();
     let _end_tasks = executor.ended.clone().drop_guard();
     let started = http2::Builder::new(executor)
         .timer(TokioTimer::new())
@@ -104,8 +110,12 @@ async fn one_connection(shared: &Shared, dial: &dyn Dial, hello: &GuestHello) ->
         Err(error) => return (false, error.to_string()),
     }
     shared.requests.send_replace(Some(requests));
-    let _disconnect = Disconnect(shared);
+    let disconnect = Disconnect(shared);
     let ended = connection.await;
+    drop(disconnect);
+    // Answers that came before the end are still on their way to their callers.
+    last_answers.close();
+    let _ = timeout(LAST_ANSWERS_WITHIN, last_answers.wait()).await;
     (true, words(ended))
 }
 
@@ -158,18 +168,21 @@ fn nonce_of(entropy: &[u8]) -> Nonce {
 /// Runs a connection's tasks inside the link's tracker and ends them with the connection.
 #[derive(Clone)]
 struct ConnectionExecutor {
-    tasks: TaskTracker,
+    /// Those of the link.
+    all: TaskTracker,
+    /// Those of this connection among them.
+    own: TaskTracker,
     ended: CancellationToken,
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for ConnectionExecutor {
     fn execute(&self, future: F) {
         let ended = self.ended.clone();
-        self.tasks.spawn(async move {
+        self.all.spawn(self.own.track_future(async move {
             tokio::select! {
                 () = future => {}
                 () = ended.cancelled() => {}
             }
-        });
+        }));
     }
 }

@@ -8,6 +8,10 @@ use skerry_vmm::{Exit, Vm};
 
 use crate::{guest::GuestLink, host::Host, host::StepFailed, vm::bring_up::in_words};
 
+/// How long a guest has that was asked to power off and did not answer: the question may have reached it,
+/// and a kill would meet it while it makes its disk consistent. The agent gives processes 4 seconds.
+const UNANSWERED_GRACE: Duration = Duration::from_secs(8);
+
 /// The most a caller's grace period is believed.
 const MAX_GRACE: Duration = Duration::from_secs(600);
 
@@ -24,10 +28,10 @@ pub(crate) async fn end_guest(
                 tokio::select! {
                     asked = link.power_off() => match asked {
                         Ok(()) => Some(vm.wait_exit().await),
-                        // It may have gone with the answer on its way.
                         Err(error) => {
-                            tracing::info!(%error, "the guest could not be asked to power off");
-                            None
+                            tracing::info!(%error, "the guest has not agreed to power off");
+                            let end = tokio::time::timeout(UNANSWERED_GRACE, vm.wait_exit());
+                            end.await.ok()
                         }
                     },
                     exit = vm.wait_exit() => Some(exit),

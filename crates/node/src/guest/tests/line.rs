@@ -52,6 +52,15 @@ async fn power_off_is_agreed_to() {
     lab.link.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agreement_to_power_off_is_heard_though_the_guest_hangs_up_right_after_it() {
+    for _ in 0..100 {
+        let lab = Lab::open().await;
+        within(lab.link.power_off()).await.unwrap();
+        lab.link.close().await;
+    }
+}
+
 #[tokio::test]
 async fn a_closed_link_refuses_at_once_and_ends_what_ran() {
     let lab = Lab::open().await;

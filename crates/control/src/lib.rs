@@ -29,7 +29,7 @@ pub use keys::{ApiKey, NewApiKey};
 pub use projects::{CreateProject, Project};
 pub use quota::Quota;
 pub use workspaces::{
-    CreateWorkspace, Deleted, ListWorkspaces, Page, StartPolicy, UpdateWorkspace, Wait,
+    AllStopped, CreateWorkspace, Deleted, ListWorkspaces, Page, StartPolicy, UpdateWorkspace, Wait,
     WorkspaceRef,
 };
 

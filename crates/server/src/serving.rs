@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use skerry_control::AllStopped;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -45,7 +46,12 @@ pub async fn serve_until(
     let listened = listen(listener, router, shutdown).await;
     if config.on_shutdown == OnShutdown::Stop {
         match control.stop_all(config.stop_grace + STOP_ALL_MARGIN).await {
-            Ok(count) => tracing::info!(count, "workspaces stopped"),
+            Ok(AllStopped { count, unfinished }) => {
+                tracing::info!(count, "workspaces stopped");
+                for id in unfinished {
+                    tracing::error!(workspace.id = %id, "not stopped in time: left to the next start");
+                }
+            }
             Err(error) => tracing::error!(%error, "not every workspace could be stopped"),
         }
     }

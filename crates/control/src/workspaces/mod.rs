@@ -7,6 +7,8 @@ mod stop_all;
 mod update;
 mod wishes;
 
+pub use stop_all::AllStopped;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use skerry_model::{

@@ -18,6 +18,11 @@ assert.equal(made.ready, true);
 
 const got = await client.workspaces.get(made.id);
 assert.equal(got.name, 'from-the-sdk');
+assert.equal((await client.workspaces.get(made.slug)).id, made.id);
+const { workspace: details } = await client.workspaces.getDetails(made.id);
+assert.equal(details.lifecycle.mode, 'temporary');
+assert.deepEqual(details.config.env_keys, ['GREETING']);
+assert.ok(details.stats.memoryUsedMB > 0 && details.stats.memoryTotalMB <= 512);
 const listed = await client.workspaces.list({ page: 1, limit: 20 });
 assert.deepEqual(listed.workspaces.map((workspace) => workspace.id), [made.id]);
 const renamed = await client.workspaces.update(made.id, { name: 'renamed' });
@@ -45,6 +50,78 @@ await assert.rejects(
   (error) => error.constructor.name === 'AuthenticationError',
 );
 
+
+// What is refused says which field and leaves nothing behind.
+const refused = (body, code, field) =>
+  assert.rejects(
+    client.workspaces.create({ image: 'base', ...body }),
+    (error) => error.code === code && error.details.field === field && error.message.includes(field),
+  );
+await refused({ name: 'x'.repeat(256) }, 'INVALID_NAME_LENGTH', 'name');
+await refused({ namespace: 'no spaces' }, 'INVALID_NAMESPACE', 'namespace');
+await refused({ image: 'no-such-image' }, 'invalid_image', 'image');
+await refused({ config: { ttl: 'soon' } }, 'INVALID_CONFIG', 'config.ttl');
+await refused({ config: { ssh_access: true } }, 'INVALID_CONFIG', 'config.ssh_access');
+await refused(
+  { config: { network_config: { allow_internet: true } } },
+  'INVALID_CONFIG',
+  'config.network_config.allow_internet',
+);
+await assert.rejects(
+  client.workspaces.update(made.id, { mode: 'permanent' }),
+  (error) => error.code === 'validation_error' && error.details.field === 'mode',
+);
+assert.equal((await client.workspaces.list()).total, 1);
+
+// Several at once, each its own; pages cover them without overlap.
+const several = await Promise.all(
+  [1, 2, 3].map(() =>
+    client.workspaces.create({
+      name: 'one-of-three',
+      image: 'base',
+      mode: 'permanent',
+      namespace: 'parallel',
+      config: { memory_mb: 256 },
+    }),
+  ),
+);
+const ids = new Set(several.map((workspace) => workspace.id));
+assert.equal(ids.size, 3);
+const pages = await Promise.all(
+  [1, 2].map((page) => client.workspaces.list({ mode: 'permanent', page, limit: 2 })),
+);
+assert.deepEqual(new Set(pages.flatMap((page) => page.workspaces.map(({ id }) => id))), ids);
+assert.deepEqual(pages.map((page) => page.total), [3, 3]);
+
+// Two deletions of one workspace at once: it is gone, and neither is a fault of the server.
+for (const id of ids) {
+  const both = await Promise.allSettled([1, 2].map(() => client.workspaces.delete(id)));
+  const faults = both.filter(({ status, reason }) => status === 'rejected' && reason.status !== 404);
+  assert.deepEqual(faults, []);
+  await assert.rejects(client.workspaces.get(id), (error) => error.status === 404);
+}
+
+// Found at once, and deleted while it comes up.
+const early = await client.workspaces.create({ image: 'base', wait_ready: false });
+assert.equal(early.info.status, 'creating');
+assert.equal((await client.workspaces.get(early.id)).id, early.id);
+await client.workspaces.delete(early.id);
+await assert.rejects(client.workspaces.get(early.id), (error) => error.status === 404);
+
+// A time to live removes.
+const brief = await client.workspaces.create({
+  image: 'base',
+  config: { ttl: '2s', ttl_action: 'remove' },
+});
+const until = Date.now() + 30_000;
+const gone = (error) => error.status === 404 || Promise.reject(error);
+while (!(await client.workspaces.get(brief.id).then(() => false, gone))) {
+  assert.ok(Date.now() < until, 'the time to live ended long ago');
+  await new Promise((resolve) => setTimeout(resolve, 200));
+}
+
 await client.workspaces.delete(made.id);
 await assert.rejects(client.workspaces.get(made.id), (error) => error.status === 404);
+const empty = await client.workspaces.getQuota();
+assert.deepEqual(empty.pool_usage, { cpus: 0, memory_mb: 0, disk_mb: 0 });
 console.log('oblien: ok');

@@ -30,8 +30,23 @@ fn place(script: &str, beside: &Path) -> Result<PathBuf> {
     Ok(target)
 }
 
+/// Runs a script against the server, with a home of its own: the packages keep credentials there.
+async fn drive(server: &Server, program: &Path, script: &Path, success: &str) -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let output = run(Command::new(program)
+        .arg(script)
+        .env("HOME", home.path())
+        .env("SKERRY_URL", &server.url)
+        .env("SKERRY_KEY", skerry_e2e::server::KEY))
+    .await
+    .with_context(|| server.log())?;
+    ensure!(output.contains(success), "{output}");
+    Ok(())
+}
+
 #[tokio::test]
-async fn the_oblien_package_creates_lists_renames_stops_starts_and_deletes() -> Result<()> {
+async fn the_oblien_package_and_its_command_do_with_workspaces_what_the_reference_says()
+-> Result<()> {
     let dir = packages().join("npm");
     std::fs::create_dir_all(&dir)?;
     std::fs::write(dir.join("package.json"), "{\"private\": true}")?;
@@ -39,19 +54,14 @@ async fn the_oblien_package_creates_lists_renames_stops_starts_and_deletes() -> 
     run(Command::new("npm").args(install).current_dir(&dir)).await?;
 
     let server = Server::start(Options::default()).await?;
-    let script = place("oblien.mjs", &dir)?;
-    let output = run(Command::new("node")
-        .arg(script)
-        .env("SKERRY_URL", &server.url)
-        .env("SKERRY_KEY", skerry_e2e::server::KEY))
-    .await
-    .with_context(|| server.log())?;
-    ensure!(output.contains("oblien: ok"), "{output}");
+    let node = Path::new("node");
+    drive(&server, node, &place("oblien.mjs", &dir)?, "oblien: ok").await?;
+    drive(&server, node, &place("oblien_cli.mjs", &dir)?, "oblien cli: ok").await?;
     server.finish().await
 }
 
 #[tokio::test]
-async fn the_instavm_package_creates_lists_and_deletes_vms_and_opens_a_session() -> Result<()> {
+async fn the_instavm_package_and_its_command_make_use_and_delete_vms_and_sessions() -> Result<()> {
     let dir = packages().join("python");
     let python = dir.join("bin/python");
     if !python.exists() {
@@ -60,13 +70,8 @@ async fn the_instavm_package_creates_lists_and_deletes_vms_and_opens_a_session()
     run(Command::new(&python).args(["-m", "pip", "install", "--quiet", INSTAVM])).await?;
 
     let server = Server::start(Options::default()).await?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/instavm_sdk.py");
-    let output = run(Command::new(&python)
-        .arg(script)
-        .env("SKERRY_URL", &server.url)
-        .env("SKERRY_KEY", skerry_e2e::server::KEY))
-    .await
-    .with_context(|| server.log())?;
-    ensure!(output.contains("instavm: ok"), "{output}");
+    let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
+    drive(&server, &python, &clients.join("instavm_sdk.py"), "instavm: ok").await?;
+    drive(&server, &python, &clients.join("instavm_cli.py"), "instavm cli: ok").await?;
     server.finish().await
 }

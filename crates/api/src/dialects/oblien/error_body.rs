@@ -219,9 +219,14 @@ fn of_error(error: &Error, internal_code: &'static str) -> Response {
                 Limit::RunningPool => (StatusCode::PAYMENT_REQUIRED, "RUNNING_POOL_REACHED"),
             };
             let resource = wire_resource(what);
-            let message = format!(
-                "{resource}: {requested} requested, {current} in use, {max} allowed by the plan"
-            );
+            let message = match limit {
+                Limit::PerWorkspace => {
+                    format!("{resource}: {requested} requested, the plan allows at most {max}")
+                }
+                Limit::WorkspaceCount | Limit::OwnedPool | Limit::RunningPool => format!(
+                    "{resource}: {requested} requested, {current} in use, {max} allowed by the plan"
+                ),
+            };
             let mut object = json_body(code, &message);
             object["current"] = json!(current);
             object["max"] = json!(max);
@@ -231,6 +236,10 @@ fn of_error(error: &Error, internal_code: &'static str) -> Response {
                 "current": current,
                 "max": max,
             });
+            // Pools fill up by other workspaces; only this limit is about the request itself.
+            if let (Limit::PerWorkspace, Some(field)) = (limit, wire_size(what)) {
+                object["details"]["field"] = json!(field);
+            }
             (status, Json(object)).into_response()
         }
         ErrorKind::NoCapacity(_) | ErrorKind::Unavailable(_) | ErrorKind::Timeout(_) => {
@@ -261,19 +270,29 @@ fn of_invalid(invalid: &Invalid) -> Response {
         "slug" => ("validation_error", "slug"),
         "namespace" => ("INVALID_NAMESPACE", "namespace"),
         "image" => ("invalid_image", "image"),
-        "vcpu_count" => ("INVALID_CONFIG", "config.cpus"),
-        "memory_mib" => ("INVALID_CONFIG", "config.memory_mb"),
-        "disk_mib" => ("INVALID_CONFIG", "config.writable_size_mb"),
         "env" => ("INVALID_CONFIG", "config.env"),
         "expiry" => ("INVALID_CONFIG", "config.ttl"),
         "metadata" => ("validation_error", "type"),
-        other => ("validation_error", other),
+        other => match wire_size(other) {
+            Some(field) => ("INVALID_CONFIG", field),
+            None => ("validation_error", other),
+        },
     };
     invalid_of(code, field, invalid)
 }
 
 fn invalid_of(code: &'static str, field: &str, found: &Invalid) -> Response {
     invalid(StatusCode::BAD_REQUEST, code, field, &found.problem, &found.allowed)
+}
+
+/// The field of a request that a size is given in.
+fn wire_size(core: &str) -> Option<&'static str> {
+    match core {
+        "vcpu_count" => Some("config.cpus"),
+        "memory_mib" => Some("config.memory_mb"),
+        "disk_mib" => Some("config.writable_size_mb"),
+        _ => None,
+    }
 }
 
 fn wire_resource(core: &'static str) -> &'static str {

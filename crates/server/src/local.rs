@@ -39,9 +39,8 @@ impl LocalCommands for ThisMachine {
         let built = tokio::task::spawn_blocking(move || build(order)).await;
         let built = built.context("the build's task").and_then(|built| built);
         report(built, json, |images| {
-            for (name, digest) in images {
-                println!("{name}\t{digest}");
-            }
+            let lines = images.iter().map(|(name, digest)| format!("{name}\t{digest}"));
+            lines.collect::<Vec<_>>().join("\n")
         })
     }
 
@@ -51,7 +50,7 @@ impl LocalCommands for ThisMachine {
             Ok(doctor) => doctor.checks.iter().all(|check| check.level != DoctorLevel::Missing),
             Err(_) => false,
         };
-        let code = report(doctor, json, print_doctor);
+        let code = report(doctor, json, doctor_text);
         if usable { code } else { ExitCode::FAILURE }
     }
 }
@@ -216,38 +215,36 @@ fn check_program(
     }
 }
 
-fn print_doctor(doctor: NodeDoctor) {
-    println!("accelerator: {}", doctor.accelerator);
-    for check in doctor.checks {
+fn doctor_text(doctor: &NodeDoctor) -> String {
+    let mut lines = vec![format!("accelerator: {}", doctor.accelerator)];
+    for check in &doctor.checks {
         let word = match check.level {
             DoctorLevel::Ok => "ok      ",
             DoctorLevel::Degraded => "degraded",
             DoctorLevel::Missing => "MISSING ",
         };
-        println!("{word} {}: {}", check.name, check.found);
-        if let Some(remedy) = check.remedy {
-            println!("         -> {remedy}");
-        }
+        lines.push(format!("{word} {}: {}", check.name, check.found));
+        lines.extend(check.remedy.iter().map(|remedy| format!("         -> {remedy}")));
     }
+    lines.join("\n")
 }
 
 /// Prints a result and turns it into an exit code.
-fn report<T: serde::Serialize>(result: Result<T>, json: bool, print: impl FnOnce(T)) -> ExitCode {
-    match result {
-        Ok(value) if json => match serde_json::to_string(&value) {
-            Ok(text) => {
-                println!("{text}");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("skerry: {error}");
-                ExitCode::FAILURE
-            }
+fn report<T: serde::Serialize>(
+    result: Result<T>,
+    json: bool,
+    text: impl FnOnce(&T) -> String,
+) -> ExitCode {
+    let text = result.and_then(|value| match json {
+        true => Ok(serde_json::to_string(&value)?),
+        false => Ok(text(&value)),
+    });
+    match text {
+        // Whoever reads this may stop early (`| head`), which is no failure of ours.
+        Ok(text) => match writeln!(std::io::stdout().lock(), "{text}") {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            Ok(()) | Err(_) => ExitCode::SUCCESS,
         },
-        Ok(value) => {
-            print(value);
-            ExitCode::SUCCESS
-        }
         Err(error) => {
             if json {
                 let body = serde_json::json!({"error": {"code": "failed", "message": format!("{error:#}")}});
@@ -257,5 +254,45 @@ fn report<T: serde::Serialize>(result: Result<T>, json: bool, print: impl FnOnce
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doctor_says_what_to_do_below_what_is_missing() {
+        let check = |level, remedy: Option<&str>| DoctorCheck {
+            name: "npm".to_owned(),
+            level,
+            found: "found".to_owned(),
+            remedy: remedy.map(str::to_owned),
+        };
+        let checks =
+            vec![check(DoctorLevel::Ok, None), check(DoctorLevel::Missing, Some("install it"))];
+        let text = doctor_text(&NodeDoctor { accelerator: "tcg".to_owned(), checks });
+        assert_eq!(
+            text,
+            "accelerator: tcg\nok       npm: found\nMISSING  npm: found\n         -> install it"
+        );
+    }
+
+    #[test]
+    fn a_recipe_that_is_not_there_is_told_before_anything_is_built() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("recipes/base")).unwrap();
+        std::fs::write(dir.path().join("recipes/base/recipe.toml"), "").unwrap();
+        let order = |recipes: &str| BuildOrder {
+            recipes_dir: dir.path().join(recipes),
+            image_dir: Some(dir.path().join("images")),
+            names: vec!["bse".to_owned()],
+            rebuild: Rebuild::WhenRecipeChanged,
+        };
+        let error = format!("{:#}", build(order("recipes")).unwrap_err());
+        assert!(error.contains("no recipe `bse`") && error.contains("base"), "{error}");
+        let error = format!("{:#}", build(order("elsewhere")).unwrap_err());
+        assert!(error.contains("--recipes"), "{error}");
+        assert!(!dir.path().join("images").exists());
     }
 }

@@ -17,6 +17,7 @@ use skerry_node::Faults;
 use skerry_vmm::Vmm;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
 
 use crate::{
     ambient, assemble,
@@ -51,7 +52,7 @@ enum LogFormat {
 /// # Errors
 /// Configuration, or a part that cannot be opened. Requests that fail are not errors here.
 pub async fn serve(arguments: ServeArguments) -> Result<()> {
-    start_log(arguments.log_format);
+    start_log(arguments.log_format)?;
     let settings = match &arguments.config {
         Some(path) => arguments.settings.or(Settings::from_file(path)?),
         None => arguments.settings,
@@ -110,9 +111,13 @@ async fn bind(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-fn start_log(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SKERRY_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+/// The log goes to stderr; `SKERRY_LOG` says how much of it.
+fn start_log(format: LogFormat) -> Result<()> {
+    let filter = match std::env::var("SKERRY_LOG") {
+        Ok(text) => log_filter(&text).context("in SKERRY_LOG")?,
+        Err(VarError::NotPresent) => EnvFilter::new("info"),
+        Err(error @ VarError::NotUnicode(_)) => return Err(error).context("in SKERRY_LOG"),
+    };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
@@ -121,6 +126,12 @@ fn start_log(format: LogFormat) {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
+    Ok(())
+}
+
+fn log_filter(text: &str) -> Result<EnvFilter> {
+    let hint = "a level (error, warn, info, debug, trace), or such as info,skerry_node=debug";
+    EnvFilter::try_new(text).with_context(|| format!("{text:?} is not {hint}"))
 }
 
 /// Makes the data directory, or looks at the one that is there: where everybody may write, somebody may
@@ -268,6 +279,13 @@ mod tests {
             let error = make_data_dir(dir.path()).unwrap_err().to_string();
             assert!(error.contains("everybody may write"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_misspelt_log_filter_is_an_error_and_not_another_filter() {
+        let error = format!("{:#}", log_filter("a=b=c").unwrap_err());
+        assert!(error.contains("a=b=c") && error.contains("debug"), "{error}");
+        log_filter("info,skerry_node=debug").unwrap();
     }
 
     #[test]

@@ -107,7 +107,9 @@ pub(crate) fn fields(fields: &[(&str, String)]) -> String {
     let mut text = String::new();
     for (label, value) in fields {
         let value = printable(value);
-        text.push_str(format!("{:width$}{value}", format!("{label}:")).trim_end());
+        // Without a label it is a remark on the field above.
+        let label = if label.is_empty() { String::new() } else { format!("{label}:") };
+        text.push_str(format!("{label:width$}{value}").trim_end());
         text.push('\n');
     }
     text

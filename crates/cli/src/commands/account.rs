@@ -163,6 +163,12 @@ mod tests {
     }
 
     #[test]
+    fn a_remark_stands_below_the_value_it_is_about() {
+        let text = fields(&[("secret", "sk_1".to_owned()), ("", "not shown again".to_owned())]);
+        assert_eq!(text, "secret: sk_1\n        not shown again\n");
+    }
+
+    #[test]
     fn keys_are_shown_without_their_secrets() {
         let keys_of = |last_used: Option<&str>| {
             json!({

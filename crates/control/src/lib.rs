@@ -29,8 +29,8 @@ pub use keys::{ApiKey, NewApiKey};
 pub use projects::{CreateProject, Project};
 pub use quota::Quota;
 pub use workspaces::{
-    AllStopped, CreateWorkspace, Deleted, ListWorkspaces, Page, StartPolicy, UpdateWorkspace, Wait,
-    WorkspaceRef,
+    AllStopped, ConditionalWish, CreateWorkspace, Deleted, ListWorkspaces, Page, StartPolicy,
+    UpdateWorkspace, Wait, WorkspaceRef,
 };
 
 pub use skerry_internal_api as internal_api;

@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use skerry_control::{
-    CreateWorkspace, Credential, ListWorkspaces, StartPolicy, UpdateWorkspace, Wait, WorkspaceRef,
+    ConditionalWish, CreateWorkspace, Credential, ListWorkspaces, StartPolicy, UpdateWorkspace,
+    Wait, WorkspaceRef,
     internal_api::{LogSource, NodeError, VmExit, VmPhase},
     sim_node::Point,
     testing::{self, TestControl},
 };
 use skerry_model::{
-    Desired, EnvVar, ErrorKind, Expiry, ExpiryAction, Incarnation, Secret, State, Workspace,
+    Desired, EnvVar, ErrorKind, Expiry, ExpiryAction, Incarnation, Secret, State, Wish, Workspace,
     error::Limit,
 };
 
@@ -563,4 +564,25 @@ async fn a_caller_sees_the_use_of_the_key_it_called_with() {
     let caller = test.caller().await;
     let keys = test.control.list_keys(&caller).await.unwrap();
     assert_eq!(keys[0].last_used_at, Some(test.clock.now()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_callers_who_may_start_a_workspace_at_rest_one_does() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let made = test.control.create_workspace(&caller, provisioned()).await.unwrap();
+    let mut starts = tokio::task::JoinSet::new();
+    for _ in 0..10 {
+        let (control, caller, which) = (test.control.clone(), caller.clone(), by_id(&made));
+        starts.spawn(async move {
+            let at_rest = |found: &Workspace| found.desired == Desired::Stopped;
+            control.wish_if(&caller, &which, Wish::Start, at_rest).await.unwrap()
+        });
+    }
+    let outcomes = starts.join_all().await;
+    let recorded =
+        outcomes.iter().filter(|outcome| matches!(outcome, ConditionalWish::Recorded(_)));
+    assert_eq!(recorded.count(), 1);
+    until(&test, &made, |now| matches!(now.state, State::Running { .. })).await;
+    assert_eq!(test.node.boots(), 1);
 }

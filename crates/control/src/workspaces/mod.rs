@@ -47,6 +47,15 @@ pub enum Wait {
     UpTo(Duration),
 }
 
+/// What became of a wish that depended on a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConditionalWish {
+    /// The condition was met: the record with the wish.
+    Recorded(Workspace),
+    /// It was not, and nothing changed: the record as it is.
+    NotMet(Workspace),
+}
+
 /// What a new workspace should be. Numbers are as the request gave them: they are checked here.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreateWorkspace {

@@ -1,10 +1,13 @@
 //! Starting, stopping, restarting and deleting: each records a wish, wakes the worker and waits.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use skerry_model::{Demand, ErrorKind, Refusal, State, Timestamp, Wish, Workspace};
 
-use super::{Deleted, Wait, WorkspaceRef};
+use super::{ConditionalWish, Deleted, Wait, WorkspaceRef};
 use crate::{Caller, Control, Error, control::Inner, store::Write};
 
 /// How often a change is computed anew because the record changed meanwhile.
@@ -53,6 +56,22 @@ impl Control {
         self.inner.until_settled(wished, wait).await
     }
 
+    /// Records a wish if the workspace meets `condition`, and answers at once. It is the record that the
+    /// wish is written over that meets it: of several callers who ask for what only one can have,
+    /// one gets it.
+    ///
+    /// # Errors
+    /// As [`Control::start_workspace`] where the condition is met, else only `NotFound`.
+    pub async fn wish_if(
+        &self,
+        caller: &Caller,
+        which: &WorkspaceRef,
+        wish: Wish,
+        condition: impl Fn(&Workspace) -> bool + Send + Sync + 'static,
+    ) -> Result<ConditionalWish, Error> {
+        self.inner.wish_if(caller, which, wish, condition).await
+    }
+
     /// Deletes a workspace from any state. Returns the record as it was last; with
     /// [`Wait::UpTo`], after everything is gone unless the wait was over first (state `deleting`).
     ///
@@ -83,10 +102,29 @@ impl Inner {
         which: &WorkspaceRef,
         wish: Wish,
     ) -> Result<Workspace, Error> {
+        match self.wish_if(caller, which, wish, |_| true).await? {
+            ConditionalWish::Recorded(workspace) | ConditionalWish::NotMet(workspace) => {
+                Ok(workspace)
+            }
+        }
+    }
+
+    async fn wish_if(
+        self: &Arc<Self>,
+        caller: &Caller,
+        which: &WorkspaceRef,
+        wish: Wish,
+        condition: impl Fn(&Workspace) -> bool + Send + Sync + 'static,
+    ) -> Result<ConditionalWish, Error> {
         let (inner, caller, which) = (Arc::clone(self), caller.clone(), which.clone());
         self.to_the_end(async move {
+            let met = AtomicBool::new(false);
             let changed = inner
                 .change(&caller, &which, |workspace, now| {
+                    met.store(condition(workspace), Ordering::Relaxed);
+                    if !met.load(Ordering::Relaxed) {
+                        return Ok(None);
+                    }
                     let demand = match wish {
                         Wish::Start | Wish::Restart => {
                             (!workspace.counts_as_running()).then_some(Demand::Start)
@@ -97,8 +135,11 @@ impl Inner {
                     Ok(demand)
                 })
                 .await?;
+            if !met.into_inner() {
+                return Ok(ConditionalWish::NotMet(changed));
+            }
             inner.wake(changed.id);
-            Ok(changed)
+            Ok(ConditionalWish::Recorded(changed))
         })
         .await
     }

@@ -1,7 +1,7 @@
 //! What can be done inside a running guest. Tenant bytes travel as streams with back-pressure: a
 //! slow reader stalls only its own stream.
 
-use std::{collections::BTreeMap, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, fmt, pin::Pin, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -32,7 +32,7 @@ pub struct Pty {
 }
 
 /// A command to run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ExecRequest {
     /// Program and arguments; the program is looked up in the guest's `PATH`. Not empty.
     pub argv: Vec<String>,
@@ -46,6 +46,17 @@ pub struct ExecRequest {
     pub pty: Option<Pty>,
     /// After this long the whole process group is killed and the exit is `TimedOut`.
     pub timeout: Option<Duration>,
+}
+
+/// Neither arguments nor values of variables: both may hold secrets.
+impl fmt::Debug for ExecRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExecRequest")
+            .field("program", &self.argv.first())
+            .field("env_names", &self.env.keys())
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a running command is told. Sent in order with its input.
@@ -225,4 +236,24 @@ pub trait GuestApi: Send + Sync {
 
     /// Listening TCP ports, sorted.
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_shows_neither_its_arguments_nor_values_of_variables() {
+        let request = ExecRequest {
+            argv: vec!["curl".to_owned(), "-utoken".to_owned()],
+            env: BTreeMap::from([("KEY".to_owned(), "hunter2".to_owned())]),
+            working_dir: None,
+            user: User::Root,
+            pty: None,
+            timeout: None,
+        };
+        let shown = format!("{request:?}");
+        assert!(shown.contains("curl") && shown.contains("KEY"), "{shown}");
+        assert!(!shown.contains("token") && !shown.contains("hunter2"), "{shown}");
+    }
 }

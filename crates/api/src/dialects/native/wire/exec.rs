@@ -20,7 +20,7 @@ pub struct Pty {
 }
 
 /// A command to run to its end.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecRequest {
     /// Program and arguments. The program is looked up in the guest's `PATH`; there is no shell
@@ -82,7 +82,7 @@ pub enum Encoding {
 }
 
 /// The first message of a client on the exec stream.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecStart {
     /// Program and arguments.

@@ -9,8 +9,8 @@ use axum::{
 };
 use http::{StatusCode, request::Parts};
 use serde::Deserialize;
-use skerry_control::{ListWorkspaces, Wait, WorkspaceRef};
-use skerry_model::{ProjectId, Workspace};
+use skerry_control::{ConditionalWish, ListWorkspaces, Wait, WorkspaceRef};
+use skerry_model::{ProjectId, Wish, Workspace};
 
 use super::{
     Aether, convert,
@@ -180,14 +180,20 @@ pub(super) async fn stop(
     auth: Authenticated<Aether>,
     WorkspacePath(which): WorkspacePath,
 ) -> Result<Json<wire::StatusOnly>, AetherError> {
-    let current = shown(&state.control.get_workspace(&auth.caller, &which).await?)?;
-    match current.status {
-        Status::Creating | Status::Starting | Status::Running => {
-            let workspace = state.control.stop_workspace(&auth.caller, &which, Wait::No).await?;
+    let may_stop = |workspace: &Workspace| {
+        convert::status(&workspace.state, workspace.desired, workspace.incarnation).is_some_and(
+            |status| match status {
+                Status::Creating | Status::Starting | Status::Running => true,
+                Status::Stopping | Status::Stopped | Status::Error => false,
+            },
+        )
+    };
+    match state.control.wish_if(&auth.caller, &which, Wish::Stop, may_stop).await? {
+        ConditionalWish::Recorded(workspace) => {
             Ok(Json(wire::StatusOnly { status: shown(&workspace)?.status }))
         }
-        Status::Stopping | Status::Stopped | Status::Error => {
-            let word = current.status.word();
+        ConditionalWish::NotMet(workspace) => {
+            let word = shown(&workspace)?.status.word();
             Err(AetherError::not_in_state(format!(
                 "A workspace in status {word} cannot be stopped; it must be creating, starting or \
                  running"

@@ -173,6 +173,11 @@ pub(super) fn status(state: &State, desired: Desired) -> wire::VmStatus {
     }
 }
 
+/// The workspace's status.
+pub(super) fn status_of(workspace: &Workspace) -> wire::VmStatus {
+    status(&workspace.state, workspace.desired)
+}
+
 /// Starts in a row up to and including the current or last one: Rigbox's `creation_attempts`.
 fn creation_attempts(workspace: &Workspace) -> u32 {
     if workspace.incarnation == Incarnation::default() {
@@ -193,8 +198,8 @@ fn creation_attempts(workspace: &Workspace) -> u32 {
 }
 
 /// Why the workspace is failed, while that is its status.
-fn failure(workspace: &Workspace) -> Option<&Failure> {
-    match (&workspace.state, status(&workspace.state, workspace.desired)) {
+pub(super) fn failure(workspace: &Workspace) -> Option<&Failure> {
+    match (&workspace.state, status_of(workspace)) {
         (State::Failed(failure), wire::VmStatus::Failed) => Some(failure),
         (
             State::Provisioned
@@ -223,7 +228,7 @@ pub(super) fn vm(workspace: &Workspace) -> wire::Vm {
         user_id: workspace.account_id.to_string(),
         node_id: workspace.node_id.map(|id| id.to_string()).unwrap_or_default(),
         name: workspace.name.as_str().to_owned(),
-        status: status(&workspace.state, workspace.desired),
+        status: status_of(workspace),
         image: spec.image.to_string(),
         image_digest: spec.image_digest.to_string(),
         ram_mb: spec.shape.memory_mib.get(),

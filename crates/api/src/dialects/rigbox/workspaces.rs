@@ -7,8 +7,8 @@ use axum::{
 };
 use http::{StatusCode, request::Parts};
 use serde::Deserialize;
-use skerry_control::{Caller, ListWorkspaces, Wait, WorkspaceRef};
-use skerry_model::{State as WorkspaceState, Workspace};
+use skerry_control::{ConditionalWish, ListWorkspaces, Wait, WorkspaceRef};
+use skerry_model::{Wish, Workspace};
 
 use super::{
     Rigbox, convert,
@@ -108,20 +108,20 @@ pub(super) async fn start(
     auth: Authenticated<Rigbox>,
     WorkspaceId(which): WorkspaceId,
 ) -> Result<Json<wire::VmEnvelope>, RigboxError> {
-    let (_, status) = current(&state, &auth.caller, &which).await?;
-    match status {
-        VmStatus::Provisioned | VmStatus::Stopped | VmStatus::Failed => {
-            let workspace = state.control.start_workspace(&auth.caller, &which, Wait::No).await?;
-            Ok(Json(convert::envelope(&workspace)))
-        }
+    let refusal = Refusal {
+        code: StatusCode::BAD_REQUEST,
+        verb: "start",
+        needed: "provisioned, stopped or failed",
+    };
+    let may_start = |workspace: &Workspace| match convert::status_of(workspace) {
+        VmStatus::Provisioned | VmStatus::Stopped | VmStatus::Failed => true,
         VmStatus::Provisioning
         | VmStatus::Starting
         | VmStatus::Running
         | VmStatus::Stopping
-        | VmStatus::Deleting => {
-            Err(refused(StatusCode::BAD_REQUEST, status, "start", "provisioned, stopped or failed"))
-        }
-    }
+        | VmStatus::Deleting => false,
+    };
+    wish_if(&state, &auth, &which, Wish::Start, may_start, refusal).await
 }
 
 /// `POST /workspaces/{id}/stop`: queued at once; clients poll.
@@ -130,20 +130,9 @@ pub(super) async fn stop(
     auth: Authenticated<Rigbox>,
     WorkspaceId(which): WorkspaceId,
 ) -> Result<Json<wire::VmEnvelope>, RigboxError> {
-    let (_, status) = current(&state, &auth.caller, &which).await?;
-    match status {
-        VmStatus::Running => {
-            let workspace = state.control.stop_workspace(&auth.caller, &which, Wait::No).await?;
-            Ok(Json(convert::envelope(&workspace)))
-        }
-        VmStatus::Provisioned
-        | VmStatus::Provisioning
-        | VmStatus::Starting
-        | VmStatus::Stopping
-        | VmStatus::Stopped
-        | VmStatus::Deleting
-        | VmStatus::Failed => Err(refused(StatusCode::BAD_REQUEST, status, "stop", "running")),
-    }
+    let refusal = Refusal { code: StatusCode::BAD_REQUEST, verb: "stop", needed: "running" };
+    let may_stop = |workspace: &Workspace| convert::status_of(workspace) == VmStatus::Running;
+    wish_if(&state, &auth, &which, Wish::Stop, may_stop, refusal).await
 }
 
 /// `POST /workspaces/{id}/cancel`: gives up a start under way; the workspace comes to a stop.
@@ -152,21 +141,18 @@ pub(super) async fn cancel(
     auth: Authenticated<Rigbox>,
     WorkspaceId(which): WorkspaceId,
 ) -> Result<Json<wire::VmEnvelope>, RigboxError> {
-    let (_, status) = current(&state, &auth.caller, &which).await?;
-    match status {
-        VmStatus::Provisioning | VmStatus::Starting => {
-            let workspace = state.control.stop_workspace(&auth.caller, &which, Wait::No).await?;
-            Ok(Json(convert::envelope(&workspace)))
-        }
+    let refusal =
+        Refusal { code: StatusCode::CONFLICT, verb: "cancel", needed: "provisioning or starting" };
+    let may_cancel = |workspace: &Workspace| match convert::status_of(workspace) {
+        VmStatus::Provisioning | VmStatus::Starting => true,
         VmStatus::Provisioned
         | VmStatus::Running
         | VmStatus::Stopping
         | VmStatus::Stopped
         | VmStatus::Deleting
-        | VmStatus::Failed => {
-            Err(refused(StatusCode::CONFLICT, status, "cancel", "provisioning or starting"))
-        }
-    }
+        | VmStatus::Failed => false,
+    };
+    wish_if(&state, &auth, &which, Wish::Stop, may_cancel, refusal).await
 }
 
 /// `POST /workspaces/{id}/retry`: starts again after a failure that may pass.
@@ -175,24 +161,12 @@ pub(super) async fn retry(
     auth: Authenticated<Rigbox>,
     WorkspaceId(which): WorkspaceId,
 ) -> Result<Json<wire::VmEnvelope>, RigboxError> {
-    let (workspace, status) = current(&state, &auth.caller, &which).await?;
-    let retryable = match &workspace.state {
-        WorkspaceState::Failed(failure) => failure.retryable && status == VmStatus::Failed,
-        WorkspaceState::Provisioned
-        | WorkspaceState::Starting
-        | WorkspaceState::Running { .. }
-        | WorkspaceState::Paused { .. }
-        | WorkspaceState::Suspending
-        | WorkspaceState::Suspended
-        | WorkspaceState::Stopping
-        | WorkspaceState::Stopped
-        | WorkspaceState::Deleting => false,
+    let refusal =
+        Refusal { code: StatusCode::CONFLICT, verb: "retry", needed: "failed in a retryable way" };
+    let may_retry = |workspace: &Workspace| {
+        convert::failure(workspace).is_some_and(|failure| failure.retryable)
     };
-    if !retryable {
-        return Err(refused(StatusCode::CONFLICT, status, "retry", "failed in a retryable way"));
-    }
-    let workspace = state.control.start_workspace(&auth.caller, &which, Wait::No).await?;
-    Ok(Json(convert::envelope(&workspace)))
+    wish_if(&state, &auth, &which, Wish::Start, may_retry, refusal).await
 }
 
 /// `PUT /workspaces/{id}/resources`: only while there is no VM.
@@ -223,21 +197,30 @@ pub(super) async fn set_env(
     Ok(Json(wire::Message { message }))
 }
 
-async fn current(
-    state: &ApiState,
-    caller: &Caller,
-    which: &WorkspaceRef,
-) -> Result<(Workspace, VmStatus), RigboxError> {
-    let workspace = state.control.get_workspace(caller, which).await?;
-    let status = convert::status(&workspace.state, workspace.desired);
-    Ok((workspace, status))
+/// How a call answers when the workspace's status does not permit it.
+struct Refusal {
+    code: StatusCode,
+    verb: &'static str,
+    needed: &'static str,
 }
 
-fn refused(code: StatusCode, status: VmStatus, verb: &str, needed: &str) -> RigboxError {
-    let word = status.word();
-    RigboxError::invalid_state(
-        code,
-        word,
-        format!("cannot {verb} a workspace that is {word}; it must be {needed}"),
-    )
+/// Records a wish where the status permits it. Whether it does is decided on the record that the wish
+/// is written over: of two starts at once, one is refused.
+async fn wish_if(
+    state: &ApiState,
+    auth: &Authenticated<Rigbox>,
+    which: &WorkspaceRef,
+    wish: Wish,
+    permitted: fn(&Workspace) -> bool,
+    refusal: Refusal,
+) -> Result<Json<wire::VmEnvelope>, RigboxError> {
+    match state.control.wish_if(&auth.caller, which, wish, permitted).await? {
+        ConditionalWish::Recorded(workspace) => Ok(Json(convert::envelope(&workspace))),
+        ConditionalWish::NotMet(workspace) => {
+            let word = convert::status_of(&workspace).word();
+            let Refusal { code, verb, needed } = refusal;
+            let message = format!("cannot {verb} a workspace that is {word}; it must be {needed}");
+            Err(RigboxError::invalid_state(code, word, message))
+        }
+    }
 }

@@ -1,8 +1,15 @@
 //! Opens the hypervisor and remembers which accelerator was proven to work on this host.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
+use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 use skerry_node::images::{BootFiles, ImageStore};
 use skerry_vmm::{
@@ -23,6 +30,8 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 struct Proven {
     host_boot_id: String,
     guest_kernel: String,
+    /// Rights on `/dev/kvm`: whoever gives us access wants to see the difference at the next start.
+    kvm_device: String,
     accelerator: Accelerator,
 }
 
@@ -40,6 +49,7 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Vmm>> {
             .trim()
             .to_owned(),
         guest_kernel: boot.manifest.kernel.digest.to_string(),
+        kvm_device: kvm_device(Path::new("/dev/kvm")),
         accelerator: Accelerator::None,
     };
     let answer = read_proven(&remembered, &question);
@@ -91,11 +101,19 @@ pub fn boot_files(config: &Config) -> Result<BootFiles> {
     store.boot_files().with_context(|| format!("{dir} has no boot files: {remedy}"))
 }
 
+/// Who may open the device, and whether we may; only to be compared.
+fn kvm_device(path: &Path) -> String {
+    let Ok(device) = fs::metadata(path) else { return "absent".to_owned() };
+    let ours = access(path, AccessFlags::R_OK | AccessFlags::W_OK).is_ok();
+    format!("mode {:o}, {}:{}, open to us: {ours}", device.mode(), device.uid(), device.gid())
+}
+
 fn read_proven(path: &Path, question: &Proven) -> Option<Accelerator> {
     let text = fs::read(path).ok()?;
     let proven: Proven = serde_json::from_slice(&text).ok()?;
     let same = proven.host_boot_id == question.host_boot_id
-        && proven.guest_kernel == question.guest_kernel;
+        && proven.guest_kernel == question.guest_kernel
+        && proven.kvm_device == question.kvm_device;
     same.then_some(proven.accelerator)
 }
 
@@ -131,6 +149,7 @@ mod tests {
         Proven {
             host_boot_id: host_boot_id.to_owned(),
             guest_kernel: "sha256:00".to_owned(),
+            kvm_device: "absent".to_owned(),
             accelerator: Accelerator::Tcg,
         }
     }
@@ -154,6 +173,21 @@ mod tests {
         fs::write(&path, serde_json::to_vec(&proven("one")).unwrap()).unwrap();
         assert_eq!(read_proven(&path, &proven("one")), Some(Accelerator::Tcg));
         assert_eq!(read_proven(&path, &proven("two")), None);
+    }
+
+    #[test]
+    fn what_was_proven_without_access_to_kvm_does_not_count_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, device) = (dir.path().join("accelerator.json"), dir.path().join("kvm"));
+        let before = Proven { kvm_device: kvm_device(&device), ..proven("one") };
+        fs::write(&path, serde_json::to_vec(&before).unwrap()).unwrap();
+        assert_eq!(read_proven(&path, &before), Some(Accelerator::Tcg));
+        fs::write(&device, "").unwrap();
+        fs::set_permissions(&device, fs::Permissions::from_mode(0o600)).unwrap();
+        let closed = kvm_device(&device);
+        assert_eq!(read_proven(&path, &Proven { kvm_device: closed.clone(), ..before }), None);
+        fs::set_permissions(&device, fs::Permissions::from_mode(0o666)).unwrap();
+        assert_ne!(kvm_device(&device), closed);
     }
 
     #[test]

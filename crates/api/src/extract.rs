@@ -18,6 +18,8 @@ pub const MAX_JSON_BYTES: usize = 1024 * 1024;
 
 /// How long a client may take to send a JSON body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is said about a value, at most.
+const MAX_PROBLEM_CHARS: usize = 300;
 
 /// One step of the path to a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +119,9 @@ fn problem(error: &serde_json::Error, path: Vec<PathStep>) -> JsonProblem {
     if error.is_data() {
         // The position is noise beside the path.
         let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
-        JsonProblem::Shape { path, message: message.to_owned() }
+        // It repeats the value, which may be as long as the body.
+        let message = message.chars().take(MAX_PROBLEM_CHARS).collect();
+        JsonProblem::Shape { path, message }
     } else {
         JsonProblem::Syntax { message: text, column: error.column() }
     }
@@ -229,6 +233,13 @@ mod tests {
         let problem = parse_json::<Body>(br#"{"config":{"ports":[1,"x"]}}"#).expect_err("wrong");
         assert_eq!(problem.path_text(), "config.ports[1]");
         assert_eq!(problem.message(), "invalid type: string \"x\", expected u16");
+    }
+
+    #[test]
+    fn a_long_value_is_not_repeated_in_full() {
+        let text = format!(r#"{{"config":"{}"}}"#, "x".repeat(100_000));
+        let problem = parse_json::<Body>(text.as_bytes()).expect_err("wrong");
+        assert_eq!(problem.message().chars().count(), MAX_PROBLEM_CHARS);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use skerry_control::{
     sim_node::Point,
     testing,
 };
-use skerry_model::{Pool, Range, State};
+use skerry_model::{Desired, Pool, Range, State};
 
 async fn create(front: &mut Front, body: Value) -> String {
     let answer = front.call(As::Admin, "POST /workspace", Some(body)).await;
@@ -177,6 +177,29 @@ async fn a_start_that_is_overtaken_by_a_stop_is_a_conflict() {
     assert_eq!(started.body["code"], "conflict");
     assert_eq!(started.body["details"], json!({ "state": "stopped" }));
     assert_eq!(stopped.body["workspace"]["status"], "stopped");
+}
+
+#[tokio::test]
+async fn a_stop_that_is_overtaken_by_a_start_is_a_conflict() {
+    let mut front = Front::open().await;
+    let id = create(&mut front, json!({ "name": "wanted", "image": "base" })).await;
+    front.test.node.hang(Point::EnsureStopped);
+    let (start, stop) =
+        (format!("POST /workspace/{id}/start"), format!("POST /workspace/{id}/stop"));
+    let stopping = front.beside(As::Admin, &stop, None);
+    let starting = async {
+        front.until(&id, |w| w.state == State::Stopping).await;
+        let starting = front.beside(As::Admin, &start, None);
+        let releasing = async {
+            front.until(&id, |w| w.desired == Desired::Running).await;
+            front.test.node.release(Point::EnsureStopped);
+        };
+        tokio::join!(starting, releasing).0
+    };
+    let (stopped, started) = tokio::join!(stopping, starting);
+    assert_eq!((stopped.status.as_u16(), started.status.as_u16()), (409, 200));
+    assert_eq!(stopped.body["code"], "conflict");
+    assert_eq!(started.body["workspace"]["status"], "running");
 }
 
 #[tokio::test]

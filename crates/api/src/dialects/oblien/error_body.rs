@@ -39,7 +39,7 @@ pub(super) enum Problem {
     StartFailed { creating: bool, workspace_id: String, failure: Failure },
     /// The workspace was deleted while its creator waited for its machine.
     CreationCancelled,
-    /// The machine that this call waited for is not wanted any more.
+    /// What this call waited for is not wanted any more.
     Overtaken { state: &'static str },
     /// The node did not confirm the stop in time; it goes on.
     StopUnconfirmed,
@@ -91,7 +91,9 @@ impl IntoResponse for Problem {
             Self::Overtaken { state } => body(
                 StatusCode::CONFLICT,
                 "conflict",
-                &format!("the workspace is {state}: it was stopped or deleted meanwhile"),
+                &format!(
+                    "another call asked for something else meanwhile: the workspace is {state}"
+                ),
                 Some(json!({ "state": state })),
             ),
             Self::StopUnconfirmed => body(

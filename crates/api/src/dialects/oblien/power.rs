@@ -65,16 +65,24 @@ pub(super) async fn stop(
     let which = ids::parse_workspace_ref(&reference);
     let stopping = state.control.stop_workspace(&caller, &which, Wait::UpTo(LONGEST_WAIT));
     let workspace = state.until_shutdown(stopping).await?;
-    match &workspace.state {
-        WorkspaceState::Stopping | WorkspaceState::Starting => Err(Problem::StopUnconfirmed),
-        WorkspaceState::Provisioned
-        | WorkspaceState::Running { .. }
-        | WorkspaceState::Paused { .. }
-        | WorkspaceState::Suspending
-        | WorkspaceState::Suspended
-        | WorkspaceState::Stopped
-        | WorkspaceState::Failed(_)
-        | WorkspaceState::Deleting => Ok(workspace_answer(&state, &workspace)),
+    match (workspace.desired, &workspace.state) {
+        (Desired::Running, _) => Err(Problem::Overtaken { state: object::status(&workspace) }),
+        (
+            Desired::Stopped | Desired::Deleted,
+            WorkspaceState::Stopping
+            | WorkspaceState::Starting
+            | WorkspaceState::Running { .. }
+            | WorkspaceState::Paused { .. }
+            | WorkspaceState::Suspending,
+        ) => Err(Problem::StopUnconfirmed),
+        (
+            Desired::Stopped | Desired::Deleted,
+            WorkspaceState::Provisioned
+            | WorkspaceState::Suspended
+            | WorkspaceState::Stopped
+            | WorkspaceState::Failed(_)
+            | WorkspaceState::Deleting,
+        ) => Ok(workspace_answer(&state, &workspace)),
     }
 }
 

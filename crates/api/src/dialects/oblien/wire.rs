@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// `POST /workspace`. The client moves sizes into `config`; other callers leave them outside, some
-/// under other names. Fields it does not know are let through, except those in
-/// [``convert``].
-#[derive(Debug, Default, Deserialize)]
+/// under other names. Without `Debug`: values of variables may be secrets. Fields it does not know are
+/// let through, except those that [`super::convert`] refuses.
+#[derive(Default, Deserialize)]
 #[serde(expecting = "an object")]
 pub(super) struct CreateBody {
     pub(super) name: Option<String>,
@@ -32,7 +32,7 @@ pub(super) struct CreateBody {
 
 /// The `config` object of create and update. Sizes and variables are read by [`super::convert`],
 /// which names what they may be.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(expecting = "an object")]
 pub(super) struct Config {
     pub(super) cpus: Option<Value>,
@@ -49,7 +49,7 @@ pub(super) struct Config {
 }
 
 /// `PUT /workspace/:id`. `null` clears a slug and a logo, so it is told apart from absence.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(expecting = "an object")]
 pub(super) struct UpdateBody {
     pub(super) name: Option<String>,

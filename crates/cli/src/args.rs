@@ -366,7 +366,7 @@ pub struct ImageBuildArgs {
     pub recipes: Option<PathBuf>,
 
     /// Where built images are kept [default: that of the server: <data-dir>/images]
-    #[arg(long, value_name = "DIRECTORY", env = "SKERRY_IMAGE_DIR")]
+    #[arg(long, value_name = "DIRECTORY", env = "SKERRY_IMAGE_DIR", hide_env_values = true)]
     pub image_dir: Option<PathBuf>,
 }
 

@@ -206,6 +206,7 @@ impl ChildSetup {
             }
             libc::umask(0o022);
         }
+        default_signals();
         if self.is_machine {
             // The agent is protected from the memory killer and has its own cgroup; its commands
             // are neither. Where that cannot be said the command runs all the same.
@@ -223,6 +224,15 @@ impl ChildSetup {
             check(libc::chdir(self.working_dir.as_ptr()))?;
         }
         Ok(())
+    }
+}
+
+/// What a process ignores its children ignore too, and a shell cannot even trap such a signal. Whoever
+/// started the agent must not decide how a tenant's commands take a hang-up.
+fn default_signals() {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: a plain system call. Those that may not be changed answer with an error.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
     }
 }
 

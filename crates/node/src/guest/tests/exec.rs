@@ -118,6 +118,16 @@ async fn a_dropped_session_hangs_up_on_its_command() {
 }
 
 #[tokio::test]
+async fn a_command_starts_with_default_signals_whatever_the_agent_ignores() {
+    // SAFETY: nothing in this process handles or awaits this signal.
+    unsafe { nix::libc::signal(nix::libc::SIGUSR2, nix::libc::SIG_IGN) };
+    let lab = Lab::open().await;
+    let said = finish(lab.shell("kill -USR2 $$; echo survived").await).await;
+    assert_eq!(said.out(), "");
+    assert_eq!(said.exit, Some(ExecExit::Signal(nix::libc::SIGUSR2)));
+}
+
+#[tokio::test]
 async fn a_background_process_that_keeps_the_pipe_does_not_keep_the_command() {
     let lab = Lab::open().await;
     let started = Instant::now();

@@ -19,9 +19,12 @@ use std::{
     },
     path::{Path, PathBuf},
     str::FromStr,
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{Flock, FlockArg},
     sys::statfs::{TMPFS_MAGIC, statfs},
     unistd::geteuid,
@@ -33,6 +36,10 @@ use crate::{Error, NodeConfig, NodeEnvironment};
 
 /// The longest path a VM's run directory may have, so that every socket in it has a valid address.
 const MAX_RUN_DIR_BYTES: usize = 80;
+
+/// How long another server's lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The paths of one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,19 +171,29 @@ fn remove_if_empty(dir: &Path) {
     }
 }
 
+/// Locks the directory. A server that was killed holds its lock until the kernel has taken it apart,
+/// and a child of it until that child runs its own program: who starts the next server at once must
+/// not be turned away for that, so the lock is waited for a little.
 fn lock(data_dir: &Path) -> Result<Flock<File>, Error> {
     let path = data_dir.join("lock");
-    let file = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
         .mode(0o600)
         .open(&path)
         .map_err(Error::path("opening", &path))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(Error::DataDirInUse(data_dir.to_owned())),
-        Err((_, errno)) => Err(Error::path("locking", &path)(errno.into())),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((held, Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
+                file = held;
+                thread::sleep(LOCK_PAUSE);
+            }
+            Err((_, Errno::EWOULDBLOCK)) => return Err(Error::DataDirInUse(data_dir.to_owned())),
+            Err((_, errno)) => return Err(Error::path("locking", &path)(errno.into())),
+        }
     }
 }
 
@@ -349,4 +366,27 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_of_a_server_that_is_just_ending_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        thread::scope(|scope| {
+            let next = scope.spawn(|| lock(dir.path()).map(drop));
+            drop(held);
+            next.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_directory_that_stays_locked_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = lock(dir.path()).unwrap();
+        assert!(matches!(lock(dir.path()), Err(Error::DataDirInUse(_))));
+    }
 }

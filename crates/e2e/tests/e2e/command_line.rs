@@ -243,8 +243,9 @@ async fn shell_is_a_real_terminal_with_resize_and_ctrl_c() -> Result<()> {
         // The resize travels behind the prompt: ask until the new size is there.
         terminal.send("until [ \"$(stty size)\" = '40 120' ]; do :; done; echo si''zed\n")?;
         terminal.expect("sized")?;
-        terminal.send("sleep 1000\n")?;
-        terminal.expect("sleep 1000")?;
+        // Said by the process that is to be interrupted: before it runs, Ctrl-C would be the shell's.
+        terminal.send("sh -c 'echo slee\"\"ping; exec sleep 1000'\n")?;
+        terminal.expect("sleeping")?;
         terminal.send("\x03")?;
         terminal.send("echo inter''rupted $?\n")?;
         terminal.expect("interrupted 130")?;

@@ -67,6 +67,10 @@ impl From<NodeError> for Error {
                 reason: "the workspace must be running".to_owned(),
             },
             NodeError::NoSuchImage(_) => ErrorKind::NotFound { what: "image" },
+            NodeError::NoSuchSnapshot => ErrorKind::NotFound { what: "snapshot" },
+            NodeError::Cancelled | NodeError::SavedStateUnusable(_) => {
+                ErrorKind::Conflict(error.to_string())
+            }
             NodeError::NoSuchFile(_) => ErrorKind::NotFound { what: "file" },
             NodeError::Guest { message, .. } => ErrorKind::Conflict(message.clone()),
             NodeError::Invalid { field, problem } => ErrorKind::Invalid(Invalid {

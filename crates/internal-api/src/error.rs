@@ -9,6 +9,15 @@ pub enum NodeError {
     /// No VM of this workspace is there (or not of this incarnation).
     #[error("no such VM")]
     NoSuchVm,
+    /// What was under way was given up because something else was asked for meanwhile.
+    #[error("cancelled")]
+    Cancelled,
+    /// No complete snapshot of this identifier is there.
+    #[error("no such snapshot")]
+    NoSuchSnapshot,
+    /// A saved state cannot be used: damaged, incomplete, or of another machine.
+    #[error("the saved state cannot be used: {0}")]
+    SavedStateUnusable(String),
     /// The VM is there but does not run.
     #[error("the VM is not running")]
     NotRunning,

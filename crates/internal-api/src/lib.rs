@@ -15,5 +15,6 @@ pub use guest::{
 };
 pub use node::{
     DoctorCheck, DoctorLevel, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeEvent,
-    StopMode, VmExit, VmPhase, VmReport, VmSpec,
+    SnapshotContents, SnapshotInfo, StartFrom, StartPath, StartStatistics, StopMode, VmExit,
+    VmPhase, VmReport, VmSpec,
 };

@@ -5,12 +5,31 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skerry_model::{
-    EnvVar, Incarnation, NodeId, Shape, Timestamp, WorkspaceId,
+    EnvVar, Incarnation, NodeId, Shape, SnapshotId, Timestamp, WorkspaceId,
     spec::{ImageDigest, ImageRef, LogRetention},
 };
 use tokio::sync::broadcast;
 
 use crate::{ByteStream, GuestApi, NodeError};
+
+/// What a start begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case")]
+pub enum StartFrom {
+    /// The workspace's own disk, made from its image the first time. The machine boots, or comes
+    /// from the warm pool or a template where that is the same to the tenant.
+    #[default]
+    Disk,
+    /// The memory that a suspension saved, on the workspace's own disk. Saved memory that is
+    /// missing or damaged is an error, never a silent boot.
+    SavedMemory,
+    /// A snapshot: its disk replaces the workspace's, and its memory (if it has one and the shape
+    /// is the same) is restored. What the workspace had is kept until the start has succeeded.
+    Snapshot {
+        /// Which.
+        snapshot_id: SnapshotId,
+    },
+}
 
 /// What the node has to run for a workspace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +48,78 @@ pub struct VmSpec {
     pub env: Vec<EnvVar>,
     /// What happens to the old console log.
     pub log_retention: LogRetention,
+    /// What it begins with.
+    #[serde(default)]
+    pub start_from: StartFrom,
+}
+
+/// How a VM came to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartPath {
+    /// It was waiting in the pool, restored and paused.
+    Pool,
+    /// Restored from a template.
+    Template,
+    /// Booted.
+    Boot,
+    /// Restored from memory that a suspension saved.
+    SavedMemory,
+    /// Restored from a snapshot's memory.
+    SnapshotMemory,
+}
+
+/// What a snapshot has to contain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotContents {
+    /// Disk and memory at one instant. Needs a running or paused VM.
+    DiskAndMemory,
+    /// The disk, with its file systems frozen and synced while a VM runs; of a stopped workspace as
+    /// it lies there.
+    Disk,
+}
+
+/// A snapshot as the node has it: immutable and complete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// Which.
+    pub id: SnapshotId,
+    /// Of which workspace it was taken.
+    pub workspace_id: WorkspaceId,
+    /// What it contains.
+    pub contents: SnapshotContents,
+    /// The shape of the machine whose memory it holds.
+    pub shape: Shape,
+    /// The image at the bottom of its disk.
+    pub image_digest: ImageDigest,
+    /// Bytes on the node's disk that are the snapshot's own, memory included.
+    pub size_bytes: u64,
+    /// How long the guest stood still for it; zero for a stopped one.
+    pub blackout: Duration,
+    /// When it was complete.
+    pub created_at: Timestamp,
+}
+
+/// How starts went since the node was opened, and what is ready for the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartStatistics {
+    /// Starts by the path they took.
+    pub pool_hits: u64,
+    /// Restored from a template.
+    pub template_restores: u64,
+    /// Booted.
+    pub boots: u64,
+    /// Boots that happened because a restore failed.
+    pub restore_fallbacks: u64,
+    /// Resumed from saved memory or a snapshot's.
+    pub memory_restores: u64,
+    /// Templates on disk.
+    pub templates: u64,
+    /// VMs that wait in the pool, restored and paused.
+    pub pool_warm: u64,
+    /// Processes that wait in the pool for a state.
+    pub pool_parked: u64,
 }
 
 /// How far a VM is.
@@ -41,6 +132,10 @@ pub enum VmPhase {
     Running,
     /// Virtual CPUs stopped.
     Paused,
+    /// Memory is being saved; a resume cancels it.
+    Suspending,
+    /// No process; disk and saved memory are there.
+    Suspended,
     /// Being shut down.
     Stopping,
     /// No process; the disk is there.
@@ -77,6 +172,8 @@ pub struct VmReport {
     pub pid: Option<u32>,
     /// How the last VM of this workspace ended, when it is stopped and that is known.
     pub last_exit: Option<VmExit>,
+    /// How it came to run, while it runs and that is known.
+    pub start_path: Option<StartPath>,
 }
 
 /// Which log of a workspace.
@@ -197,6 +294,72 @@ pub trait NodeApi: Send + Sync {
         incarnation: Incarnation,
         mode: StopMode,
     ) -> Result<(), NodeError>;
+
+    /// Stops the virtual CPUs of the VM of this incarnation; memory stays resident. One that is
+    /// paused already is returned as it is.
+    async fn ensure_paused(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        let _ = (workspace_id, incarnation);
+        Err(NodeError::Unsupported("pausing".to_owned()))
+    }
+
+    /// Lets the paused VM of this incarnation run on, its clock set, and returns once the guest
+    /// answers. Cancels a suspension under way, unless the memory is saved already: then
+    /// [`NodeError::NotRunning`], and a start from [`StartFrom::SavedMemory`] is the way on. One
+    /// that runs already is returned as it is.
+    async fn ensure_resumed(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        let _ = (workspace_id, incarnation);
+        Err(NodeError::Unsupported("resuming".to_owned()))
+    }
+
+    /// Saves the memory of the VM of this incarnation durably and ends the process. Returns when
+    /// phase [`VmPhase::Suspended`] is reached; that it is there already is a success. On an error
+    /// or a cancellation ([`NodeError::Cancelled`]) the VM runs (or is paused) as before.
+    async fn ensure_suspended(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        let _ = (workspace_id, incarnation);
+        Err(NodeError::Unsupported("suspending".to_owned()))
+    }
+
+    /// Takes a snapshot under an identifier chosen by the caller. One of that identifier that is
+    /// there already is returned as it is. The VM goes on as before; on an error nothing of the
+    /// snapshot is left.
+    async fn take_snapshot(
+        &self,
+        workspace_id: WorkspaceId,
+        snapshot_id: SnapshotId,
+        contents: SnapshotContents,
+    ) -> Result<SnapshotInfo, NodeError> {
+        let _ = (workspace_id, snapshot_id, contents);
+        Err(NodeError::Unsupported("snapshots".to_owned()))
+    }
+
+    /// Removes a snapshot. Workspaces that were made from it are not touched. Removing what is not
+    /// there is a success.
+    async fn ensure_snapshot_deleted(&self, snapshot_id: SnapshotId) -> Result<(), NodeError> {
+        let _ = snapshot_id;
+        Err(NodeError::Unsupported("snapshots".to_owned()))
+    }
+
+    /// The complete snapshots on the node, in no order.
+    async fn snapshots(&self) -> Vec<SnapshotInfo> {
+        Vec::new()
+    }
+
+    /// How starts went.
+    async fn start_statistics(&self) -> StartStatistics {
+        StartStatistics::default()
+    }
 
     /// Removes everything the node has of the workspace: VM, disk, logs. Removing what is not there
     /// is a success.

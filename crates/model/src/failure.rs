@@ -19,6 +19,8 @@ pub enum FailureCode {
     ImageMissing,
     /// The VM runs but its agent does not answer.
     GuestUnreachable,
+    /// A saved state (suspension or snapshot) is damaged, incomplete or gone.
+    SavedStateUnusable,
     /// A step on the host failed.
     HostStepFailed,
     /// A fault of ours.
@@ -27,13 +29,14 @@ pub enum FailureCode {
 
 impl FailureCode {
     /// Every code.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BootTimeout,
         Self::NoCapacity,
         Self::VmCrashed,
         Self::VmLost,
         Self::ImageMissing,
         Self::GuestUnreachable,
+        Self::SavedStateUnusable,
         Self::HostStepFailed,
         Self::Internal,
     ];
@@ -48,6 +51,7 @@ impl FailureCode {
             Self::VmLost => "vm_lost",
             Self::ImageMissing => "image_missing",
             Self::GuestUnreachable => "guest_unreachable",
+            Self::SavedStateUnusable => "saved_state_unusable",
             Self::HostStepFailed => "host_step_failed",
             Self::Internal => "internal",
         }
@@ -63,7 +67,7 @@ impl FailureCode {
             | Self::VmLost
             | Self::GuestUnreachable
             | Self::HostStepFailed => true,
-            Self::ImageMissing | Self::Internal => false,
+            Self::ImageMissing | Self::SavedStateUnusable | Self::Internal => false,
         }
     }
 }

@@ -77,6 +77,8 @@ ids! {
     NodeId;
     /// A grouping of workspaces (Aether's project).
     ProjectId;
+    /// A saved state of a workspace: disk, or disk and memory.
+    SnapshotId;
     /// A workspace: the tenant's record of one machine over all its starts.
     WorkspaceId;
 }

@@ -22,7 +22,7 @@ mod test_ground;
 
 pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
-pub use id::{AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, WorkspaceId};
+pub use id::{AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, SnapshotId, WorkspaceId};
 pub use limits::{Demand, Plan, Pool, Range, RequestedShape, Usage};
 pub use name::{DisplayName, Slug};
 pub use quantity::{DiskMib, MemMib, VcpuCount};

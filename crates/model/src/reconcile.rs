@@ -15,6 +15,10 @@ pub enum VmViewPhase {
     Running,
     /// Virtual CPUs stopped.
     Paused,
+    /// Memory is being saved.
+    Suspending,
+    /// No process; memory is saved.
+    Suspended,
     /// Being shut down.
     Stopping,
     /// No process.
@@ -52,15 +56,20 @@ impl NodeView {
             VmViewPhase::Starting
             | VmViewPhase::Running
             | VmViewPhase::Paused
+            | VmViewPhase::Suspending
             | VmViewPhase::Stopping => true,
-            VmViewPhase::Stopped => false,
+            VmViewPhase::Suspended | VmViewPhase::Stopped => false,
         }
     }
 
     fn guest_is_ready(&self) -> bool {
         match self.phase {
             VmViewPhase::Running | VmViewPhase::Paused => true,
-            VmViewPhase::Starting | VmViewPhase::Stopping | VmViewPhase::Stopped => false,
+            VmViewPhase::Starting
+            | VmViewPhase::Suspending
+            | VmViewPhase::Suspended
+            | VmViewPhase::Stopping
+            | VmViewPhase::Stopped => false,
         }
     }
 }

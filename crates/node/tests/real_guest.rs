@@ -132,7 +132,7 @@ async fn the_agent_is_a_whole_machine() {
         vcpu_count: VcpuCount(1),
         cpu_kind: CpuKind::Shared,
         cpu_model: CpuModel::Default,
-        disk: Some(DiskSpec { overlay, base: base(&images) }),
+        disk: Some(DiskSpec { overlay, layers: Vec::new(), base: base(&images) }),
         mac: [0x52, 0x54, 0, 0, 0, 9],
         console_log: dir.path().join("console.log"),
         console_limit_bytes: 1024 * 1024,

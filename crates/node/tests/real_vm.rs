@@ -73,6 +73,7 @@ impl RealWorld {
 
     fn spec(&self, incarnation: u64, disk_mib: u32) -> VmSpec {
         VmSpec {
+            start_from: skerry_internal_api::StartFrom::Disk,
             workspace_id: self.id,
             incarnation: Incarnation(incarnation),
             hostname: "lighthouse".to_owned(),

@@ -60,13 +60,69 @@ pub enum CpuModel {
     Default,
 }
 
-/// The guest's one disk: a qcow2 overlay on a raw base that is never written.
+/// The guest's one disk: a writable qcow2 overlay on frozen qcow2 layers on a raw base.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
     /// The overlay, writable by the VMM.
     pub overlay: PathBuf,
+    /// Frozen layers between overlay and base, the uppermost first; at most
+    /// [`DiskSpec::MAX_LAYERS`]. Never written while anything stands on them.
+    pub layers: Vec<PathBuf>,
     /// The raw base below it, read-only and shared.
     pub base: PathBuf,
+}
+
+impl DiskSpec {
+    /// The most frozen layers below an overlay.
+    pub const MAX_LAYERS: usize = 32;
+}
+
+/// Where a restored VM's memory comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "memory", rename_all = "snake_case")]
+pub enum RestoredMemory {
+    /// A sealed file of exactly the machine's memory, mapped privately: any number of VMs start from
+    /// it at once, none of them writes it, and it is never written while one of them lives. Needs
+    /// [`Capability::CloneMemory`]. [`BootSpec::memory_file`] is not made.
+    CloneOf {
+        /// The sealed file, readable by everyone when a uid is given.
+        file: PathBuf,
+    },
+    /// The state file carries the memory; it is loaded into a new [`BootSpec::memory_file`].
+    InState,
+}
+
+/// A start from a saved state instead of a boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreSpec {
+    /// The machine. Everything that [`Vmm::fingerprint`] covers must be as it was when the state was
+    /// saved; paths, rights and label may differ. `kernel` and `initramfs` are not read.
+    pub machine: BootSpec,
+    /// The saved device state.
+    pub state: PathBuf,
+    /// The memory that belongs to it.
+    pub memory: RestoredMemory,
+}
+
+/// What a saved state contains beside the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SavedMemory {
+    /// All of memory is written into the state file, also of a running VM.
+    InState,
+    /// Memory stays in the machine's own [`BootSpec::memory_file`], which from then on belongs to the
+    /// saved state: the VM must be paused and has to be killed afterwards, never resumed. Refused for
+    /// a VM that does not own its memory (a clone).
+    InMemoryFile,
+}
+
+/// How far saving a state is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaveProgress {
+    /// A running VM's memory has been written once, and only what changed since is left: pausing now
+    /// is short, however large the memory is.
+    Converged,
+    /// The state file is complete. The VM is paused.
+    Complete,
 }
 
 /// With which rights the VMM process runs. Whatever is `None` could not be had on this host.
@@ -224,6 +280,28 @@ pub trait Vmm: Send + Sync {
         committed: &mut Commit<'_>,
     ) -> Result<Arc<dyn Vm>, VmmError>;
 
+    /// Everything of `machine` and of this driver that a saved state depends on (machine, devices,
+    /// sizes, processor, program version), as a short word: states are only restored under the
+    /// fingerprint they were saved under. Paths, rights, label and kernel do not enter it.
+    fn fingerprint(&self, machine: &BootSpec) -> String {
+        let capabilities = self.capabilities();
+        format!("{}-{}-{}", capabilities.version, machine.vcpu_count, machine.memory_mib)
+    }
+
+    /// Starts a process that waits for a saved state ([`Vm::load`]); no guest instruction runs and
+    /// hardly any memory is used until then. Promises and duties are those of [`Vmm::boot`].
+    ///
+    /// # Errors
+    /// [`VmmError::Unsupported`] without [`Capability::Restore`] (or [`Capability::CloneMemory`]).
+    async fn park(
+        &self,
+        spec: &RestoreSpec,
+        committed: &mut Commit<'_>,
+    ) -> Result<Arc<dyn Vm>, VmmError> {
+        let _ = (spec, committed);
+        Err(VmmError::Unsupported(Capability::Restore))
+    }
+
     /// Takes over a process started earlier, possibly by a previous life of this program.
     ///
     /// # Errors
@@ -250,6 +328,61 @@ pub trait Vm: Send + Sync {
     /// Stops the virtual CPUs; memory stays resident.
     async fn pause(&self, within: Duration) -> Result<(), VmmError>;
 
-    /// Continues after [`Vm::pause`].
+    /// Continues after [`Vm::pause`], [`Vm::load`] or a save that is complete.
     async fn resume(&self, within: Duration) -> Result<(), VmmError>;
+
+    /// Loads the state a parked process waits for and returns with the VM paused. A state that is
+    /// damaged, truncated or of another machine is refused; the process is of no use then.
+    async fn load(&self, within: Duration) -> Result<(), VmmError> {
+        let _ = within;
+        Err(VmmError::Unsupported(Capability::Restore))
+    }
+
+    /// Begins to write the VM's state to `state`, a file the caller made and syncs afterwards. A VM
+    /// that runs keeps running until it is paused by the caller (after
+    /// [`SaveProgress::Converged`]); a paused one stays so. One save at a time.
+    async fn begin_save(&self, state: std::fs::File, memory: SavedMemory) -> Result<(), VmmError> {
+        let _ = (state, memory);
+        Err(VmmError::Unsupported(Capability::Snapshot))
+    }
+
+    /// Waits until the save is as far as that. [`SaveProgress::Complete`] is reached only by a
+    /// paused VM.
+    async fn wait_save(&self, progress: SaveProgress, within: Duration) -> Result<(), VmmError> {
+        let _ = (progress, within);
+        Err(VmmError::Unsupported(Capability::Snapshot))
+    }
+
+    /// Gives up a save under way; the VM is as it was before (running or paused). Giving up what is
+    /// not under way is a success.
+    async fn cancel_save(&self, within: Duration) -> Result<(), VmmError> {
+        let _ = within;
+        Err(VmmError::Unsupported(Capability::Snapshot))
+    }
+
+    /// Puts an empty qcow2 file (made by the caller with the disk's size, not yet given to the VM's
+    /// user) above the current overlay: from now on the guest writes there, and the former overlay
+    /// is a frozen layer. Exact for a paused VM; for a running one the moment is any.
+    async fn push_overlay(
+        &self,
+        overlay: &std::path::Path,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        let _ = (overlay, within);
+        Err(VmmError::Unsupported(Capability::Snapshot))
+    }
+
+    /// Copies into the overlay what it needs from the layers below, and drops them from the VM's
+    /// chain: afterwards the overlay stands on the base alone. Runs beside the guest, slowly; waits
+    /// until it is done.
+    async fn flatten_disk(&self, within: Duration) -> Result<(), VmmError> {
+        let _ = within;
+        Err(VmmError::Unsupported(Capability::Snapshot))
+    }
+
+    /// Grows the disk the guest sees to `size_bytes`; never shrinks.
+    async fn grow_disk(&self, size_bytes: u64, within: Duration) -> Result<(), VmmError> {
+        let _ = (size_bytes, within);
+        Err(VmmError::Unsupported(Capability::Snapshot))
+    }
 }

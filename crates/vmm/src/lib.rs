@@ -14,5 +14,5 @@ mod spec_check;
 
 pub use contract::{
     Accelerator, BootSpec, Capabilities, Capability, Channel, Commit, CpuModel, DiskSpec, Exit,
-    Sandbox, Vm, Vmm, VmmError, VmmRecord,
+    RestoreSpec, RestoredMemory, Sandbox, SaveProgress, SavedMemory, Vm, Vmm, VmmError, VmmRecord,
 };

@@ -112,6 +112,8 @@ fn view(report: &VmReport) -> NodeView {
             VmPhase::Starting => VmViewPhase::Starting,
             VmPhase::Running => VmViewPhase::Running,
             VmPhase::Paused => VmViewPhase::Paused,
+            VmPhase::Suspending => VmViewPhase::Suspending,
+            VmPhase::Suspended => VmViewPhase::Suspended,
             VmPhase::Stopping => VmViewPhase::Stopping,
             VmPhase::Stopped => VmViewPhase::Stopped,
         },

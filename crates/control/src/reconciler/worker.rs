@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::pin, sync::Arc};
 
-use skerry_internal_api::{NodeError, StopMode, VmSpec};
+use skerry_internal_api::{NodeError, StartFrom, StopMode, VmSpec};
 use skerry_model::{
     Desired, ErrorKind, Event, Failure, FailureCode, Incarnation, State, Step, Transition,
     Workspace, WorkspaceId, next_step,
@@ -152,6 +152,7 @@ impl Worker {
             shape: starting.spec.shape,
             env: starting.spec.env.clone(),
             log_retention: starting.spec.log_retention,
+            start_from: StartFrom::Disk,
         };
         // Waiting for a turn is not bounded by itself: each boot before it is.
         let boot = async {
@@ -249,8 +250,12 @@ fn failure(error: &NodeError, at: skerry_model::Timestamp) -> Failure {
         NodeError::NoSuchImage(_) => FailureCode::ImageMissing,
         NodeError::GuestUnreachable(_) => FailureCode::GuestUnreachable,
         NodeError::Step { .. } => FailureCode::HostStepFailed,
+        NodeError::SavedStateUnusable(_) | NodeError::NoSuchSnapshot => {
+            FailureCode::SavedStateUnusable
+        }
         NodeError::NoSuchVm
         | NodeError::NotRunning
+        | NodeError::Cancelled
         | NodeError::NoSuchFile(_)
         | NodeError::Guest { .. }
         | NodeError::Invalid { .. }

@@ -302,6 +302,7 @@ impl SimVm {
     fn new(spec: VmSpec, phase: VmPhase, now: &Arc<dyn Fn() -> Timestamp + Send + Sync>) -> Self {
         Self {
             report: VmReport {
+                start_path: None,
                 workspace_id: spec.workspace_id,
                 incarnation: spec.incarnation,
                 phase,

@@ -375,6 +375,7 @@ impl<'a> BringUp<'a> {
             cpu_model: CpuModel::Default,
             disk: Some(DiskSpec {
                 overlay: self.paths.disk.clone(),
+                layers: Vec::new(),
                 base: self.base()?.path.clone(),
             }),
             mac: identity.mac,

@@ -476,6 +476,7 @@ impl Owner {
 
     fn report(&self) -> VmReport {
         VmReport {
+            start_path: None,
             workspace_id: self.slot.workspace_id,
             incarnation: self.incarnation,
             phase: self.phase,

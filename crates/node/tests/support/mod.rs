@@ -103,6 +103,7 @@ impl World {
 
     pub fn spec(&self, workspace: u128, incarnation: u64) -> VmSpec {
         VmSpec {
+            start_from: skerry_internal_api::StartFrom::Disk,
             workspace_id: WorkspaceId::from_u128(workspace),
             incarnation: Incarnation(incarnation),
             hostname: "box".to_owned(),

@@ -237,6 +237,7 @@ mod tests {
             cpu_model: CpuModel::Default,
             disk: Some(DiskSpec {
                 overlay: "/vm/root.qcow2".into(),
+                layers: Vec::new(),
                 base: "/images/base.raw".into(),
             }),
             mac: [0x52, 0x54, 0, 0x12, 0x34, 0xab],

@@ -79,7 +79,7 @@ impl QemuHarness {
             .status()
             .unwrap();
         assert!(made.success());
-        DiskSpec { overlay, base }
+        DiskSpec { overlay, layers: Vec::new(), base }
     }
 }
 
@@ -268,7 +268,7 @@ async fn a_vmm_that_refuses_its_files_is_quoted() {
     let harness = QemuHarness::new();
     let overlay = harness.dir.path().join("broken.qcow2");
     fs::write(&overlay, "this is no qcow2").unwrap();
-    let disk = DiskSpec { overlay, base: harness.disk().base };
+    let disk = DiskSpec { overlay, layers: Vec::new(), base: harness.disk().base };
     let spec = BootSpec { disk: Some(disk), ..harness.spec() };
     let error = open().await.boot(&spec, &mut |_| Ok(())).await.err().unwrap();
     let told = matches!(&error, VmmError::EndedEarly(reason) if reason.contains("qcow2"));

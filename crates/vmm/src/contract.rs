@@ -92,6 +92,17 @@ pub enum RestoredMemory {
     InState,
 }
 
+impl RestoredMemory {
+    /// As what it must have been saved.
+    #[must_use]
+    pub const fn saved_as(&self) -> SavedMemory {
+        match self {
+            Self::CloneOf { .. } => SavedMemory::InMemoryFile,
+            Self::InState => SavedMemory::InState,
+        }
+    }
+}
+
 /// A start from a saved state instead of a boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreSpec {
@@ -105,7 +116,8 @@ pub struct RestoreSpec {
 }
 
 /// What a saved state contains beside the devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SavedMemory {
     /// All of memory is written into the state file, also of a running VM.
     InState,
@@ -198,6 +210,25 @@ pub struct VmmRecord {
     pub console_log: PathBuf,
     /// Its limit ([`BootSpec::console_limit_bytes`]).
     pub console_limit_bytes: u64,
+    /// [`Vmm::fingerprint`] of its machine: its states are saved under this one. Empty in records
+    /// of a version that saved none; such a VM's state cannot be saved.
+    #[serde(default)]
+    pub fingerprint: String,
+    /// Whose its memory is.
+    #[serde(default)]
+    pub memory: GuestMemory,
+}
+
+/// Whose a VM's memory is, and so in which ways it can be saved ([`SavedMemory`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestMemory {
+    /// Its own [`BootSpec::memory_file`].
+    #[default]
+    Own,
+    /// A sealed file that it shares with others ([`RestoredMemory::CloneOf`]); what it wrote is in
+    /// the process alone.
+    Clone,
 }
 
 /// How a VM's process ended.
@@ -221,7 +252,7 @@ pub enum VmmError {
     /// The boot was asked for with something the driver does not take. Nothing was started or made.
     #[error("{field}: {reason}")]
     InvalidSpec {
-        /// Which field of [`BootSpec`].
+        /// Which field of [`BootSpec`] or [`RestoreSpec`].
         field: &'static str,
         /// What is wrong with it and what is allowed.
         reason: String,
@@ -249,6 +280,10 @@ pub enum VmmError {
     /// The driver cannot do that.
     #[error("not supported by this driver: {0:?}")]
     Unsupported(Capability),
+    /// A saved state cannot be loaded: it is incomplete or damaged, is none, or belongs to another
+    /// machine. It will not load next time either.
+    #[error("the saved state is refused: {0}")]
+    InvalidState(String),
     /// The host's fault.
     #[error("{context}")]
     Io {
@@ -291,8 +326,14 @@ pub trait Vmm: Send + Sync {
     /// Starts a process that waits for a saved state ([`Vm::load`]); no guest instruction runs and
     /// hardly any memory is used until then. Promises and duties are those of [`Vmm::boot`].
     ///
+    /// The state is opened now: what is cut off, is no state, was saved under another
+    /// [`Vmm::fingerprint`] or with other memory is refused before anything is made. Whether each of
+    /// its bytes is as it was written only the caller can know, by a digest of its own: a guest
+    /// whose memory has a wrong byte is a running guest all the same.
+    ///
     /// # Errors
-    /// [`VmmError::Unsupported`] without [`Capability::Restore`] (or [`Capability::CloneMemory`]).
+    /// [`VmmError::Unsupported`] without [`Capability::Restore`] (or [`Capability::CloneMemory`]);
+    /// [`VmmError::InvalidState`].
     async fn park(
         &self,
         spec: &RestoreSpec,
@@ -328,19 +369,25 @@ pub trait Vm: Send + Sync {
     /// Stops the virtual CPUs; memory stays resident.
     async fn pause(&self, within: Duration) -> Result<(), VmmError>;
 
-    /// Continues after [`Vm::pause`], [`Vm::load`] or a save that is complete.
+    /// Continues after [`Vm::pause`], [`Vm::load`] or a save that is complete. Refused for a process
+    /// that is still parked, and after a complete [`SavedMemory::InMemoryFile`] save.
     async fn resume(&self, within: Duration) -> Result<(), VmmError>;
 
-    /// Loads the state a parked process waits for and returns with the VM paused. A state that is
-    /// damaged, truncated or of another machine is refused; the process is of no use then.
+    /// Loads the state a parked process waits for and returns with the VM paused. Once for each
+    /// parked process, also for one that was adopted.
+    ///
+    /// # Errors
+    /// [`VmmError::InvalidState`] when the devices do not take what it says; [`VmmError::Timeout`].
+    /// After any error the process is of no use and should be killed.
     async fn load(&self, within: Duration) -> Result<(), VmmError> {
         let _ = within;
         Err(VmmError::Unsupported(Capability::Restore))
     }
 
-    /// Begins to write the VM's state to `state`, a file the caller made and syncs afterwards. A VM
-    /// that runs keeps running until it is paused by the caller (after
-    /// [`SaveProgress::Converged`]); a paused one stays so. One save at a time.
+    /// Begins to write the VM's state to `state`, an empty file which the caller made, opened for
+    /// reading and writing, and syncs afterwards. A VM that runs keeps running until it is paused by
+    /// the caller (after [`SaveProgress::Converged`]); a paused one stays so. One save at a time.
+    /// What is in the file before [`SaveProgress::Complete`] is refused by every load.
     async fn begin_save(&self, state: std::fs::File, memory: SavedMemory) -> Result<(), VmmError> {
         let _ = (state, memory);
         Err(VmmError::Unsupported(Capability::Snapshot))
@@ -362,7 +409,13 @@ pub trait Vm: Send + Sync {
 
     /// Puts an empty qcow2 file (made by the caller with the disk's size, not yet given to the VM's
     /// user) above the current overlay: from now on the guest writes there, and the former overlay
-    /// is a frozen layer. Exact for a paused VM; for a running one the moment is any.
+    /// is a frozen layer. Exact for a paused VM; for a running one the moment is any. The driver
+    /// gives the file to the VM's user, and the former overlay to nobody: it stays that user's, to be
+    /// sealed by the caller.
+    ///
+    /// Asked for the file the guest writes already, it does nothing: after a [`VmmError::Timeout`],
+    /// and for a VM taken over from a life of ours that ended in the middle, it is not known on which
+    /// file the guest writes, and asking again is how to know.
     async fn push_overlay(
         &self,
         overlay: &std::path::Path,
@@ -380,7 +433,8 @@ pub trait Vm: Send + Sync {
         Err(VmmError::Unsupported(Capability::Snapshot))
     }
 
-    /// Grows the disk the guest sees to `size_bytes`; never shrinks.
+    /// Grows the disk the guest sees to `size_bytes`, a multiple of 512; never shrinks. The size it
+    /// has already is a success.
     async fn grow_disk(&self, size_bytes: u64, within: Duration) -> Result<(), VmmError> {
         let _ = (size_bytes, within);
         Err(VmmError::Unsupported(Capability::Snapshot))

@@ -11,8 +11,10 @@ pub mod fake;
 mod procfs;
 pub mod qemu;
 mod spec_check;
+mod state_file;
 
 pub use contract::{
     Accelerator, BootSpec, Capabilities, Capability, Channel, Commit, CpuModel, DiskSpec, Exit,
-    RestoreSpec, RestoredMemory, Sandbox, SaveProgress, SavedMemory, Vm, Vmm, VmmError, VmmRecord,
+    GuestMemory, RestoreSpec, RestoredMemory, Sandbox, SaveProgress, SavedMemory, Vm, Vmm,
+    VmmError, VmmRecord,
 };

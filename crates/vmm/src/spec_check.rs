@@ -2,7 +2,7 @@
 
 use std::{os::unix::ffi::OsStrExt, path::Path};
 
-use crate::{BootSpec, VmmError};
+use crate::{BootSpec, DiskSpec, RestoreSpec, RestoredMemory, VmmError};
 
 /// The most virtual CPUs of one VM: the machine's interrupt controllers have 8-bit ids, and this
 /// stays far from where that matters.
@@ -22,11 +22,41 @@ const MIN_CONSOLE_LIMIT_BYTES: u64 = 4096;
 /// The kernel's own limit on x86 is 2048, of which the driver's words take some 300.
 const MAX_KERNEL_ARGS_BYTES: usize = 1024;
 
-/// Refuses what no driver takes.
+/// Refuses what no driver boots.
 ///
 /// # Errors
 /// [`VmmError::InvalidSpec`] naming the first field that is wrong.
 pub(crate) fn check(spec: &BootSpec) -> Result<(), VmmError> {
+    check_machine(spec)?;
+    file("kernel", &spec.kernel)?;
+    file("initramfs", &spec.initramfs)
+}
+
+/// Refuses what no driver restores. What the state file holds is not looked at.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_restore(spec: &RestoreSpec) -> Result<(), VmmError> {
+    check_machine(&spec.machine)?;
+    file("state", &spec.state)?;
+    match &spec.memory {
+        RestoredMemory::InState => Ok(()),
+        RestoredMemory::CloneOf { file: memory } => {
+            file("memory.file", memory)?;
+            let expected = spec.machine.memory_mib.bytes();
+            match std::fs::metadata(memory) {
+                Ok(found) if found.len() == expected => Ok(()),
+                Ok(found) => {
+                    let reason = format!("has {} bytes, the machine {expected}", found.len());
+                    Err(invalid("memory.file", reason))
+                }
+                Err(error) => Err(invalid("memory.file", error.to_string())),
+            }
+        }
+    }
+}
+
+fn check_machine(spec: &BootSpec) -> Result<(), VmmError> {
     check_label(&spec.label)?;
     check_kernel_args(&spec.kernel_args)?;
 
@@ -50,13 +80,37 @@ pub(crate) fn check(spec: &BootSpec) -> Result<(), VmmError> {
     }
 
     directory("run_dir", &spec.run_dir)?;
-    file("kernel", &spec.kernel)?;
-    file("initramfs", &spec.initramfs)?;
     absolute("memory_file", &spec.memory_file)?;
     absolute("console_log", &spec.console_log)?;
     if let Some(disk) = &spec.disk {
         file("disk.overlay", &disk.overlay)?;
+        for layer in &disk.layers {
+            file("disk.layers", layer)?;
+        }
+        if disk.layers.len() > DiskSpec::MAX_LAYERS {
+            let reason = format!("more than {}", DiskSpec::MAX_LAYERS);
+            return Err(invalid("disk.layers", reason));
+        }
         file("disk.base", &disk.base)?;
+    }
+    Ok(())
+}
+
+/// Refuses what no driver puts above a VM's overlay.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_overlay(overlay: &Path) -> Result<(), VmmError> {
+    file("overlay", overlay)
+}
+
+/// Refuses sizes that are no disk's.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_disk_size(size_bytes: u64) -> Result<(), VmmError> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(512) {
+        return Err(invalid("size_bytes", "must be a multiple of 512, not 0".into()));
     }
     Ok(())
 }

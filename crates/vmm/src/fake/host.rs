@@ -3,51 +3,24 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt, io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use futures::future::BoxFuture;
-use tokio::{
-    io::DuplexStream,
-    runtime::Handle,
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
+use tokio::{io::DuplexStream, runtime::Handle, sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     DRIVER_NAME,
-    channel::{Cutter, cuttable},
+    fault::{Fault, Step, StepFault},
+    machine::{FakeDisk, Machine, VmState},
+    saved::FakeMemory,
 };
-use crate::{BootSpec, Channel, Exit, VmmError, VmmRecord, console_log::ConsoleLog};
+use crate::{BootSpec, Exit, GuestMemory, VmmRecord, console_log::ConsoleLog};
 
 /// Above the highest process id that Linux ever gives (2^22): whoever signals it by mistake hits
 /// nothing.
 const FIRST_PID: u32 = 1 << 30;
-
-/// What a channel holds in each direction before its writer waits.
-const CHANNEL_BYTES: usize = 64 * 1024;
-
-/// Connections a guest has not taken yet; all but the newest are dead anyway.
-const WAITING_CONNECTIONS: usize = 64;
-
-/// Something that goes wrong with one boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The boot fails before the record is committed.
-    FailBeforeCommit,
-    /// The boot fails after the record is committed, before the guest runs.
-    FailAfterCommit,
-    /// The boot times out after the record is committed.
-    HangInBoot,
-    /// The VM crashes this long after it started.
-    DieAfter(Duration),
-    /// Every connection to the guest is refused.
-    RefuseConnect,
-    /// Connections open but the guest never answers: its agent did not come up.
-    SilentGuest,
-}
 
 /// How a guest ends by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,11 +43,25 @@ impl From<GuestEnd> for Exit {
     }
 }
 
+/// How a guest came to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestStart {
+    /// It was booted.
+    Booted,
+    /// It goes on from a saved state: [`FakeGuestIo::memory`] holds what it held then. The function
+    /// is called anew, so what else the guest is to remember it has to keep there.
+    Restored,
+}
+
 /// What a guest is given.
 #[derive(Debug)]
 pub struct FakeGuestIo {
-    /// How it was booted.
+    /// How it was booted, or the machine into which it was restored.
     pub spec: BootSpec,
+    /// Which of the two.
+    pub start: GuestStart,
+    /// What a saved state keeps.
+    pub memory: FakeMemory,
     /// Each new connection of the host to the agent. An older one is dead when a newer comes.
     pub connections: mpsc::Receiver<DuplexStream>,
     /// The serial console.
@@ -102,12 +89,13 @@ impl FakeConsole {
     }
 }
 
-/// A guest: runs from boot until it ends by itself. While the VM is paused it is not polled.
+/// A guest: runs from boot (or restore) until it ends by itself. While the VM is paused it is not
+/// polled.
 pub type FakeGuest = Arc<dyn Fn(FakeGuestIo) -> BoxFuture<'static, GuestEnd> + Send + Sync>;
 
 /// The machine. Clones are the same machine.
 #[derive(Clone)]
-pub struct FakeHost(Arc<Inner>);
+pub struct FakeHost(pub(super) Arc<Inner>);
 
 impl fmt::Debug for FakeHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -115,8 +103,8 @@ impl fmt::Debug for FakeHost {
     }
 }
 
-struct Inner {
-    guest: FakeGuest,
+pub(super) struct Inner {
+    pub(super) guest: FakeGuest,
     /// Where VMs run: they outlive the runtime of the server that booted them.
     runtime: Option<Handle>,
     state: Mutex<HostState>,
@@ -124,16 +112,29 @@ struct Inner {
 
 struct HostState {
     boot: u64,
+    /// Counts drivers: a save belongs to the one that began it.
+    lives: u64,
     /// Counts everything that ever started: pids and start times follow from it.
     started: u32,
     machines: BTreeMap<u32, Arc<Machine>>,
     faults: VecDeque<Fault>,
+    step_faults: VecDeque<(Step, StepFault)>,
     tasks: JoinSet<()>,
 }
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, HostState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn take_step_fault(&self, step: Step) -> Option<StepFault> {
+        let faults = &mut self.state().step_faults;
+        let at = faults.iter().position(|(of, _)| *of == step)?;
+        faults.remove(at).map(|(_, fault)| fault)
+    }
+
+    pub(super) fn forget(&self, pid: u32) {
+        self.state().machines.remove(&pid);
     }
 }
 
@@ -151,17 +152,24 @@ impl FakeHost {
         let runtime = Handle::try_current().ok();
         let state = HostState {
             boot: 1,
+            lives: 0,
             started: 0,
             machines: BTreeMap::new(),
             faults: VecDeque::new(),
+            step_faults: VecDeque::new(),
             tasks: JoinSet::new(),
         };
         Self(Arc::new(Inner { guest, runtime, state: Mutex::new(state) }))
     }
 
-    /// Gives the next boot that has none this fault.
+    /// Gives the next start that has none this fault.
     pub fn inject(&self, fault: Fault) {
         self.0.state().faults.push_back(fault);
+    }
+
+    /// Gives the next `step` of any VM this fault; several for one step are met one after the other.
+    pub fn inject_at(&self, step: Step, fault: StepFault) {
+        self.0.state().step_faults.push_back((step, fault));
     }
 
     /// The records of all VMs that exist, oldest first: whoever holds none of a record here has a VM
@@ -175,6 +183,18 @@ impl FakeHost {
     #[must_use]
     pub fn started_count(&self) -> u32 {
         self.0.state().started
+    }
+
+    /// Whether the VM waits, runs or stands still; `None` when it is gone.
+    #[must_use]
+    pub fn state_of(&self, record: &VmmRecord) -> Option<VmState> {
+        self.find(record).map(|machine| machine.state())
+    }
+
+    /// The disk as the VM has it now; `None` when it has none or is gone.
+    #[must_use]
+    pub fn disk_of(&self, record: &VmmRecord) -> Option<FakeDisk> {
+        self.find(record)?.disk()
     }
 
     /// Ends a VM as a signal from outside would. Returns once it is gone; one that is gone is fine.
@@ -198,6 +218,13 @@ impl FakeHost {
         }
     }
 
+    /// The number of a driver that begins.
+    pub(super) fn next_life(&self) -> u64 {
+        let mut state = self.0.state();
+        state.lives += 1;
+        state.lives
+    }
+
     pub(super) fn take_fault(&self) -> Option<Fault> {
         self.0.state().faults.pop_front()
     }
@@ -205,14 +232,20 @@ impl FakeHost {
     pub(super) fn find(&self, record: &VmmRecord) -> Option<Arc<Machine>> {
         let state = self.0.state();
         let machine = state.machines.get(&record.pid)?;
-        (machine.record == *record && machine.exit.borrow().is_none()).then(|| machine.clone())
+        (machine.record == *record && !machine.has_ended()).then(|| machine.clone())
     }
 
-    /// A process that exists but runs nothing yet.
-    pub(super) fn reserve(&self, spec: &BootSpec) -> Reserved {
+    /// The record of a process that exists but runs nothing yet. Until it is started it is no VM, as
+    /// the real driver's waiting child ends with its parent.
+    pub(super) fn reserve(
+        &self,
+        spec: &BootSpec,
+        fingerprint: String,
+        memory: GuestMemory,
+    ) -> VmmRecord {
         let mut state = self.0.state();
         state.started += 1;
-        let record = VmmRecord {
+        VmmRecord {
             driver: DRIVER_NAME.into(),
             pid: FIRST_PID + state.started,
             start_time_ticks: u64::from(state.started) * 100,
@@ -220,186 +253,19 @@ impl FakeHost {
             run_dir: spec.run_dir.clone(),
             console_log: spec.console_log.clone(),
             console_limit_bytes: spec.console_limit_bytes,
-        };
-        Reserved { host: self.clone(), record }
-    }
-}
-
-/// Until started it is no VM, and dropping it ends it, as the real driver's waiting child ends.
-pub(super) struct Reserved {
-    host: FakeHost,
-    record: VmmRecord,
-}
-
-impl Reserved {
-    pub(super) fn record(&self) -> &VmmRecord {
-        &self.record
+            fingerprint,
+            memory,
+        }
     }
 
-    pub(super) fn start(
-        self,
-        spec: BootSpec,
-        console: FakeConsole,
-        fault: Option<Fault>,
-    ) -> Arc<Machine> {
-        let (connections, to_guest) = mpsc::channel(WAITING_CONNECTIONS);
-        let ended = CancellationToken::new();
-        let io = FakeGuestIo { spec, connections: to_guest, console, ended: ended.clone() };
-        let guest = (self.host.0.guest)(io);
-
-        let machine = Arc::new(Machine {
-            record: self.record,
-            connections,
-            fault,
-            order: watch::Sender::new(None),
-            cpus: watch::Sender::new(Cpus::Running),
-            exit: watch::Sender::new(None),
-            open: Mutex::new(None),
-            silent: Mutex::new(None),
-        });
-        let running = run(machine.clone(), guest, ended, Arc::downgrade(&self.host.0));
-        let mut state = self.host.0.state();
+    /// Makes it a VM.
+    pub(super) fn start(&self, machine: &Arc<Machine>, running: BoxFuture<'static, ()>) {
+        let mut state = self.0.state();
         state.machines.insert(machine.record.pid, machine.clone());
         while state.tasks.try_join_next().is_some() {}
-        match &self.host.0.runtime {
+        match &self.0.runtime {
             Some(runtime) => state.tasks.spawn_on(running, runtime),
             None => state.tasks.spawn(running),
         };
-        machine
     }
-}
-
-/// The VM's life from its first instruction to its end.
-async fn run(
-    machine: Arc<Machine>,
-    guest: BoxFuture<'static, GuestEnd>,
-    ended: CancellationToken,
-    host: Weak<Inner>,
-) {
-    // A guest that panics is cancelled and reported by these.
-    let _cancel_its_tasks = ended.drop_guard();
-    let mut order = machine.order.subscribe();
-    let cpus = machine.cpus.subscribe();
-    let death = async {
-        match machine.fault {
-            Some(Fault::DieAfter(after)) => tokio::time::sleep(after).await,
-            Some(
-                Fault::FailBeforeCommit
-                | Fault::FailAfterCommit
-                | Fault::HangInBoot
-                | Fault::RefuseConnect
-                | Fault::SilentGuest,
-            )
-            | None => std::future::pending().await,
-        }
-    };
-    let exit = tokio::select! {
-        biased;
-        ordered = order.wait_for(Option::is_some) => {
-            ordered.ok().and_then(|exit| exit.clone()).unwrap_or(Exit::Unknown)
-        }
-        () = death => Exit::Crashed("the VMM was ended by SIGSEGV".into()),
-        end = run_unless_paused(guest, cpus) => end.into(),
-    };
-    if let Some(host) = host.upgrade() {
-        host.state().machines.remove(&machine.record.pid);
-    }
-    machine.disconnect();
-    machine.exit.send_replace(Some(exit));
-}
-
-async fn run_unless_paused(
-    mut guest: BoxFuture<'static, GuestEnd>,
-    mut cpus: watch::Receiver<Cpus>,
-) -> GuestEnd {
-    loop {
-        // An error means the machine is gone, and this future with it.
-        let _ = cpus.wait_for(|cpus| *cpus == Cpus::Running).await;
-        tokio::select! {
-            biased;
-            _ = cpus.wait_for(|cpus| *cpus == Cpus::Stopped) => {}
-            end = &mut guest => return end,
-        }
-    }
-}
-
-/// Whether the virtual CPUs run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cpus {
-    Running,
-    Stopped,
-}
-
-/// One VM.
-#[derive(Debug)]
-pub(super) struct Machine {
-    pub(super) record: VmmRecord,
-    connections: mpsc::Sender<DuplexStream>,
-    fault: Option<Fault>,
-    /// To end, and as what.
-    order: watch::Sender<Option<Exit>>,
-    cpus: watch::Sender<Cpus>,
-    exit: watch::Sender<Option<Exit>>,
-    open: Mutex<Option<Cutter>>,
-    /// The end of a connection that a silent guest never takes.
-    silent: Mutex<Option<DuplexStream>>,
-}
-
-impl Machine {
-    pub(super) fn connect(&self) -> Result<Box<dyn Channel>, VmmError> {
-        if self.exit.borrow().is_some() {
-            return Err(VmmError::Gone);
-        }
-        let refused = || VmmError::Io {
-            context: "connect to the guest channel".into(),
-            source: io::ErrorKind::ConnectionRefused.into(),
-        };
-        if self.fault == Some(Fault::RefuseConnect) {
-            return Err(refused());
-        }
-        let (ours, theirs) = tokio::io::duplex(CHANNEL_BYTES);
-        let (ours, cutter) = cuttable(ours);
-        self.disconnect();
-        if self.fault == Some(Fault::SilentGuest) {
-            *lock(&self.silent) = Some(theirs);
-        } else {
-            // Full: the guest takes none; closed: it is ending.
-            self.connections.try_send(theirs).map_err(|_| refused())?;
-        }
-        *lock(&self.open) = Some(cutter);
-        Ok(Box::new(ours))
-    }
-
-    /// Orders the end; the first order stands.
-    pub(super) fn end(&self, exit: Exit) {
-        self.order.send_if_modified(|order| {
-            let first = order.is_none();
-            order.get_or_insert(exit);
-            first
-        });
-    }
-
-    pub(super) async fn wait_exit(&self) -> Exit {
-        let mut exit = self.exit.subscribe();
-        let exit = exit.wait_for(Option::is_some).await;
-        exit.ok().and_then(|exit| exit.clone()).unwrap_or(Exit::Unknown)
-    }
-
-    pub(super) fn set_paused(&self, cpus: Cpus) -> Result<(), VmmError> {
-        if self.exit.borrow().is_some() {
-            return Err(VmmError::Gone);
-        }
-        self.cpus.send_replace(cpus);
-        Ok(())
-    }
-
-    fn disconnect(&self) {
-        if let Some(older) = lock(&self.open).take() {
-            older.cut();
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,23 +3,36 @@
 //! A [`FakeHost`] is the machine: it holds the running VMs and survives its drivers, so dropping a
 //! [`FakeVmm`] and all its handles is the death of the server, and a new one on the same host is its
 //! next life. The guest is a function of the test. The promises are those of the real driver and the
-//! same suite checks them; files outside the run directory are neither chowned nor written.
+//! same suite checks them; files outside the run directory are neither chowned nor written, except
+//! saved states and the memory file.
+//!
+//! Saved states are real files, and every one of their bytes is checked when they are loaded. What
+//! they keep of a guest is its [`FakeMemory`]; a restored guest is the test's function called again
+//! with that memory and [`GuestStart::Restored`]. Disks are not read: their chain is recorded
+//! ([`FakeHost::disk_of`]).
 
 mod channel;
+mod fault;
 mod host;
+mod machine;
+mod saved;
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use host::Machine;
-pub use host::{FakeConsole, FakeGuest, FakeGuestIo, FakeHost, Fault, GuestEnd};
+pub use fault::{Fault, Step, StepFault};
+pub use host::{FakeConsole, FakeGuest, FakeGuestIo, FakeHost, GuestEnd, GuestStart};
+use machine::{Awaited, Machine};
+pub use machine::{FakeDisk, VmState};
+pub use saved::FakeMemory;
 
 use crate::{
-    Accelerator, BootSpec, Capabilities, Capability, Channel, Commit, Exit, Vm, Vmm, VmmError,
-    VmmRecord,
+    Accelerator, BootSpec, Capabilities, Capability, Channel, Commit, Exit, GuestMemory,
+    RestoreSpec, RestoredMemory, SaveProgress, SavedMemory, Vm, Vmm, VmmError, VmmRecord,
     console_log::ConsoleLog,
     spec_check::{self, MAX_VCPU_COUNT},
+    state_file,
 };
 
 /// The name in records.
@@ -33,6 +46,8 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 pub struct FakeVmm {
     host: FakeHost,
     capabilities: Capabilities,
+    /// Which driver of the host this is.
+    life: u64,
 }
 
 impl FakeVmm {
@@ -41,31 +56,37 @@ impl FakeVmm {
     pub fn new(host: FakeHost) -> Self {
         let capabilities = Capabilities {
             accelerator: Accelerator::None,
-            supported: vec![Capability::Pause],
+            supported: vec![
+                Capability::Pause,
+                Capability::Snapshot,
+                Capability::Restore,
+                Capability::CloneMemory,
+            ],
             max_vcpu_count: MAX_VCPU_COUNT,
             version: "1".into(),
         };
-        Self { host, capabilities }
-    }
-}
-
-#[async_trait]
-impl Vmm for FakeVmm {
-    fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
+        let life = host.next_life();
+        Self { host, capabilities, life }
     }
 
-    async fn boot(
+    async fn start(
         &self,
         spec: &BootSpec,
+        awaited: Option<Awaited>,
         committed: &mut Commit<'_>,
     ) -> Result<Arc<dyn Vm>, VmmError> {
-        spec_check::check(spec)?;
         for path in &spec.sandbox.cgroup_procs {
             std::fs::metadata(path).map_err(|source| io_error("join", path, source))?;
         }
-        let memory = MemoryFile::make(&spec.memory_file, spec.memory_mib.bytes())
-            .map_err(|source| io_error("make the memory file", &spec.memory_file, source))?;
+        let memory = match &awaited {
+            Some(Awaited { memory: RestoredMemory::CloneOf { .. }, .. }) => GuestMemory::Clone,
+            Some(Awaited { memory: RestoredMemory::InState, .. }) | None => GuestMemory::Own,
+        };
+        let memory_file = match memory {
+            GuestMemory::Clone => MemoryFile(None),
+            GuestMemory::Own => MemoryFile::make(&spec.memory_file, spec.memory_mib.bytes())
+                .map_err(|source| io_error("make the memory file", &spec.memory_file, source))?,
+        };
         let console = ConsoleLog::open(&spec.console_log, spec.console_limit_bytes)
             .map_err(|source| io_error("open the console log", &spec.console_log, source))?;
 
@@ -73,8 +94,8 @@ impl Vmm for FakeVmm {
         if let Some(Fault::FailBeforeCommit) = fault {
             return Err(VmmError::EndedEarly("injected before the record".into()));
         }
-        let reserved = self.host.reserve(spec);
-        committed(reserved.record())
+        let record = self.host.reserve(spec, self.fingerprint(spec), memory);
+        committed(&record)
             .map_err(|source| VmmError::Io { context: "record the VMM".into(), source })?;
         match fault {
             Some(Fault::FailAfterCommit) => {
@@ -92,9 +113,44 @@ impl Vmm for FakeVmm {
             )
             | None => {}
         }
-        let machine = reserved.start(spec.clone(), FakeConsole::new(console), fault);
-        memory.keep();
-        Ok(Arc::new(FakeVm { machine }))
+        let console = FakeConsole::new(console);
+        let machine = Machine::start(&self.host, record, spec.clone(), console, fault, awaited);
+        memory_file.keep();
+        Ok(Arc::new(FakeVm { machine, life: self.life }))
+    }
+}
+
+#[async_trait]
+impl Vmm for FakeVmm {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn fingerprint(&self, machine: &BootSpec) -> String {
+        let disk = if machine.disk.is_some() { "disk" } else { "diskless" };
+        let (vcpus, memory) = (machine.vcpu_count.get(), machine.memory_mib.get());
+        format!("fake-{}-{vcpus}-{memory}-{disk}", self.capabilities.version)
+    }
+
+    async fn boot(
+        &self,
+        spec: &BootSpec,
+        committed: &mut Commit<'_>,
+    ) -> Result<Arc<dyn Vm>, VmmError> {
+        spec_check::check(spec)?;
+        self.start(spec, None, committed).await
+    }
+
+    async fn park(
+        &self,
+        spec: &RestoreSpec,
+        committed: &mut Commit<'_>,
+    ) -> Result<Arc<dyn Vm>, VmmError> {
+        spec_check::check_restore(spec)?;
+        let kind = spec.memory.saved_as();
+        let state = state_file::open(&spec.state, &self.fingerprint(&spec.machine), kind)?;
+        let awaited = Awaited { state, memory: spec.memory.clone() };
+        self.start(&spec.machine, Some(awaited), committed).await
     }
 
     async fn adopt(&self, record: &VmmRecord) -> Result<Arc<dyn Vm>, VmmError> {
@@ -103,13 +159,13 @@ impl Vmm for FakeVmm {
             return Err(VmmError::NotUsable(reason));
         }
         let machine = self.host.find(record).ok_or(VmmError::Gone)?;
-        Ok(Arc::new(FakeVm { machine }))
+        Ok(Arc::new(FakeVm { machine, life: self.life }))
     }
 }
 
-#[derive(Debug)]
 struct FakeVm {
     machine: Arc<Machine>,
+    life: u64,
 }
 
 #[async_trait]
@@ -132,12 +188,50 @@ impl Vm for FakeVm {
         self.machine.wait_exit().await
     }
 
-    async fn pause(&self, _within: Duration) -> Result<(), VmmError> {
-        self.machine.set_paused(host::Cpus::Stopped)
+    async fn pause(&self, within: Duration) -> Result<(), VmmError> {
+        self.machine.step(Step::Pause, within, || self.machine.pause()).await
     }
 
-    async fn resume(&self, _within: Duration) -> Result<(), VmmError> {
-        self.machine.set_paused(host::Cpus::Running)
+    async fn resume(&self, within: Duration) -> Result<(), VmmError> {
+        self.machine.step(Step::Resume, within, || self.machine.resume()).await
+    }
+
+    async fn load(&self, within: Duration) -> Result<(), VmmError> {
+        self.machine.step(Step::Load, within, || self.machine.load()).await
+    }
+
+    async fn begin_save(&self, state: File, memory: SavedMemory) -> Result<(), VmmError> {
+        let begin = || self.machine.begin_save(state, memory, self.life);
+        self.machine.step(Step::BeginSave, START_DEADLINE, begin).await
+    }
+
+    async fn wait_save(&self, progress: SaveProgress, within: Duration) -> Result<(), VmmError> {
+        if self.machine.has_ended() {
+            return Err(VmmError::Gone);
+        }
+        self.machine.wait_save(progress, within, self.life).await
+    }
+
+    async fn cancel_save(&self, within: Duration) -> Result<(), VmmError> {
+        let cancel = || {
+            self.machine.cancel_save();
+            Ok(())
+        };
+        self.machine.step(Step::CancelSave, within, cancel).await
+    }
+
+    async fn push_overlay(&self, overlay: &Path, within: Duration) -> Result<(), VmmError> {
+        spec_check::check_overlay(overlay)?;
+        self.machine.step(Step::PushOverlay, within, || self.machine.push_overlay(overlay)).await
+    }
+
+    async fn flatten_disk(&self, within: Duration) -> Result<(), VmmError> {
+        self.machine.step(Step::FlattenDisk, within, || self.machine.flatten_disk()).await
+    }
+
+    async fn grow_disk(&self, size_bytes: u64, within: Duration) -> Result<(), VmmError> {
+        spec_check::check_disk_size(size_bytes)?;
+        self.machine.step(Step::GrowDisk, within, || self.machine.grow_disk(size_bytes)).await
     }
 }
 
@@ -152,7 +246,7 @@ impl<'a> MemoryFile<'a> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        std::fs::File::create_new(path)?.set_len(bytes)?;
+        File::create_new(path)?.set_len(bytes)?;
         Ok(Self(Some(path)))
     }
 

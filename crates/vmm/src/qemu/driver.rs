@@ -236,6 +236,8 @@ impl Driver {
             run_dir: spec.run_dir.clone(),
             console_log: spec.console_log.clone(),
             console_limit_bytes: spec.console_limit_bytes,
+            fingerprint: String::new(),
+            memory: crate::GuestMemory::Own,
         };
         self.watch(Arc::new(process), record)
     }

@@ -71,8 +71,14 @@ impl Harness for FakeHarness {
         self.vmm().await
     }
 
-    fn spec(&self) -> BootSpec {
-        let run_dir = self.dir.path().join("run");
+    fn kept_dir(&self) -> PathBuf {
+        let dir = self.dir.path().join("kept");
+        std::fs::create_dir(&dir).unwrap();
+        dir
+    }
+
+    fn spec_in(&self, name: &str) -> BootSpec {
+        let run_dir = self.dir.path().join(name);
         std::fs::create_dir(&run_dir).unwrap();
         BootSpec {
             label: "test".into(),
@@ -86,7 +92,7 @@ impl Harness for FakeHarness {
             cpu_model: CpuModel::Default,
             disk: None,
             mac: [0x52, 0x54, 0, 0, 0, 1],
-            console_log: self.dir.path().join("console.log"),
+            console_log: self.dir.path().join(format!("{name}-console.log")),
             console_limit_bytes: 1024 * 1024,
             kernel_args: vec![],
             sandbox: Sandbox::default(),
@@ -103,6 +109,7 @@ impl Harness for FakeHarness {
 }
 
 crate::contract!(FakeHarness);
+crate::states::state_contract!(FakeHarness);
 
 async fn boot_with(
     harness: &FakeHarness,

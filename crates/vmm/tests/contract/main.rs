@@ -6,19 +6,20 @@
 mod fake;
 mod lives;
 mod qemu;
+mod states;
 mod suite;
 
 /// Makes one test of each promise for one harness.
 macro_rules! contract {
-    ($harness:ty: $($promise:ident,)*) => {$(
+    ($harness:ty, $suite:ident: $($promise:ident,)*) => {$(
         #[tokio::test]
         async fn $promise() {
-            let checked = crate::suite::$promise(<$harness>::new());
+            let checked = crate::$suite::$promise(<$harness>::new());
             tokio::time::timeout(crate::suite::TEST_DEADLINE, checked).await.expect("in time");
         }
     )*};
     ($harness:ty) => {
-        $crate::contract! { $harness:
+        $crate::contract! { $harness, suite:
             a_guest_answers_on_its_channel_even_when_spoken_to_before_it_is_up,
             the_record_is_committed_once_and_is_the_handles,
             a_record_that_cannot_be_kept_leaves_nothing,

@@ -113,8 +113,14 @@ impl Harness for QemuHarness {
         self.vmm().await
     }
 
-    fn spec(&self) -> BootSpec {
-        let run_dir = self.dir.path().join("run");
+    fn kept_dir(&self) -> PathBuf {
+        let dir = self.dir.path().join("kept");
+        fs::create_dir(&dir).unwrap();
+        dir
+    }
+
+    fn spec_in(&self, name: &str) -> BootSpec {
+        let run_dir = self.dir.path().join(name);
         fs::create_dir(&run_dir).unwrap();
         BootSpec {
             label: "contract".into(),
@@ -128,7 +134,7 @@ impl Harness for QemuHarness {
             cpu_model: CpuModel::Default,
             disk: None,
             mac: [0x52, 0x54, 0, 0, 0, 1],
-            console_log: self.dir.path().join("console.log"),
+            console_log: self.dir.path().join(format!("{name}-console.log")),
             console_limit_bytes: 1024 * 1024,
             kernel_args: vec![],
             sandbox: self.sandbox(),

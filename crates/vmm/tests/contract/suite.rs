@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use tokio::io::AsyncReadExt;
 /// Generous: two cores may be emulating several guests at once.
 pub(crate) const TEST_DEADLINE: Duration = Duration::from_secs(150);
 
-const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What a driver's tests need beside the driver.
 pub(crate) trait Harness: Sized {
@@ -25,7 +25,15 @@ pub(crate) trait Harness: Sized {
     fn next_life(&self) -> impl Future<Output = Arc<dyn Vmm>>;
 
     /// A guest that serves the agent's handshake. The directory is fresh.
-    fn spec(&self) -> BootSpec;
+    fn spec(&self) -> BootSpec {
+        self.spec_in("run")
+    }
+
+    /// The same in a fresh directory of this name.
+    fn spec_in(&self, name: &str) -> BootSpec;
+
+    /// A fresh directory for what outlives a VM.
+    fn kept_dir(&self) -> PathBuf;
 
     /// Whether the process can still run.
     fn is_alive(&self, record: &VmmRecord) -> bool;
@@ -40,19 +48,19 @@ const POWER_OFF: &str = "skerry.probe";
 /// With no first program the kernel panics, which our command line turns into a reboot.
 const REBOOT: &str = "rdinit=/nonexistent";
 
-async fn boot(vmm: &Arc<dyn Vmm>, spec: &BootSpec) -> Arc<dyn Vm> {
+pub(crate) async fn boot(vmm: &Arc<dyn Vmm>, spec: &BootSpec) -> Arc<dyn Vm> {
     vmm.boot(spec, &mut |_| Ok(())).await.unwrap()
 }
 
-async fn connect(vm: &Arc<dyn Vm>) -> Box<dyn Channel> {
+pub(crate) async fn connect(vm: &Arc<dyn Vm>) -> Box<dyn Channel> {
     vm.connect_guest().await.unwrap()
 }
 
-async fn converse(channel: &mut Box<dyn Channel>, nonce: u8) {
+pub(crate) async fn converse(channel: &mut Box<dyn Channel>, nonce: u8) {
     handshake::connect(channel, [nonce; 16], ANSWER_DEADLINE).await.unwrap();
 }
 
-fn files_left(dir: &Path) -> Vec<String> {
+pub(crate) fn files_left(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

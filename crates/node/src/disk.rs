@@ -1,217 +1,586 @@
-//! The root disk: a qcow2 overlay on the image's raw base, made on the first start, kept across
-//! stops, and only ever grown.
+//! A workspace's disk: a writable qcow2 overlay on frozen layers on the image's raw base.
 //!
-//! `qemu-img` is run as a program because the qcow2 format is its business and no library we could
-//! link knows all of it; it is the tool of the same package as the hypervisor.
+//! ```text
+//! <dir>/disk.json           the chain; the only place that says what the disk is
+//! <dir>/<layer id>.qcow2    the overlay; frozen, it moves into the store of layers under this name
+//! ```
+//! `<dir>` is a VM's directory or a pool slot's. The file is replaced as a whole, and every operation
+//! is ordered so that after a crash between any two steps the file still says what the disk is:
+//! an overlay is made before it is named, and removed after it is not named any more. What the
+//! directory holds beside is swept by [`Disk::settle`].
+//!
+//! Nothing here runs a program or reads more of an overlay than its header: whatever a VM wrote is
+//! parsed by that VM's own process only.
+//!
+//! All of it blocks. One caller at a time for one directory (the VM's owner task).
+
+pub(crate) mod by_program;
+mod qcow2;
+mod record;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    ffi::OsString,
-    fs::{self, File},
-    io::Read,
-    path::Path,
-    process::Stdio,
-    time::Duration,
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::lchown,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use skerry_model::DiskMib;
-use tokio::process::Command;
+use nix::unistd::{getegid, geteuid};
+use skerry_model::spec::ImageDigest;
+use skerry_vmm::DiskSpec;
 
+use self::record::DiskRecord;
+pub(crate) use self::{
+    by_program::{Base, ensure_overlay},
+    qcow2::most_file_bytes,
+    record::{DiskChain, LAYERS_BEFORE_FLATTENING, layers_named_by},
+};
 use crate::{
-    Error,
-    error::blocking,
-    layout::{remove_file, sync_parent},
+    Error, NodeEnvironment,
+    faults::Faults,
+    layers::{Holder, LayerId, LayerStore},
+    layout::{names_in, remove_file, sync_parent},
 };
 
-/// `qemu-img` takes about 15 ms; a host that needs this long is not usable.
-const QEMU_IMG_BOUND: Duration = Duration::from_secs(60);
-const QEMU_IMG: &str = "qemu-img";
+const RECORD: &str = "disk.json";
+/// The overlay of a disk that was made before disks had records.
+const UNRECORDED: &str = "disk.qcow2";
 
-/// The base below an overlay.
+/// What a disk that is not there yet is made on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Base {
-    /// The raw file.
-    pub path: std::path::PathBuf,
-    /// Its virtual size in bytes.
+pub(crate) struct Foundation {
+    /// The image at the bottom.
+    pub image_digest: ImageDigest,
+    /// Frozen layers above it, the uppermost first: a template's or a snapshot's.
+    pub layers: Vec<LayerId>,
+    /// The size of what stands there already; the disk is never smaller.
     pub size_bytes: u64,
 }
 
-/// Makes the overlay, or grows the one that is there to `base` + `writable`. Never shrinks.
-pub(crate) async fn ensure_overlay(
-    overlay: &Path,
-    base: &Base,
-    writable: DiskMib,
-) -> Result<(), Error> {
-    let wanted_bytes = base.size_bytes.saturating_add(writable.bytes());
-    if !overlay.exists() {
-        return create(overlay, base, wanted_bytes).await;
-    }
-    let path = overlay.to_owned();
-    let found_bytes = blocking(move || read_virtual_size(&path)).await?;
-    if found_bytes < wanted_bytes {
-        grow(overlay, base, wanted_bytes).await?;
-    }
-    Ok(())
+/// The disks of a node. Clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Disks {
+    layers: Arc<LayerStore>,
+    environment: NodeEnvironment,
+    faults: Faults,
 }
 
-/// Under a temporary name first: a half-made overlay must never be taken for a disk.
-async fn create(overlay: &Path, base: &Base, size_bytes: u64) -> Result<(), Error> {
-    let temporary = temporary_name(overlay);
-    remove_file(&temporary)?;
-    let mut command = Command::new(QEMU_IMG);
-    command
-        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-        .arg(&base.path)
-        .arg(&temporary)
-        .arg(size_bytes.to_string());
-    run(command).await?;
-    let overlay = overlay.to_owned();
-    blocking(move || {
-        let set = || -> std::io::Result<()> {
-            fs::set_permissions(&temporary, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-            File::open(&temporary)?.sync_all()?;
-            fs::rename(&temporary, &overlay)
+/// One disk, there or not yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    dir: PathBuf,
+    disks: Disks,
+}
+
+impl Disks {
+    pub fn new(layers: Arc<LayerStore>, environment: NodeEnvironment, faults: Faults) -> Self {
+        Self { layers, environment, faults }
+    }
+
+    /// The disk in the directory `dir`.
+    pub fn at(&self, dir: &Path) -> Disk {
+        Disk { dir: dir.to_owned(), disks: self.clone() }
+    }
+}
+
+impl Disk {
+    /// Whether there is a disk.
+    pub fn exists(&self) -> bool {
+        self.record_path().exists() || self.dir.join(UNRECORDED).exists()
+    }
+
+    /// The chain as it is recorded; `None` when there is no disk. While an overlay is being put on
+    /// top ([`Disk::begin_push`]) it is the chain without it.
+    pub fn chain(&self) -> Result<Option<DiskChain>, Error> {
+        Ok(self.read()?.map(|record| record.chain))
+    }
+
+    /// Whether [`Disk::begin_push`] was called and neither [`Disk::complete_push`] nor
+    /// [`Disk::abort_push`] was since: after a crash of ours, only the running VMM knows which of the
+    /// two is right. Once it has ended, [`Disk::settle`] decides by what was written.
+    pub fn push_is_pending(&self) -> Result<bool, Error> {
+        Ok(self.read()?.is_some_and(|record| record.pushing.is_some()))
+    }
+
+    /// Whether [`Disk::replace`] was called and was neither kept nor reverted since.
+    pub fn replacement_is_pending(&self) -> Result<bool, Error> {
+        Ok(self.read()?.is_some_and(|record| record.previous.is_some()))
+    }
+
+    /// Makes the disk, or grows the one that is there, to at least `wanted_bytes`; never shrinks.
+    /// `foundation` only matters when there is no disk yet. No process may have it open.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] when what is there is damaged, or a layer is missing.
+    pub fn ensure(&self, foundation: &Foundation, wanted_bytes: u64) -> Result<DiskChain, Error> {
+        let wanted_bytes = whole_sectors(wanted_bytes);
+        let mut record = match self.settle()? {
+            Some(record) => record,
+            None => match self.take_unrecorded(&foundation.image_digest)? {
+                Some(record) => record,
+                None => DiskRecord::new(DiskChain {
+                    overlay: None,
+                    layers: foundation.layers.clone(),
+                    image_digest: foundation.image_digest.clone(),
+                    size_bytes: whole_sectors(foundation.size_bytes),
+                }),
+            },
         };
-        set().map_err(Error::path("sealing", &overlay))?;
-        sync_parent(&overlay)
-    })
-    .await
-}
-
-/// The name under which an overlay is made.
-pub(crate) fn temporary_name(overlay: &Path) -> std::path::PathBuf {
-    overlay.with_extension("qcow2.new")
-}
-
-/// Every file the tool opens is named here: what the overlay's header says of its backing file was
-/// written by a process that ran a guest and is not believed.
-async fn grow(overlay: &Path, base: &Base, size_bytes: u64) -> Result<(), Error> {
-    let mut options = OsString::from("driver=qcow2,file.driver=file,file.filename=");
-    options.push(escape_commas(overlay)?);
-    options.push(",backing.driver=raw,backing.file.driver=file,backing.file.filename=");
-    options.push(escape_commas(&base.path)?);
-    let mut command = Command::new(QEMU_IMG);
-    command.args(["resize", "-q", "--image-opts"]).arg(options).arg(size_bytes.to_string());
-    run(command).await?;
-    let overlay = overlay.to_owned();
-    blocking(move || {
-        File::open(&overlay)
-            .and_then(|file| file.sync_all())
-            .map_err(Error::path("syncing", &overlay))
-    })
-    .await
-}
-
-/// In QEMU's option syntax a comma inside a value is doubled.
-fn escape_commas(path: &Path) -> Result<String, Error> {
-    let text = path.to_str().ok_or_else(|| Error::Config {
-        setting: "data_dir",
-        problem: format!("{} is not UTF-8", path.display()),
-    })?;
-    Ok(text.replace(',', ",,"))
-}
-
-async fn run(mut command: Command) -> Result<(), Error> {
-    command
-        .env_clear()
-        .env("LC_ALL", "C")
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let output = tokio::time::timeout(QEMU_IMG_BOUND, command.output())
-        .await
-        .map_err(|_| Error::Timeout { bound_seconds: QEMU_IMG_BOUND.as_secs() })?
-        .map_err(Error::io("running qemu-img"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let message: String = String::from_utf8_lossy(&output.stderr).chars().take(500).collect();
-    Err(Error::Program {
-        program: QEMU_IMG,
-        problem: format!("{}: {}", output.status, message.trim()),
-    })
-}
-
-/// The virtual size from the header, which is checked for features that would make a tool open other
-/// files. Format: QEMU's `docs/interop/qcow2.txt`; all numbers are big-endian.
-pub(crate) fn read_virtual_size(overlay: &Path) -> Result<u64, Error> {
-    let mut header = [0_u8; 80];
-    File::open(overlay)
-        .and_then(|mut file| file.read_exact(&mut header))
-        .map_err(Error::path("reading the header of", overlay))?;
-    virtual_size(&header)
-        .map_err(|problem| Error::Disk { path: overlay.to_owned(), problem: problem.to_owned() })
-}
-
-fn virtual_size(header: &[u8; 80]) -> Result<u64, &'static str> {
-    let word = |at: usize| {
-        u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-    };
-    let double = |at: usize| (u64::from(word(at)) << 32) | u64::from(word(at + 4));
-    if header[..4] != *b"QFI\xfb" || word(4) != 3 {
-        return Err("is not a qcow2 file of version 3");
-    }
-    if word(32) != 0 {
-        return Err("claims to be encrypted");
-    }
-    // Bit 2 of the incompatible features: the data are in another file.
-    if double(72) & 0b100 != 0 {
-        return Err("names an external data file");
-    }
-    let size = double(24);
-    // No plan permits more than 4 TiB; a forged size must not pass as a large disk.
-    if size == 0 || size > 1 << 42 {
-        return Err("has an impossible size");
-    }
-    Ok(size)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn header(size: u64, features: u64) -> [u8; 80] {
-        let mut header = [0; 80];
-        header[..4].copy_from_slice(b"QFI\xfb");
-        header[7] = 3;
-        header[24..32].copy_from_slice(&size.to_be_bytes());
-        header[72..80].copy_from_slice(&features.to_be_bytes());
-        header
-    }
-
-    #[test]
-    fn a_header_that_names_other_files_or_is_damaged_is_refused() {
-        assert_eq!(virtual_size(&header(1 << 30, 0)), Ok(1 << 30));
-        assert!(virtual_size(&header(1 << 30, 0b100)).is_err());
-        assert!(virtual_size(&header(0, 0)).is_err());
-        assert!(virtual_size(&header(u64::MAX, 0)).is_err());
-        assert!(virtual_size(&[0; 80]).is_err());
-    }
-
-    #[tokio::test]
-    async fn an_overlay_is_made_once_grown_upwards_and_never_shrunk() {
-        let dir = tempfile::tempdir().unwrap();
-        // A comma in the path must survive QEMU's option syntax.
-        let dir = dir.path().join("a,b");
-        fs::create_dir(&dir).unwrap();
-        let base = Base { path: dir.join("base.raw"), size_bytes: 4 << 20 };
-        File::create(&base.path).unwrap().set_len(base.size_bytes).unwrap();
-        let overlay = dir.join("disk.qcow2");
-        for (writable_mib, expected_mib) in [(8, 12), (8, 12), (64, 68), (16, 68)] {
-            ensure_overlay(&overlay, &base, DiskMib(writable_mib)).await.unwrap();
-            assert_eq!(read_virtual_size(&overlay).unwrap(), expected_mib << 20);
+        let _kept = self.disks.layers.guard(&record.chain.layers)?;
+        let size_bytes = record.chain.size_bytes.max(wanted_bytes);
+        if let Some(overlay) = record.chain.overlay {
+            if self.grow_in_place(&mut record, overlay, size_bytes)? {
+                return Ok(record.chain);
+            }
+            // Its table of clusters is too small: it becomes a layer below a larger overlay.
+            record = self.freeze_top(record, overlay)?;
         }
-        assert!(!temporary_name(&overlay).exists());
+        record.chain.size_bytes = size_bytes;
+        self.add_overlay(record)
     }
 
-    #[tokio::test]
-    async fn a_failed_creation_leaves_no_disk() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = Base { path: dir.path().join("missing.raw"), size_bytes: 4 << 20 };
-        let overlay = dir.path().join("disk.qcow2");
-        let error = ensure_overlay(&overlay, &base, DiskMib(8)).await.unwrap_err();
-        assert!(matches!(error, Error::Program { .. }), "{error}");
-        assert!(!overlay.exists());
+    /// Replaces the disk by a new one on `foundation`. The old one is kept until
+    /// [`Disk::keep_replacement`] or [`Disk::revert_replacement`]; replacing again before that gives
+    /// up the first replacement. No process may have it open.
+    pub fn replace(&self, foundation: &Foundation, wanted_bytes: u64) -> Result<DiskChain, Error> {
+        let before = match self.settle()? {
+            Some(record) => Some(record),
+            None => self.take_unrecorded(&foundation.image_digest)?,
+        };
+        let mut record = DiskRecord::new(DiskChain {
+            overlay: None,
+            layers: foundation.layers.clone(),
+            image_digest: foundation.image_digest.clone(),
+            size_bytes: whole_sectors(foundation.size_bytes.max(wanted_bytes)),
+        });
+        record.previous = before.map(|before| before.previous.unwrap_or(before.chain));
+        let chain = self.add_overlay(record)?;
+        self.sweep()?;
+        self.disks.faults.after_blocking("disk_replaced")?;
+        Ok(chain)
     }
+
+    /// The replacement has proved itself: what the disk was before is removed. A success when there
+    /// is none.
+    pub fn keep_replacement(&self) -> Result<(), Error> {
+        match self.read()? {
+            Some(record @ DiskRecord { previous: Some(_), .. }) => {
+                self.commit(&DiskRecord { previous: None, ..record })?;
+                self.sweep()
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The disk is again what it was before [`Disk::replace`]. A success when it was not replaced. No
+    /// process may have it open.
+    pub fn revert_replacement(&self) -> Result<(), Error> {
+        match self.read()? {
+            Some(DiskRecord { previous: Some(previous), .. }) => {
+                self.commit(&DiskRecord::new(previous))?;
+                self.sweep()
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Makes an empty overlay, to be given to [`skerry_vmm::Vm::push_overlay`], and records that it
+    /// may be on top from now on. Follow with [`Disk::complete_push`] when the VMM has it, with
+    /// [`Disk::abort_push`] when it surely has not; with neither when that is not known.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] when there is no disk, an earlier push is pending, or no further layer is
+    /// permitted.
+    pub fn begin_push(&self) -> Result<PathBuf, Error> {
+        let mut record = self.read()?.ok_or_else(|| self.wrong("there is no disk"))?;
+        if record.pushing.is_some_and(|pushing| self.overlay_path(pushing).exists()) {
+            return Err(self.wrong("an overlay is being put on top of it already"));
+        }
+        if record.chain.overlay.is_none() {
+            return Err(self.wrong("it has no overlay that could be frozen"));
+        }
+        self.check_depth(&record.chain)?;
+        let id = self.make_overlay(record.chain.size_bytes)?;
+        record.pushing = Some(id);
+        self.commit_naming(&record, id)?;
+        self.disks.faults.after_blocking("push_intended")?;
+        Ok(self.overlay_path(id))
+    }
+
+    /// The VMM writes to the new overlay: the former one becomes a layer. Takes as long as its data
+    /// need to reach the disk. Repeating it, or calling it when nothing is pending, is a success.
+    pub fn complete_push(&self) -> Result<DiskChain, Error> {
+        let record = self.read()?.ok_or_else(|| self.wrong("there is no disk"))?;
+        let (Some(pushing), Some(former)) = (record.pushing, record.chain.overlay) else {
+            return Ok(record.chain);
+        };
+        self.disks.layers.freeze(&self.overlay_path(former), former)?;
+        let mut chain = record.chain;
+        chain.layers.insert(0, former);
+        chain.overlay = Some(pushing);
+        let record = DiskRecord { chain, pushing: None, ..record };
+        self.commit(&record)?;
+        self.disks.faults.after_blocking("push_recorded")?;
+        Ok(record.chain)
+    }
+
+    /// The VMM surely does not have the new overlay: it is removed. A success when nothing is
+    /// pending.
+    pub fn abort_push(&self) -> Result<(), Error> {
+        let Some(mut record) = self.read()? else { return Ok(()) };
+        let Some(pushing) = record.pushing.take() else { return Ok(()) };
+        self.commit(&record)?;
+        remove_file(&self.overlay_path(pushing))
+    }
+
+    /// Makes everything that was written a layer, so that the chain's layers are the whole disk; the
+    /// next start gets a new overlay. An overlay that nothing was written to stays where it is. No
+    /// process may have it open.
+    pub fn freeze(&self) -> Result<DiskChain, Error> {
+        let record = self.settle()?.ok_or_else(|| self.wrong("there is no disk"))?;
+        let Some(overlay) = record.chain.overlay else { return Ok(record.chain) };
+        let path = self.overlay_path(overlay);
+        let empty = qcow2::is_empty(&path, record.chain.size_bytes);
+        if empty.map_err(Error::path("reading", &path))? {
+            return Ok(record.chain);
+        }
+        let record = self.freeze_top(record, overlay)?;
+        self.commit(&record)?;
+        Ok(record.chain)
+    }
+
+    /// The VMM has copied into the top what it needed from the layers of `chain`
+    /// ([`skerry_vmm::Vm::flatten_disk`]): the top stands on the image alone, and the layers go
+    /// unless somebody else needs them.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] when the chain is not that one any more.
+    pub fn flattened(&self, chain: &DiskChain) -> Result<DiskChain, Error> {
+        match self.read()? {
+            Some(mut record) if record.chain == *chain && record.pushing.is_none() => {
+                record.chain.layers.clear();
+                self.commit(&record)?;
+                Ok(record.chain)
+            }
+            Some(_) | None => Err(self.wrong("it changed while it was flattened")),
+        }
+    }
+
+    /// The running VM's disk is about to grow to `size_bytes` ([`skerry_vmm::Vm::grow_disk`]);
+    /// recorded before it does. When that fails the next start makes it true.
+    pub fn will_grow(&self, size_bytes: u64) -> Result<(), Error> {
+        let mut record = self.read()?.ok_or_else(|| self.wrong("there is no disk"))?;
+        let size_bytes = whole_sectors(size_bytes);
+        if size_bytes <= record.chain.size_bytes {
+            return Ok(());
+        }
+        if record.pushing.is_some() {
+            return Err(self.wrong("an overlay is being put on top of it"));
+        }
+        record.chain.size_bytes = size_bytes;
+        self.commit(&record)
+    }
+
+    /// Takes the disk over from another directory of the same file system; a process may have it
+    /// open. Repeating it after a crash is a success; until it has succeeded once both directories
+    /// hold its layers.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] when this directory has another disk, or the other has none.
+    pub fn take_from(&self, other: &Self) -> Result<DiskChain, Error> {
+        let (ours, theirs) = (self.read()?, other.read()?);
+        let chain = match (ours, theirs) {
+            (Some(ours), None) => return Ok(ours.chain),
+            (None, None) => return Err(other.wrong("there is no disk to take")),
+            (Some(ours), Some(theirs)) if ours.chain != theirs.chain => {
+                return Err(self.wrong("there is another disk already"));
+            }
+            (Some(_), Some(theirs)) => theirs.chain,
+            (None, Some(theirs)) if theirs.pushing.is_some() || theirs.previous.is_some() => {
+                return Err(other.wrong("it is being changed"));
+            }
+            (None, Some(theirs)) => {
+                self.commit(&DiskRecord::new(theirs.chain.clone()))?;
+                theirs.chain
+            }
+        };
+        if let Some(overlay) = chain.overlay {
+            let (old, new) = (other.overlay_path(overlay), self.overlay_path(overlay));
+            if old.exists() {
+                fs::rename(&old, &new).map_err(Error::path("moving", &old))?;
+                sync_parent(&new)?;
+            }
+        }
+        self.disks.faults.after_blocking("disk_moved")?;
+        other.remove()?;
+        Ok(chain)
+    }
+
+    /// Removes the disk and everything of it; a success when there is none. Layers that nobody else
+    /// needs go with it.
+    pub fn remove(&self) -> Result<(), Error> {
+        for name in names_in(&self.dir)? {
+            if LayerId::of_file_name(&name).is_some() || name == UNRECORDED {
+                remove_file(&self.dir.join(name))?;
+            }
+        }
+        self.disks.faults.after_blocking("disk_files_removed")?;
+        let record = self.record_path();
+        if record.exists() {
+            remove_file(&record)?;
+            sync_parent(&record)?;
+        }
+        self.disks.layers.release(&self.holder());
+        Ok(())
+    }
+
+    /// The overlays belong to us again: the next VM that gets their uid has no claim on them.
+    pub fn take_back(&self) -> Result<(), Error> {
+        for name in names_in(&self.dir)? {
+            if LayerId::of_file_name(&name).is_some() || name == UNRECORDED {
+                let path = self.dir.join(name);
+                lchown(&path, Some(geteuid().as_raw()), Some(getegid().as_raw()))
+                    .map_err(Error::path("taking back", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The chain as the VMM is given it, on the raw `base`.
+    pub fn spec(&self, chain: &DiskChain, base: PathBuf) -> Result<DiskSpec, Error> {
+        let overlay = chain.overlay.ok_or_else(|| self.wrong("its overlay is not made yet"))?;
+        let layers = chain.layers.iter().map(|id| self.disks.layers.path(*id)).collect();
+        Ok(DiskSpec { overlay: self.overlay_path(overlay), layers, base })
+    }
+
+    /// Brings to an end what a crash interrupted, and removes overlays that nothing names. No process
+    /// may have the disk open.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] when the record is damaged or names an overlay that is not there.
+    pub fn settled(&self) -> Result<Option<DiskChain>, Error> {
+        Ok(self.settle()?.map(|record| record.chain))
+    }
+
+    fn settle(&self) -> Result<Option<DiskRecord>, Error> {
+        let Some(found) = self.read()? else { return Ok(None) };
+        let mut record = found.clone();
+        if let Some(overlay) = record.chain.overlay
+            && !self.overlay_path(overlay).exists()
+        {
+            let unrecorded = self.dir.join(UNRECORDED);
+            if self.disks.layers.is_present(overlay) {
+                // It was frozen, and the record was to follow.
+                record.chain.layers.insert(0, overlay);
+                record.chain.overlay = None;
+            } else if unrecorded.exists() {
+                self.name_unrecorded(overlay)?;
+            } else {
+                return Err(self.wrong(format!("its overlay {overlay} is missing")));
+            }
+        }
+        if let Some(pushing) = record.pushing.take() {
+            self.settle_push(&mut record, pushing)?;
+        }
+        if record != found {
+            self.commit(&record)?;
+        }
+        self.sweep()?;
+        Ok(Some(record))
+    }
+
+    /// Decides whether an overlay was put on top. One that is empty reads as what is below it, so
+    /// that either answer would be right; one that is not was written through.
+    fn settle_push(&self, record: &mut DiskRecord, pushing: LayerId) -> Result<(), Error> {
+        let path = self.overlay_path(pushing);
+        match record.chain.overlay {
+            None if path.exists() => record.chain.overlay = Some(pushing),
+            None => return Err(self.wrong(format!("its overlay {pushing} is missing"))),
+            Some(former) if path.exists() => {
+                let empty = qcow2::is_empty(&path, record.chain.size_bytes);
+                if !empty.map_err(Error::path("reading", &path))? {
+                    self.disks.layers.freeze(&self.overlay_path(former), former)?;
+                    record.chain.layers.insert(0, former);
+                    record.chain.overlay = Some(pushing);
+                }
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Removes overlays that the record does not name. Without a record nothing is touched.
+    fn sweep(&self) -> Result<(), Error> {
+        let Some(record) = self.read()? else { return Ok(()) };
+        let named = record.overlays();
+        for name in names_in(&self.dir)? {
+            if LayerId::of_file_name(&name).is_some_and(|id| !named.contains(&id)) {
+                remove_file(&self.dir.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A disk from before disks had records: recorded first, then given its overlay's name.
+    fn take_unrecorded(&self, image_digest: &ImageDigest) -> Result<Option<DiskRecord>, Error> {
+        let unrecorded = self.dir.join(UNRECORDED);
+        if !unrecorded.exists() {
+            return Ok(None);
+        }
+        let header = self.header(&unrecorded)?;
+        let overlay = self.new_id();
+        let record = DiskRecord::new(DiskChain {
+            overlay: Some(overlay),
+            layers: Vec::new(),
+            image_digest: image_digest.clone(),
+            size_bytes: header.size_bytes,
+        });
+        self.commit(&record)?;
+        self.name_unrecorded(overlay)?;
+        Ok(Some(record))
+    }
+
+    fn name_unrecorded(&self, overlay: LayerId) -> Result<(), Error> {
+        let (old, new) = (self.dir.join(UNRECORDED), self.overlay_path(overlay));
+        fs::rename(&old, &new).map_err(Error::path("moving", &old))?;
+        sync_parent(&new)
+    }
+
+    /// False when the overlay's table of clusters is too small for that.
+    fn grow_in_place(
+        &self,
+        record: &mut DiskRecord,
+        overlay: LayerId,
+        size_bytes: u64,
+    ) -> Result<bool, Error> {
+        let path = self.overlay_path(overlay);
+        let header = self.header(&path)?;
+        if header.size_bytes > record.chain.size_bytes {
+            let problem = "claims a size it was never given".to_owned();
+            return Err(Error::Disk { path, problem });
+        }
+        if header.capacity_bytes < size_bytes {
+            return Ok(false);
+        }
+        if record.chain.size_bytes < size_bytes {
+            record.chain.size_bytes = size_bytes;
+            self.commit(record)?;
+        }
+        if header.size_bytes < size_bytes {
+            qcow2::write_size(&path, size_bytes).map_err(Error::path("growing", &path))?;
+        }
+        Ok(true)
+    }
+
+    /// Moves the top into the store; the record that says so is still to be written.
+    fn freeze_top(&self, mut record: DiskRecord, overlay: LayerId) -> Result<DiskRecord, Error> {
+        self.check_depth(&record.chain)?;
+        self.disks.layers.freeze(&self.overlay_path(overlay), overlay)?;
+        record.chain.layers.insert(0, overlay);
+        record.chain.overlay = None;
+        Ok(record)
+    }
+
+    /// Gives a chain without a top its overlay, and records it.
+    fn add_overlay(&self, mut record: DiskRecord) -> Result<DiskChain, Error> {
+        let _kept = self.disks.layers.guard(&record.chain.layers)?;
+        let id = self.make_overlay(record.chain.size_bytes)?;
+        record.chain.overlay = Some(id);
+        self.commit_naming(&record, id)?;
+        Ok(record.chain)
+    }
+
+    /// An empty overlay under a name that nothing names yet.
+    fn make_overlay(&self, size_bytes: u64) -> Result<LayerId, Error> {
+        let id = self.new_id();
+        let path = self.overlay_path(id);
+        let make = || -> io::Result<()> {
+            let file = qcow2::create(&path)?;
+            qcow2::write_empty(&file, size_bytes)?;
+            file.sync_all()
+        };
+        make()
+            .map_err(Error::path("making", &path))
+            .and_then(|()| self.disks.faults.after_blocking("overlay_made"))
+            .inspect_err(|_| self.discard(&path))?;
+        Ok(id)
+    }
+
+    /// Removes a file that nothing names; what cannot be removed now is swept later.
+    fn discard(&self, path: &Path) {
+        if let Err(error) = remove_file(path) {
+            tracing::warn!(file = %path.display(), %error, "overlay left behind");
+        }
+    }
+
+    /// [`Disk::commit`] for a record that names a new overlay, which goes when the record does not
+    /// come to name it.
+    fn commit_naming(&self, record: &DiskRecord, new: LayerId) -> Result<(), Error> {
+        self.commit(record).inspect_err(|_| {
+            // The failure may have come after the new record was in place.
+            let names_it =
+                |found: Option<DiskRecord>| found.is_some_and(|found| found.ids().contains(&new));
+            if self.read().is_ok_and(|found| !names_it(found)) {
+                self.discard(&self.overlay_path(new));
+            }
+        })
+    }
+
+    /// Replaces the record. What it names is held from before the file says so, and what it does not
+    /// name any more until after.
+    fn commit(&self, record: &DiskRecord) -> Result<(), Error> {
+        record.check().map_err(|problem| self.wrong(problem))?;
+        let ids: BTreeSet<LayerId> = record.ids();
+        self.disks.layers.hold_also(&self.holder(), &ids);
+        record.write(&self.record_path())?;
+        self.disks.faults.after_blocking("disk_recorded")?;
+        self.disks.layers.hold(&self.holder(), ids);
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Option<DiskRecord>, Error> {
+        DiskRecord::read(&self.record_path())
+    }
+
+    fn header(&self, path: &Path) -> Result<qcow2::Header, Error> {
+        qcow2::read_header(path)
+            .map_err(Error::path("reading the header of", path))?
+            .map_err(|problem| Error::Disk { path: path.to_owned(), problem: problem.to_owned() })
+    }
+
+    fn check_depth(&self, chain: &DiskChain) -> Result<(), Error> {
+        if chain.layers.len() < DiskSpec::MAX_LAYERS {
+            return Ok(());
+        }
+        Err(self
+            .wrong(format!("it has {} layers and has to be flattened first", chain.layers.len())))
+    }
+
+    fn new_id(&self) -> LayerId {
+        LayerId::from_random(self.disks.environment.random())
+    }
+
+    fn holder(&self) -> Holder {
+        Holder(self.dir.clone())
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.dir.join(RECORD)
+    }
+
+    fn overlay_path(&self, id: LayerId) -> PathBuf {
+        self.dir.join(id.file_name())
+    }
+
+    fn wrong(&self, problem: impl Into<String>) -> Error {
+        Error::Disk { path: self.dir.clone(), problem: problem.into() }
+    }
+}
+
+/// A disk has whole sectors.
+fn whole_sectors(bytes: u64) -> u64 {
+    bytes.div_ceil(512).saturating_mul(512)
 }

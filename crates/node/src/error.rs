@@ -50,6 +50,14 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// A saved state is missing, damaged or of another machine.
+    #[error("saved state {path}: {problem}")]
+    SavedState {
+        /// Its directory, or the file in it that is wrong.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A program of the host failed.
     #[error("{program}: {problem}")]
     Program {
@@ -111,6 +119,10 @@ impl Error {
             }
             Self::Cancelled => NodeError::NotRunning,
             Self::Guest(error) => error.clone(),
+            Self::SavedState { path, problem } => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                NodeError::SavedStateUnusable(format!("{name} {problem}"))
+            }
             Self::Io { .. }
             | Self::DataDirInUse(_)
             | Self::Config { .. }

@@ -62,6 +62,25 @@ pub const POINTS: &[&str] = &[
     "deleted",
 ];
 
+/// The points of disks and saved states. They are passed where nothing can be awaited: a planned hang
+/// is a failure there.
+pub const SAVED_POINTS: &[&str] = &[
+    "overlay_made",
+    "disk_recorded",
+    "push_intended",
+    "layer_sealed",
+    "layer_moved",
+    "push_recorded",
+    "disk_moved",
+    "disk_replaced",
+    "disk_files_removed",
+    "state_sealed",
+    "state_described",
+    "state_in_place",
+    "state_condemned",
+    "state_removed",
+];
+
 /// The plan of failures; empty in production. Clones share one plan.
 #[derive(Clone, Debug)]
 pub struct Faults {
@@ -104,7 +123,7 @@ impl Faults {
 
     /// Plans `kind` for the next time `point` is passed; false when there is no such point.
     pub fn plan(&self, point: &str, kind: FaultKind) -> bool {
-        let Some(point) = POINTS.iter().copied().find(|known| *known == point) else {
+        let Some(point) = all_points().find(|known| *known == point) else {
             return false;
         };
         self.lock().insert(point, kind);
@@ -145,7 +164,7 @@ impl Faults {
     }
 
     fn take(&self, point: &'static str) -> Option<FaultKind> {
-        debug_assert!(POINTS.contains(&point), "{point} is not in the list");
+        debug_assert!(all_points().any(|known| known == point), "{point} is not in the list");
         let kind = self.lock().remove(point)?;
         tracing::warn!(point, ?kind, "planned fault");
         self.reached.send_replace(Some(point));
@@ -155,6 +174,10 @@ impl Faults {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, FaultKind>> {
         self.planned.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn all_points() -> impl Iterator<Item = &'static str> {
+    POINTS.iter().chain(SAVED_POINTS).copied()
 }
 
 #[cfg(test)]

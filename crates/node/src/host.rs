@@ -18,6 +18,7 @@ use crate::{
     error::{Error, chain},
     images::ImageStore,
     layout::Layout,
+    saved::Storage,
     uids::UidPool,
 };
 
@@ -27,6 +28,7 @@ pub(crate) struct Host {
     pub config: NodeConfig,
     pub environment: NodeEnvironment,
     pub layout: Layout,
+    pub storage: Storage,
     pub vmm: Arc<dyn Vmm>,
     pub images: ImageStore,
     pub cgroups: Cgroups,

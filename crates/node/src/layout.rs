@@ -3,8 +3,10 @@
 //!
 //! ```text
 //! <data-dir>/lock, node-id
-//! <data-dir>/vms/<workspace uuid>/ledger.jsonl, spec.json, machine-id, disk.qcow2,
-//!                                 console.log[.1], commands.log[.1], run/
+//! <data-dir>/vms/<workspace uuid>/ledger.jsonl, spec.json, machine-id, disk.json,
+//!                                 console.log[.1], commands.log[.1], run/, suspended/
+//! <data-dir>/layers/<layer id>.qcow2
+//! <data-dir>/templates/<key>/, snapshots/<snapshot uuid>/[promoted/], pool/<slot>/
 //! <memory-dir>/<tag>-<workspace uuid>.ram
 //! ```
 //! When `<data-dir>` is too deep for a socket's address, `run/` lies below a short private directory
@@ -30,7 +32,7 @@ use nix::{
     unistd::geteuid,
 };
 use sha2::{Digest, Sha256};
-use skerry_model::{NodeId, WorkspaceId};
+use skerry_model::{NodeId, SnapshotId, WorkspaceId};
 
 use crate::{Error, NodeConfig, NodeEnvironment};
 
@@ -53,6 +55,8 @@ pub(crate) struct VmPaths {
     pub command_log: PathBuf,
     pub run_dir: PathBuf,
     pub memory_file: PathBuf,
+    /// The memory of a suspended VM.
+    pub suspended: PathBuf,
 }
 
 /// The directories of one node.
@@ -105,6 +109,41 @@ impl Layout {
         self.data_dir.join("vms")
     }
 
+    /// Frozen disk layers.
+    pub fn layers_dir(&self) -> PathBuf {
+        self.data_dir.join("layers")
+    }
+
+    /// Parent of all templates.
+    pub fn templates_dir(&self) -> PathBuf {
+        self.data_dir.join("templates")
+    }
+
+    /// Where the template with this key is.
+    pub fn template(&self, key: &str) -> PathBuf {
+        self.templates_dir().join(key)
+    }
+
+    /// Parent of all snapshots.
+    pub fn snapshots_dir(&self) -> PathBuf {
+        self.data_dir.join("snapshots")
+    }
+
+    /// Where a snapshot is.
+    pub fn snapshot(&self, snapshot_id: SnapshotId) -> PathBuf {
+        self.snapshots_dir().join(snapshot_id.to_string())
+    }
+
+    /// Where a snapshot's memory is in the form that VMs can share, once it was made.
+    pub fn promoted(&self, snapshot_id: SnapshotId) -> PathBuf {
+        self.snapshot(snapshot_id).join("promoted")
+    }
+
+    /// Parent of the pool's slots.
+    pub fn pool_dir(&self) -> PathBuf {
+        self.data_dir.join("pool")
+    }
+
     /// The paths of a workspace's VM.
     pub fn vm(&self, workspace_id: WorkspaceId) -> VmPaths {
         let dir = self.vms_dir().join(workspace_id.to_string());
@@ -120,6 +159,7 @@ impl Layout {
                 None => dir.join("run"),
             },
             memory_file: self.memory_dir.join(format!("{}-{workspace_id}.ram", self.tag)),
+            suspended: dir.join("suspended"),
             dir,
         }
     }

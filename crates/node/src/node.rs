@@ -28,6 +28,7 @@ use crate::{
     ledger::Ledger,
     logs,
     recovery::{Recovered, recover},
+    saved::Storage,
     uids::UidPool,
     vm::{
         Answer, Request, Slot, Status,
@@ -203,6 +204,7 @@ fn open_host(
         return Err(Error::Config { setting: "uids", problem });
     }
     let layout = Layout::open(&config)?;
+    let storage = Storage::open(&layout, &config, &environment)?;
     let images = ImageStore::open(&config.image_dir)
         .map_err(|error| Error::Config { setting: "image_dir", problem: error.to_string() })?;
     let cgroups = Cgroups::open(config.cgroups, &layout.tag);
@@ -219,6 +221,7 @@ fn open_host(
         config,
         environment,
         layout,
+        storage,
         vmm,
         images,
         cgroups,

@@ -477,6 +477,7 @@ fn is_hang(error: &Error) -> bool {
         | Error::NoSuchImage(_)
         | Error::NoBootFiles(_)
         | Error::Disk { .. }
+        | Error::SavedState { .. }
         | Error::Program { .. }
         | Error::Cancelled
         | Error::EndedEarly(_)

@@ -1,0 +1,91 @@
+//! The disk budget of saved states that can be made again: the least recently used go first.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use skerry_model::Timestamp;
+
+use super::{SavedStates, Sealed};
+use crate::Error;
+
+/// A saved state as the budget sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Budgeted {
+    /// The name of its directory.
+    pub name: String,
+    /// What it takes on the disk: its files as allocated, and the layers that only it needs.
+    pub allocated_bytes: u64,
+    /// When it was last used or made.
+    pub last_used_at: Timestamp,
+}
+
+impl SavedStates {
+    /// Records that a state was used: the directory's modification time, which nothing else changes
+    /// once it is sealed. Not made durable: after a power cut a use may be forgotten.
+    pub fn used(&self, sealed: &Sealed, now: Timestamp) -> Result<(), Error> {
+        let place = sealed.place();
+        let since_epoch = Duration::try_from(now.as_duration()).unwrap_or_default();
+        File::open(place)
+            .and_then(|dir| dir.set_modified(SystemTime::UNIX_EPOCH + since_epoch))
+            .map_err(Error::path("recording the use of", place))
+    }
+
+    /// Every usable state in `parent` with what it takes, the least recently used first.
+    pub fn by_last_use(&self, parent: &Path) -> Result<Vec<Budgeted>, Error> {
+        let mut found = Vec::new();
+        for (name, sealed) in self.list(parent)? {
+            let Ok(sealed) = sealed else { continue };
+            // One that was removed meanwhile takes nothing.
+            let Ok(metadata) = fs::symlink_metadata(sealed.place()) else { continue };
+            let last_used_at = Timestamp::new(metadata.mtime(), 0).unwrap_or(Timestamp::UNIX_EPOCH);
+            let nanoseconds =
+                Duration::from_nanos(u64::try_from(metadata.mtime_nsec()).unwrap_or(0));
+            let last_used_at = last_used_at.checked_add(nanoseconds).unwrap_or(last_used_at);
+            let allocated_bytes = self.allocated_bytes(&sealed);
+            found.push(Budgeted { name, allocated_bytes, last_used_at });
+        }
+        found.sort_by(|one, other| {
+            one.last_used_at.cmp(&other.last_used_at).then_with(|| one.name.cmp(&other.name))
+        });
+        Ok(found)
+    }
+
+    fn allocated_bytes(&self, sealed: &Sealed) -> u64 {
+        let files: Vec<PathBuf> =
+            sealed.manifest.files.keys().filter_map(|name| sealed.file(name)).collect();
+        let files = files
+            .iter()
+            .map(|path| fs::symlink_metadata(path).map_or(0, |found| found.blocks() * 512));
+        let own = sealed.manifest.layer_ids().into_iter();
+        let own = own.filter(|id| self.layers.holders(*id).len() <= 1);
+        files.chain(own.map(|id| self.layers.allocated_bytes(id))).sum()
+    }
+}
+
+/// Removes states of `parent`, the least recently used first, until the rest fits into
+/// `budget_bytes`; those in `kept` stay whatever they take. Returns the names that were removed.
+/// Clones of a removed state keep running: they have its files open.
+pub(crate) fn evict(
+    states: &SavedStates,
+    parent: &Path,
+    budget_bytes: u64,
+    kept: &BTreeSet<String>,
+) -> Result<Vec<String>, Error> {
+    let found = states.by_last_use(parent)?;
+    let mut taken: u64 = found.iter().map(|one| one.allocated_bytes).sum();
+    let mut removed = Vec::new();
+    for one in found.into_iter().filter(|one| !kept.contains(&one.name)) {
+        if taken <= budget_bytes {
+            break;
+        }
+        states.delete(&parent.join(&one.name))?;
+        taken = taken.saturating_sub(one.allocated_bytes);
+        removed.push(one.name);
+    }
+    Ok(removed)
+}

@@ -1,0 +1,211 @@
+//! Making a saved state: under a temporary name, sealed by a rename.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+    libc,
+    unistd::{getegid, geteuid},
+};
+
+use super::{
+    Manifest, RoomLease, SavedStates, Sealed,
+    manifest::{FileSeal, is_file_name},
+    states::{MANIFEST, draft_place, name_of},
+};
+use crate::{
+    Error,
+    error::chain,
+    layers::Holder,
+    layout::{make_private_dir, remove_tree, sync_parent},
+};
+
+/// A saved state under way. Dropping it unsealed removes everything that was made.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    states: SavedStates,
+    place: PathBuf,
+    dir: PathBuf,
+    sealed: bool,
+    _room: RoomLease,
+}
+
+impl Draft {
+    pub(super) fn begin(states: SavedStates, place: &Path, room: RoomLease) -> Result<Self, Error> {
+        if place.exists() {
+            return Err(Error::SavedState {
+                path: place.to_owned(),
+                problem: "is there already".to_owned(),
+            });
+        }
+        let dir = draft_place(place)?;
+        remove_tree(&dir)?;
+        make_private_dir(&dir)?;
+        Ok(Self { states, place: place.to_owned(), dir, sealed: false, _room: room })
+    }
+
+    /// The path a file of the state is made at, by us or by a VMM.
+    pub fn path(&self, name: &str) -> PathBuf {
+        debug_assert!(is_file_name(name), "{name:?} is no name of a file");
+        self.dir.join(name)
+    }
+
+    /// Makes a file, empty, opened for reading and writing. Room for `expected_bytes` is taken from
+    /// the file system at once where it can be (fallocate(2)); what of it is not needed is given back
+    /// by the sealing.
+    ///
+    /// # Errors
+    /// [`Error::NoCapacity`] when there is no room.
+    pub fn create(&self, name: &str, expected_bytes: u64) -> Result<File, Error> {
+        let path = self.path(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(no_room("making", &path))?;
+        let length = i64::try_from(expected_bytes).unwrap_or(i64::MAX);
+        if length > 0 {
+            match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length) {
+                Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
+                Err(errno) => return Err(no_room("taking room for", &path)(errno.into())),
+            }
+        }
+        Ok(file)
+    }
+
+    /// Seals the state: every file in the directory becomes ours and read-only and is digested and
+    /// made durable, and the directory takes its place. `manifest.files` is filled in here.
+    ///
+    /// Nothing may write the files any more. The layers that the manifest names must be held by
+    /// somebody until this returns; from then on the state holds them.
+    ///
+    /// # Errors
+    /// [`Error::NoCapacity`] when the disk is full. After any error nothing of the state is left.
+    pub fn seal(mut self, mut manifest: Manifest) -> Result<Sealed, Error> {
+        manifest.files = self.seal_files()?;
+        manifest
+            .check()
+            .map_err(|problem| Error::SavedState { path: self.place.clone(), problem })?;
+        self.states.faults.after_blocking("state_sealed")?;
+        let path = self.dir.join(MANIFEST);
+        let text =
+            manifest.to_text(name_of(&self.place)?).map_err(Error::path("writing", &path))?;
+        write_new(&path, &text).map_err(no_room("writing", &path))?;
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(no_room("syncing", &self.dir))?;
+        self.states.faults.after_blocking("state_described")?;
+        let holder = Holder(self.place.clone());
+        let layers: BTreeSet<_> = manifest.layer_ids().into_iter().collect();
+        self.states.layers.hold_also(&holder, &layers);
+        if let Err(error) = self.take_place() {
+            self.states.layers.release(&holder);
+            return Err(error);
+        }
+        self.states.digests.moved(&self.dir, &self.place);
+        self.sealed = true;
+        self.states.faults.after_blocking("state_in_place")?;
+        Ok(Sealed::new(self.place.clone(), manifest))
+    }
+
+    /// When the place cannot be made durable it is given up again: the caller is told that there is
+    /// no such state.
+    fn take_place(&self) -> Result<(), Error> {
+        fs::rename(&self.dir, &self.place).map_err(no_room("sealing", &self.place))?;
+        sync_parent(&self.place).inspect_err(|_| {
+            if let Err(error) = fs::rename(&self.place, &self.dir) {
+                tracing::error!(place = %self.place.display(), %error, "unfinished saved state left");
+            }
+        })
+    }
+
+    fn seal_files(&self) -> Result<BTreeMap<String, FileSeal>, Error> {
+        let mut files = BTreeMap::new();
+        let entries = fs::read_dir(&self.dir).map_err(Error::path("listing", &self.dir))?;
+        for entry in entries {
+            let entry = entry.map_err(Error::path("listing", &self.dir))?;
+            let path = entry.path();
+            let name = entry.file_name().into_string().ok().filter(|name| is_file_name(name));
+            let name = name.ok_or_else(|| Error::SavedState {
+                path: path.clone(),
+                problem: "does not belong there".to_owned(),
+            })?;
+            files.insert(name, self.seal_file(&path)?);
+        }
+        Ok(files)
+    }
+
+    fn seal_file(&self, path: &Path) -> Result<FileSeal, Error> {
+        let file = close_for_writing(path).map_err(no_room("sealing", path))?;
+        // Reading for the digest and writing to the disk go on at the same time.
+        let (synced, digested) = thread::scope(|scope| {
+            let syncing = scope.spawn(|| file.sync_all());
+            let digested = self.states.digests.of(path);
+            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("lost thread")));
+            (synced, digested)
+        });
+        synced.map_err(no_room("syncing", path))?;
+        let (length_bytes, digest) = digested?;
+        Ok(FileSeal { length_bytes, digest })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.sealed {
+            return;
+        }
+        self.states.digests.forget(&self.dir);
+        // What cannot be removed now is swept at the next start.
+        if let Err(error) = remove_tree(&self.dir) {
+            tracing::warn!(error = chain(&error), "unfinished saved state left behind");
+        }
+    }
+}
+
+/// The file is ours, read-only, and has no room beyond its end.
+fn close_for_writing(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let found = file.metadata()?;
+    // A second name would be a way to write it.
+    if !found.is_file() || found.nlink() != 1 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file of one name"));
+    }
+    file.set_len(found.len())?;
+    fchown(&file, Some(geteuid().as_raw()), Some(getegid().as_raw()))?;
+    file.set_permissions(Permissions::from_mode(0o444))?;
+    Ok(file)
+}
+
+fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text)?;
+    file.set_permissions(Permissions::from_mode(0o444))?;
+    file.sync_all()
+}
+
+/// A full disk is the host's lack of room and is told so.
+fn no_room(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            tracing::warn!(path = %path.display(), %error, "{verb} failed");
+            Error::NoCapacity("the disk for saved states is full".to_owned())
+        }
+        _ => Error::path(verb, &path)(error),
+    }
+}

@@ -1,0 +1,81 @@
+//! Disks, layers and saved states of a node, opened together: the books of layers are made from what
+//! lies in all the other directories.
+
+use std::{path::Path, sync::Arc};
+
+use super::{DiskRoom, KnownDigests, SavedStates};
+use crate::{
+    Error, NodeConfig, NodeEnvironment, disk,
+    disk::Disks,
+    layers::{Holder, LayerStore, Named},
+    layout::{Layout, make_private_dir, names_in},
+};
+
+/// What a node keeps on its disk beside images.
+#[derive(Clone, Debug)]
+pub(crate) struct Storage {
+    /// Frozen disk layers.
+    pub layers: Arc<LayerStore>,
+    /// The disks of workspaces and of the pool's slots.
+    pub disks: Disks,
+    /// Templates, snapshots, memory of suspended VMs.
+    pub states: SavedStates,
+    /// Room for more of all that.
+    pub room: DiskRoom,
+}
+
+impl Storage {
+    /// Opens everything below the data directory: what crashes left half-made or half-removed is
+    /// gone afterwards, and so are layers that nobody needs. Before anything else of the node runs.
+    pub fn open(
+        layout: &Layout,
+        config: &NodeConfig,
+        environment: &NodeEnvironment,
+    ) -> Result<Self, Error> {
+        let digests = KnownDigests::default();
+        let faults = config.faults.clone();
+        let mut named = Named::default();
+        for parent in [layout.templates_dir(), layout.snapshots_dir()] {
+            make_private_dir(&parent)?;
+            super::states::sweep(&parent)?;
+            gather(&parent, &mut named, super::layers_named_by)?;
+        }
+        for parent in [layout.vms_dir(), layout.pool_dir()] {
+            make_private_dir(&parent)?;
+            gather(&parent, &mut named, disk::layers_named_by)?;
+        }
+        let layers =
+            LayerStore::open(&layout.layers_dir(), named, digests.clone(), faults.clone())?;
+        Ok(Self {
+            disks: Disks::new(Arc::clone(&layers), environment.clone(), faults.clone()),
+            states: SavedStates::new(Arc::clone(&layers), digests, faults),
+            room: DiskRoom::new(&layout.data_dir, config.min_disk_free_mib * 1024 * 1024),
+            layers,
+        })
+    }
+}
+
+/// Asks every directory in `parent` which layers it names.
+fn gather(
+    parent: &Path,
+    named: &mut Named,
+    read: impl Fn(&Path) -> Result<Option<std::collections::BTreeSet<crate::layers::LayerId>>, Error>,
+) -> Result<(), Error> {
+    for name in names_in(parent)? {
+        let dir = parent.join(name);
+        match read(&dir) {
+            Ok(Some(layers)) if !layers.is_empty() => {
+                named.held.insert(Holder(dir), layers);
+            }
+            Ok(Some(_) | None) => {}
+            Err(error) => {
+                tracing::error!(
+                    error = crate::error::chain(&error),
+                    "what a directory names is not known"
+                );
+                named.unreadable.push(dir);
+            }
+        }
+    }
+    Ok(())
+}

@@ -60,13 +60,15 @@ pub enum CpuModel {
     Default,
 }
 
-/// The guest's one disk: a writable qcow2 overlay on frozen qcow2 layers on a raw base.
+/// The guest's one disk: a writable qcow2 overlay on frozen qcow2 layers on a raw base. What the
+/// headers of overlay and layers say of files below them is not read: the chain is the one named here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
     /// The overlay, writable by the VMM.
     pub overlay: PathBuf,
     /// Frozen layers between overlay and base, the uppermost first; at most
-    /// [`DiskSpec::MAX_LAYERS`]. Never written while anything stands on them.
+    /// [`DiskSpec::MAX_LAYERS`]. Never written while anything stands on them; readable by everyone
+    /// when a uid is given.
     pub layers: Vec<PathBuf>,
     /// The raw base below it, read-only and shared.
     pub base: PathBuf,
@@ -387,7 +389,8 @@ pub trait Vm: Send + Sync {
     /// Begins to write the VM's state to `state`, an empty file which the caller made, opened for
     /// reading and writing, and syncs afterwards. A VM that runs keeps running until it is paused by
     /// the caller (after [`SaveProgress::Converged`]); a paused one stays so. One save at a time.
-    /// What is in the file before [`SaveProgress::Complete`] is refused by every load.
+    /// What is in the file before [`SaveProgress::Complete`] is refused by every load. A save ends
+    /// with the driver that began it: the next life gives it up ([`Vm::cancel_save`]).
     async fn begin_save(&self, state: std::fs::File, memory: SavedMemory) -> Result<(), VmmError> {
         let _ = (state, memory);
         Err(VmmError::Unsupported(Capability::Snapshot))
@@ -427,7 +430,8 @@ pub trait Vm: Send + Sync {
 
     /// Copies into the overlay what it needs from the layers below, and drops them from the VM's
     /// chain: afterwards the overlay stands on the base alone. Runs beside the guest, slowly; waits
-    /// until it is done.
+    /// until it is done. When the time is over (or the caller goes away) it goes on, and another call
+    /// waits for the same copy. The process may keep the dropped files open until it ends.
     async fn flatten_disk(&self, within: Duration) -> Result<(), VmmError> {
         let _ = within;
         Err(VmmError::Unsupported(Capability::Snapshot))

@@ -147,7 +147,7 @@ mod tests {
 
     fn written(dir: &Path) -> std::path::PathBuf {
         let path = dir.join("state");
-        let mut file = File::options().read(true).write(true).create(true).open(&path).unwrap();
+        let mut file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         begin(&mut file, &label()).unwrap();
         file.write_all(b"devices").unwrap();
         complete(&file).unwrap();

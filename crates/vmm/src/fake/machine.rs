@@ -295,7 +295,9 @@ impl Machine {
         let refused = |reason| Err(refused(Step::BeginSave, reason));
         let mut inside = self.inside();
         match (&inside.save, self.state(), memory, self.record.memory) {
-            (Save::Writing { .. }, ..) => return refused("a save is under way"),
+            (Save::Writing { life: of, .. }, ..) if *of == life => {
+                return refused("a save is under way");
+            }
             (Save::Complete(SavedMemory::InMemoryFile), ..) => {
                 return refused("its memory belongs to a saved state");
             }
@@ -305,13 +307,14 @@ impl Machine {
                 return refused("its memory is not its own");
             }
             (
-                Save::None | Save::Complete(SavedMemory::InState),
+                // A save ends with the life that began it.
+                Save::None | Save::Writing { .. } | Save::Complete(SavedMemory::InState),
                 VmState::Running | VmState::Paused,
                 SavedMemory::InState,
                 _,
             )
             | (
-                Save::None | Save::Complete(SavedMemory::InState),
+                Save::None | Save::Writing { .. } | Save::Complete(SavedMemory::InState),
                 VmState::Paused,
                 SavedMemory::InMemoryFile,
                 GuestMemory::Own,
@@ -334,11 +337,11 @@ impl Machine {
             SaveProgress::Complete => Step::CompleteSave,
         };
         match &self.inside().save {
-            Save::None => return Err(refused(step, "nothing is being saved")),
-            Save::Writing { life: of, .. } if *of != life => {
-                return Err(refused(step, "the save was begun by an earlier life"));
+            Save::Writing { life: of, .. } if *of == life => {}
+            Save::Complete(_) => {}
+            Save::None | Save::Writing { .. } => {
+                return Err(refused(step, "nothing is being saved"));
             }
-            Save::Writing { .. } | Save::Complete(_) => {}
         }
         match progress {
             SaveProgress::Converged => self.step(step, within, || Ok(())).await,

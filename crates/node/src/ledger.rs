@@ -14,7 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use skerry_internal_api::VmExit;
-use skerry_model::{Incarnation, MemMib, Timestamp};
+use skerry_model::{Incarnation, MemMib, SnapshotId, Timestamp};
 use skerry_vmm::VmmRecord;
 
 use crate::{
@@ -68,6 +68,23 @@ pub(crate) enum Entry {
         /// How.
         exit: VmExit,
     },
+    /// The virtual CPUs are to stand still. Written before they are stopped.
+    Paused,
+    /// The virtual CPUs run again. Written after they were let go.
+    Resumed,
+    /// The VM's state is being saved: until [`Entry::SaveEnded`] its CPUs may stand still, its disk
+    /// may be frozen and half a saved state may lie about.
+    Saving {
+        /// For what.
+        purpose: SavePurpose,
+    },
+    /// The saving is over, whether it succeeded or was given up, and the VM is as it was before.
+    SaveEnded,
+    /// The memory is sealed beside the disk: this start has ended, and the next may go on from it.
+    MemorySaved,
+    /// The saved memory must not be used any more: a VM goes on from it, or it is given up. Written
+    /// before the disk it belongs to is written to again.
+    MemoryForgotten,
     /// Everything of this start is released.
     Released,
     /// The workspace is being deleted: nothing may survive.
@@ -78,6 +95,22 @@ pub(crate) enum Entry {
         incarnation: Incarnation,
         /// How it ended, if by itself.
         last_exit: Option<VmExit>,
+        /// Whether saved memory lies beside the disk.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        memory_saved: bool,
+    },
+}
+
+/// What a VM's state is saved for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "for", rename_all = "snake_case")]
+pub(crate) enum SavePurpose {
+    /// The VM is to end and to go on later.
+    Suspension,
+    /// The VM goes on at once.
+    Snapshot {
+        /// Which.
+        snapshot_id: SnapshotId,
     },
 }
 
@@ -94,6 +127,12 @@ pub(crate) struct LedgerState {
     pub ready_at: Option<Timestamp>,
     /// How it ended by itself.
     pub last_exit: Option<VmExit>,
+    /// Its CPUs are to stand still.
+    pub paused: bool,
+    /// A saving that has not ended.
+    pub saving: Option<SavePurpose>,
+    /// Saved memory lies beside the disk and belongs to it.
+    pub memory_saved: bool,
     /// A deletion has begun.
     pub deleting: bool,
 }
@@ -106,19 +145,30 @@ impl LedgerState {
                 self.holdings = Some(holdings);
                 self.ready_at = None;
                 self.last_exit = None;
+                self.paused = false;
+                self.saving = None;
             }
             Entry::Process { record } => self.processes.push(record),
             Entry::Ready { at } => self.ready_at = Some(at),
             Entry::Exited { exit } => self.last_exit = Some(exit),
+            Entry::Paused => self.paused = true,
+            Entry::Resumed => self.paused = false,
+            Entry::Saving { purpose } => self.saving = Some(purpose),
+            Entry::SaveEnded => self.saving = None,
+            Entry::MemorySaved => self.memory_saved = true,
+            Entry::MemoryForgotten => self.memory_saved = false,
             Entry::Released => {
                 self.holdings = None;
                 self.processes.clear();
                 self.ready_at = None;
+                self.paused = false;
+                self.saving = None;
             }
             Entry::Deleting => self.deleting = true,
-            Entry::Summary { incarnation, last_exit } => {
+            Entry::Summary { incarnation, last_exit, memory_saved } => {
                 self.incarnation = incarnation;
                 self.last_exit = last_exit;
+                self.memory_saved = memory_saved;
             }
         }
     }
@@ -208,6 +258,7 @@ impl Ledger {
         let past = Entry::Summary {
             incarnation: open.state.incarnation,
             last_exit: open.state.last_exit.clone(),
+            memory_saved: open.state.memory_saved,
         };
         let begun = Entry::Begun { incarnation, holdings };
         for entry in [&past, &begun] {
@@ -261,6 +312,8 @@ mod tests {
             run_dir: PathBuf::from("/run"),
             console_log: PathBuf::from("/console.log"),
             console_limit_bytes: 4096,
+            fingerprint: "f".to_owned(),
+            memory: skerry_vmm::GuestMemory::Own,
         }
     }
 
@@ -270,6 +323,14 @@ mod tests {
             Entry::Process { record: record(10) },
             Entry::Process { record: record(11) },
             Entry::Ready { at: Timestamp::UNIX_EPOCH },
+            Entry::Paused,
+            Entry::Resumed,
+            Entry::Saving {
+                purpose: SavePurpose::Snapshot { snapshot_id: SnapshotId::from_u128(1) },
+            },
+            Entry::SaveEnded,
+            Entry::Saving { purpose: SavePurpose::Suspension },
+            Entry::MemorySaved,
             Entry::Exited { exit: VmExit::PoweredOff },
             Entry::Released,
             Entry::Deleting,
@@ -295,7 +356,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.jsonl");
         let ledger = Ledger::open(&path).unwrap();
-        for entry in life().into_iter().take(6) {
+        for entry in life().into_iter().take(12) {
             ledger.append_blocking(entry).unwrap();
         }
         ledger.begin_blocking(Incarnation(2), Holdings::default()).unwrap();

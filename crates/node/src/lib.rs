@@ -29,12 +29,17 @@ mod logs;
 mod node;
 mod recovery;
 mod release;
+mod saving;
 mod saved;
 mod uids;
 mod vm;
 
-pub use config::{CgroupPolicy, FillRandom, NodeConfig, NodeEnvironment, UidRange};
+pub use config::{
+    CgroupPolicy, FillRandom, NodeConfig, NodeEnvironment, TemplatePreset, UidRange,
+};
 pub use doctor::doctor;
 pub use error::Error;
-pub use faults::{FaultKind, Faults, POINTS as FAULT_POINTS, SAVED_POINTS as SAVED_FAULT_POINTS};
+pub use faults::{
+    FaultKind, Faults, POINTS as FAULT_POINTS, SAVED_POINTS as SAVED_FAULT_POINTS,
+};
 pub use node::Node;

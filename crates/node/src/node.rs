@@ -31,7 +31,7 @@ use crate::{
     saved::Storage,
     uids::UidPool,
     vm::{
-        Answer, Request, Slot, Status,
+        Answer, Request, Slot, Status, Undertaking,
         owner::{Found, Owner},
     },
 };
@@ -177,6 +177,23 @@ impl Node {
         });
     }
 
+    /// Asks the owner of a VM that is there.
+    pub(crate) async fn ask_owner<T>(
+        &self,
+        workspace_id: WorkspaceId,
+        request: impl Fn(&Slot, Answer<T>) -> Request,
+    ) -> Result<T, NodeError> {
+        loop {
+            if let Some(error) = self.ending() {
+                return Err(error);
+            }
+            let slot = self.slot(workspace_id).ok_or(NodeError::NoSuchVm)?;
+            if let Some(result) = self.ask(&slot, |answer| request(&slot, answer)).await {
+                return result;
+            }
+        }
+    }
+
     /// Sends a request and waits for the answer; `None` when the owner has retired meanwhile.
     async fn ask<T>(
         &self,
@@ -206,7 +223,8 @@ fn open_host(
     let layout = Layout::open(&config)?;
     let storage = Storage::open(&layout, &config, &environment)?;
     let images = ImageStore::open(&config.image_dir)
-        .map_err(|error| Error::Config { setting: "image_dir", problem: error.to_string() })?;
+        .map_err(|error| Error::Config { setting: "image_dir", problem: error.to_string() })?
+        .with_kernel_choice(config.kernel);
     let cgroups = Cgroups::open(config.cgroups, &layout.tag);
     if let Some(reason) = cgroups.reason() {
         tracing::warn!(reason, "VMs run without cgroups");
@@ -249,9 +267,10 @@ impl NodeApi for Node {
             let slot = self.slot_or_new(spec.workspace_id);
             // A newer start replaces an older one, also one that is still under way.
             if let Some(older) = spec.incarnation.0.checked_sub(1) {
-                slot.cancel_starts(Incarnation(older));
+                slot.cancel(&[Undertaking::Start], |start| start <= Incarnation(older));
             }
-            let cancel = slot.announce_start(spec.incarnation, &self.host.shutdown);
+            let cancel =
+                slot.announce(Undertaking::Start, spec.incarnation, &self.host.shutdown);
             let request = |answer| Request::Run { spec: Box::new(spec.clone()), cancel, answer };
             if let Some(result) = self.ask(&slot, request).await {
                 return result;
@@ -270,12 +289,28 @@ impl NodeApi for Node {
                 return Err(error);
             }
             let Some(slot) = self.slot(workspace_id) else { return Ok(()) };
-            slot.cancel_starts(incarnation);
+            slot.cancel(&[Undertaking::Start], |start| start <= incarnation);
             let request = |answer| Request::Stop { through: incarnation, mode, answer };
             if let Some(result) = self.ask(&slot, request).await {
                 return result;
             }
         }
+    }
+
+    async fn ensure_paused(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        self.pause(workspace_id, incarnation).await
+    }
+
+    async fn ensure_resumed(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        self.resume(workspace_id, incarnation).await
     }
 
     async fn ensure_deleted(&self, workspace_id: WorkspaceId) -> Result<(), NodeError> {
@@ -284,7 +319,7 @@ impl NodeApi for Node {
                 return Err(error);
             }
             let Some(slot) = self.slot(workspace_id) else { return Ok(()) };
-            slot.cancel_starts(Incarnation(u64::MAX));
+            slot.cancel(&[Undertaking::Start], |_| true);
             if let Some(result) = self.ask(&slot, |answer| Request::Delete { answer }).await {
                 return result;
             }

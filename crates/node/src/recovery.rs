@@ -16,7 +16,11 @@ use crate::{
     layout::{VmPaths, remove_file, remove_tree},
     ledger::{Entry, Holdings, Ledger, LedgerState},
     release::{Remains, release_all},
-    vm::{bring_up::Leases, owner::Found},
+    vm::{
+        CPUS_WITHIN,
+        bring_up::Leases,
+        owner::{Contact, Cpus, Found},
+    },
 };
 
 /// VMs looked at at the same time: each may wait for an answer of its process.
@@ -95,7 +99,7 @@ async fn settle_unnamed(paths: &VmPaths) -> Result<Found, Error> {
 async fn settle(host: &Arc<Host>, paths: &VmPaths, ledger: &Ledger) -> Result<Found, Error> {
     let state = ledger.state();
     if let Some((record, holdings)) = complete_start(&state) {
-        match take_over(host, paths, record, holdings).await {
+        match take_over(host, paths, ledger, record, holdings).await {
             Ok(running) => {
                 tracing::info!(pid = record.pid, dir = %paths.dir.display(), "VM taken over");
                 return Ok(running);
@@ -130,6 +134,7 @@ fn complete_start(state: &LedgerState) -> Option<(&VmmRecord, &Holdings)> {
 async fn take_over(
     host: &Arc<Host>,
     paths: &VmPaths,
+    ledger: &Ledger,
     record: &VmmRecord,
     holdings: &Holdings,
 ) -> Result<Found, Error> {
@@ -141,8 +146,19 @@ async fn take_over(
         Ok((read_spec(&files.spec)?, GuestIdentity::ensure(&files, &environment)?))
     })
     .await?;
+    let cpus = settle_cpus(&*vm, ledger).await?;
     let leases = reclaim(host, holdings);
-    Ok(Found::Running { vm, leases, spec: Box::new(spec), identity })
+    let contact = Contact { spec: Box::new(spec), identity };
+    Ok(Found::Running { vm, cpus, leases, contact })
+}
+
+/// A VM whose CPUs are to stand still stands still; one that was being paused when we died may run.
+async fn settle_cpus(vm: &dyn Vm, ledger: &Ledger) -> Result<Cpus, Error> {
+    if ledger.state().paused {
+        vm.pause(CPUS_WITHIN).await?;
+        return Ok(Cpus::Paused);
+    }
+    Ok(Cpus::Running)
 }
 
 fn read_spec(path: &Path) -> Result<VmSpec, Error> {
@@ -160,7 +176,7 @@ async fn sweep(host: &Arc<Host>, recovered: &[Recovered]) -> Result<(), Error> {
         .collect();
     let host = Arc::clone(host);
     blocking(move || {
-        for group in host.cgroups.strays(|id| in_use.contains(&id)) {
+        for group in host.cgroups.strays(|id, _| in_use.contains(&id)) {
             tracing::warn!(group = %group.display(), "stray cgroup removed");
             if let Err(error) = remove_group(&group) {
                 tracing::error!(error = chain(&error), "stray cgroup not removed");

@@ -55,6 +55,7 @@ async fn die_at<T>(world: &World, node: Node, point: &str, request: impl Future<
 async fn every_list_of_steps_is_complete() {
     let mut named: Vec<&str> = UP.iter().chain(&DOWN).chain(&DELETE).copied().collect();
     named.extend(["ready", "power_off"]);
+    named.extend(["pause_noted", "paused", "pause_undone", "cpus_resumed", "resume_noted"]);
     let mut all = skerry_node::FAULT_POINTS.to_vec();
     named.sort_unstable();
     all.sort_unstable();

@@ -1,17 +1,25 @@
 //! One VM: an owner task that does everything to it, one thing after the other, and what others may
 //! see and ask.
 //!
-//! A bring-up can be cancelled from outside (a stop must not wait for a guest that hangs); everything
-//! else runs to its end once begun, whoever asked and whether or not they still wait.
+//! A bring-up, a suspension and a snapshot can be cancelled from outside (a stop must not wait for a
+//! guest that hangs, nor a resume for memory that is being written); everything else runs to its end
+//! once begun, whoever asked and whether or not they still wait.
 
 pub(crate) mod bring_up;
 pub(crate) mod link;
 pub(crate) mod owner;
 pub(crate) mod tear_down;
 
+mod pause;
+mod stillness;
+
+pub(crate) use stillness::CPUS_WITHIN;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use skerry_internal_api::{GuestApi, NodeError, StopMode, VmReport, VmSpec};
+use skerry_internal_api::{
+    GuestApi, NodeError, StopMode, VmReport, VmSpec,
+};
 use skerry_model::{Incarnation, WorkspaceId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +36,10 @@ pub(crate) enum Request {
     Run { spec: Box<VmSpec>, cancel: CancellationToken, answer: Answer<VmReport> },
     /// Bring it down, if it is of this incarnation or older.
     Stop { through: Incarnation, mode: StopMode, answer: Answer<()> },
+    /// Stop its CPUs, if it is of this incarnation.
+    Pause { incarnation: Incarnation, answer: Answer<VmReport> },
+    /// Let it run on.
+    Resume { incarnation: Incarnation, answer: Answer<VmReport> },
     /// Remove everything.
     Delete { answer: Answer<()> },
 }
@@ -46,8 +58,26 @@ pub(crate) struct Slot {
     pub workspace_id: WorkspaceId,
     pub mailbox: mpsc::Sender<Request>,
     pub status: watch::Sender<Status>,
-    /// Starts that were asked for and have not ended.
-    starts: Mutex<Vec<(Incarnation, CancellationToken)>>,
+    /// What was asked for, can be cancelled and has not ended.
+    cancellable: Mutex<Vec<Cancellable>>,
+}
+
+/// What can be given up while it is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Undertaking {
+    /// A bring-up.
+    Start,
+    /// A suspension.
+    Suspension,
+    /// A snapshot.
+    Snapshot,
+}
+
+/// One of them, asked for and not ended.
+struct Cancellable {
+    undertaking: Undertaking,
+    incarnation: Incarnation,
+    token: CancellationToken,
 }
 
 impl Slot {
@@ -58,40 +88,46 @@ impl Slot {
             workspace_id,
             mailbox,
             status: watch::Sender::new(Status::default()),
-            starts: Mutex::default(),
+            cancellable: Mutex::default(),
         };
         (Arc::new(slot), requests)
     }
 
-    /// Notes a start that is asked for; it is cancelled with `parent`, by a stop, a deletion or a
-    /// newer start.
-    pub fn announce_start(
+    /// Notes that this is asked for; it is cancelled with `parent`, or by [`Slot::cancel`].
+    pub fn announce(
         &self,
+        undertaking: Undertaking,
         incarnation: Incarnation,
         parent: &CancellationToken,
     ) -> CancellationToken {
         let token = parent.child_token();
-        self.starts().push((incarnation, token.clone()));
+        let noted = Cancellable { undertaking, incarnation, token: token.clone() };
+        self.cancellable().push(noted);
         token
     }
 
-    /// Cancels every start asked for until now of this incarnation or an older one.
-    pub fn cancel_starts(&self, through: Incarnation) {
-        for (incarnation, token) in self.starts().iter() {
-            if *incarnation <= through {
-                token.cancel();
+    /// Cancels every one of these asked for until now for a start of which `of` is true.
+    pub fn cancel(&self, undertakings: &[Undertaking], of: impl Fn(Incarnation) -> bool) {
+        for noted in self.cancellable().iter() {
+            if undertakings.contains(&noted.undertaking) && of(noted.incarnation) {
+                noted.token.cancel();
             }
         }
     }
 
-    /// Forgets starts that have ended: their tokens have no other holder that matters.
-    pub fn forget_start(&self, ended: &CancellationToken) {
+    /// Forgets what has ended: its token has no other holder that matters.
+    pub fn forget(&self, ended: &CancellationToken) {
         // A cancelled token marks the entry; its clone here is the only one left to compare with.
         ended.cancel();
-        self.starts().retain(|(_, token)| !token.is_cancelled());
+        self.cancellable().retain(|noted| !noted.token.is_cancelled());
     }
 
-    fn starts(&self) -> MutexGuard<'_, Vec<(Incarnation, CancellationToken)>> {
-        self.starts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The start it had when it was last looked at.
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        Some(self.status.borrow().report.as_ref()?.incarnation)
+    }
+
+    fn cancellable(&self) -> MutexGuard<'_, Vec<Cancellable>> {
+        self.cancellable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

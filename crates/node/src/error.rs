@@ -123,6 +123,9 @@ impl Error {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 NodeError::SavedStateUnusable(format!("{name} {problem}"))
             }
+            Self::Io { source, .. } if is_full(source) => {
+                NodeError::NoCapacity("the host's disk is full".to_owned())
+            }
             Self::Io { .. }
             | Self::DataDirInUse(_)
             | Self::Config { .. }
@@ -135,6 +138,10 @@ impl Error {
             | Self::Planned(_) => NodeError::Step { step },
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// An error and everything it was caused by, on one line, for the log.

@@ -63,7 +63,7 @@ impl Draft {
     /// by the sealing.
     ///
     /// # Errors
-    /// [`Error::NoCapacity`] when there is no room.
+    /// When there is no room, among others.
     pub fn create(&self, name: &str, expected_bytes: u64) -> Result<File, Error> {
         let path = self.path(name);
         let file = OpenOptions::new()
@@ -72,12 +72,12 @@ impl Draft {
             .create_new(true)
             .mode(0o600)
             .open(&path)
-            .map_err(no_room("making", &path))?;
+            .map_err(Error::path("making", &path))?;
         let length = i64::try_from(expected_bytes).unwrap_or(i64::MAX);
         if length > 0 {
             match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length) {
                 Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
-                Err(errno) => return Err(no_room("taking room for", &path)(errno.into())),
+                Err(errno) => return Err(Error::path("taking room for", &path)(errno.into())),
             }
         }
         Ok(file)
@@ -90,7 +90,7 @@ impl Draft {
     /// somebody until this returns; from then on the state holds them.
     ///
     /// # Errors
-    /// [`Error::NoCapacity`] when the disk is full. After any error nothing of the state is left.
+    /// When the disk is full, among others. After any error nothing of the state is left.
     pub fn seal(mut self, mut manifest: Manifest) -> Result<Sealed, Error> {
         manifest.files = self.seal_files()?;
         manifest
@@ -100,10 +100,10 @@ impl Draft {
         let path = self.dir.join(MANIFEST);
         let text =
             manifest.to_text(name_of(&self.place)?).map_err(Error::path("writing", &path))?;
-        write_new(&path, &text).map_err(no_room("writing", &path))?;
+        write_new(&path, &text).map_err(Error::path("writing", &path))?;
         File::open(&self.dir)
             .and_then(|dir| dir.sync_all())
-            .map_err(no_room("syncing", &self.dir))?;
+            .map_err(Error::path("syncing", &self.dir))?;
         self.states.faults.after_blocking("state_described")?;
         let holder = Holder(self.place.clone());
         let layers: BTreeSet<_> = manifest.layer_ids().into_iter().collect();
@@ -114,14 +114,17 @@ impl Draft {
         }
         self.states.digests.moved(&self.dir, &self.place);
         self.sealed = true;
-        self.states.faults.after_blocking("state_in_place")?;
+        if let Err(error) = self.states.faults.after_blocking("state_in_place") {
+            self.states.delete(&self.place)?;
+            return Err(error);
+        }
         Ok(Sealed::new(self.place.clone(), manifest))
     }
 
     /// When the place cannot be made durable it is given up again: the caller is told that there is
     /// no such state.
     fn take_place(&self) -> Result<(), Error> {
-        fs::rename(&self.dir, &self.place).map_err(no_room("sealing", &self.place))?;
+        fs::rename(&self.dir, &self.place).map_err(Error::path("sealing", &self.place))?;
         sync_parent(&self.place).inspect_err(|_| {
             if let Err(error) = fs::rename(&self.place, &self.dir) {
                 tracing::error!(place = %self.place.display(), %error, "unfinished saved state left");
@@ -146,7 +149,7 @@ impl Draft {
     }
 
     fn seal_file(&self, path: &Path) -> Result<FileSeal, Error> {
-        let file = close_for_writing(path).map_err(no_room("sealing", path))?;
+        let file = close_for_writing(path).map_err(Error::path("sealing", path))?;
         // Reading for the digest and writing to the disk go on at the same time.
         let (synced, digested) = thread::scope(|scope| {
             let syncing = scope.spawn(|| file.sync_all());
@@ -154,7 +157,7 @@ impl Draft {
             let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("lost thread")));
             (synced, digested)
         });
-        synced.map_err(no_room("syncing", path))?;
+        synced.map_err(Error::path("syncing", path))?;
         let (length_bytes, digest) = digested?;
         Ok(FileSeal { length_bytes, digest })
     }
@@ -196,16 +199,4 @@ fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
     file.write_all(text)?;
     file.set_permissions(Permissions::from_mode(0o444))?;
     file.sync_all()
-}
-
-/// A full disk is the host's lack of room and is told so.
-fn no_room(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |error| match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            tracing::warn!(path = %path.display(), %error, "{verb} failed");
-            Error::NoCapacity("the disk for saved states is full".to_owned())
-        }
-        _ => Error::path(verb, &path)(error),
-    }
 }

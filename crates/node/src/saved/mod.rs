@@ -19,6 +19,8 @@ mod room;
 mod states;
 mod storage;
 #[cfg(test)]
+pub(crate) mod test_ground;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use self::{

@@ -1,13 +1,18 @@
 //! Disks, layers and saved states of a node, opened together: the books of layers are made from what
 //! lies in all the other directories.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use super::{DiskRoom, KnownDigests, SavedStates};
+use super::{DiskRoom, KnownDigests, SavedStates, states::sweep};
 use crate::{
     Error, NodeConfig, NodeEnvironment, disk,
     disk::Disks,
-    layers::{Holder, LayerStore, Named},
+    error::chain,
+    layers::{Holder, LayerId, LayerStore, Named},
     layout::{Layout, make_private_dir, names_in},
 };
 
@@ -37,12 +42,16 @@ impl Storage {
         let mut named = Named::default();
         for parent in [layout.templates_dir(), layout.snapshots_dir()] {
             make_private_dir(&parent)?;
-            super::states::sweep(&parent)?;
+            sweep(&parent)?;
             gather(&parent, &mut named, super::layers_named_by)?;
         }
         for parent in [layout.vms_dir(), layout.pool_dir()] {
             make_private_dir(&parent)?;
             gather(&parent, &mut named, disk::layers_named_by)?;
+        }
+        // A snapshot's promoted memory and a VM's suspended memory lie one level deeper.
+        for parent in [layout.snapshots_dir(), layout.vms_dir()] {
+            dirs_in(&parent)?.iter().try_for_each(|dir| sweep(dir))?;
         }
         let layers =
             LayerStore::open(&layout.layers_dir(), named, digests.clone(), faults.clone())?;
@@ -59,23 +68,25 @@ impl Storage {
 fn gather(
     parent: &Path,
     named: &mut Named,
-    read: impl Fn(&Path) -> Result<Option<std::collections::BTreeSet<crate::layers::LayerId>>, Error>,
+    read: impl Fn(&Path) -> Result<Option<BTreeSet<LayerId>>, Error>,
 ) -> Result<(), Error> {
-    for name in names_in(parent)? {
-        let dir = parent.join(name);
+    for dir in dirs_in(parent)? {
         match read(&dir) {
             Ok(Some(layers)) if !layers.is_empty() => {
                 named.held.insert(Holder(dir), layers);
             }
             Ok(Some(_) | None) => {}
             Err(error) => {
-                tracing::error!(
-                    error = crate::error::chain(&error),
-                    "what a directory names is not known"
-                );
+                tracing::error!(error = chain(&error), "what a directory names is not known");
                 named.unreadable.push(dir);
             }
         }
     }
     Ok(())
+}
+
+/// Whatever else lies there names nothing.
+fn dirs_in(parent: &Path) -> Result<Vec<PathBuf>, Error> {
+    let paths = names_in(parent)?.into_iter().map(|name| parent.join(name));
+    Ok(paths.filter(|path| path.is_dir() && !path.is_symlink()).collect())
 }

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use async_trait::async_trait;
 
-pub use args::{Command, ImageBuildArgs, Options};
+pub use args::{Command, ImageBuildArgs, KernelBuildArgs, Options};
 pub use login::Environment;
 
 use crate::{client::Client, error::Error, output::Output};
@@ -34,6 +34,9 @@ use crate::{client::Client, error::Error, output::Output};
 pub trait LocalCommands: Send + Sync {
     /// `skerry image build`.
     async fn build_images(&self, arguments: &ImageBuildArgs, json: bool) -> ExitCode;
+
+    /// `skerry kernel build`.
+    async fn build_kernel(&self, arguments: &KernelBuildArgs, json: bool) -> ExitCode;
 
     /// `skerry doctor --local`, and `skerry doctor` when no server answers.
     async fn doctor(&self, json: bool) -> ExitCode;
@@ -105,6 +108,9 @@ async fn carry_out(
                 Ok(local.build_images(&arguments, options.json).await)
             }
         },
+        Command::Kernel { command: args::KernelCommand::Build(arguments) } => {
+            Ok(local.build_kernel(&arguments, options.json).await)
+        }
         Command::Quota => commands::account::quota(&client()?, output).await.map(done),
         Command::Doctor(args) => {
             if args.local {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use async_trait::async_trait;
 use clap::Parser;
-use skerry_cli::{Command, Environment, ImageBuildArgs, LocalCommands, Options};
+use skerry_cli::{Command, Environment, ImageBuildArgs, KernelBuildArgs, LocalCommands, Options};
 
 /// Client of a Skerry server: micro-VM workspaces.
 #[derive(Parser)]
@@ -25,6 +25,11 @@ struct NoServerHere;
 impl LocalCommands for NoServerHere {
     async fn build_images(&self, _: &ImageBuildArgs, _json: bool) -> ExitCode {
         eprintln!("skerry: this is the client alone; build images with the skerry binary");
+        ExitCode::FAILURE
+    }
+
+    async fn build_kernel(&self, _: &KernelBuildArgs, _json: bool) -> ExitCode {
+        eprintln!("skerry: this is the client alone; build a kernel with the skerry binary");
         ExitCode::FAILURE
     }
 

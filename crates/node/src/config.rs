@@ -2,9 +2,9 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use skerry_model::Timestamp;
+use skerry_model::{Shape, Timestamp, spec::ImageRef};
 
-use crate::faults::Faults;
+use crate::{faults::Faults, images::KernelChoice};
 
 /// A range of uids that belong to the node alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,15 @@ pub enum CgroupPolicy {
     Off,
 }
 
+/// A template that is to be ready before anybody asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemplatePreset {
+    /// The image's catalogue name; its newest build is used.
+    pub image: ImageRef,
+    /// The shape of the workspaces that will start from it.
+    pub shape: Shape,
+}
+
 /// Configuration of the node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -32,6 +41,8 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// Where images are. Absolute.
     pub image_dir: PathBuf,
+    /// Which of the kernels in `image_dir` guests boot with.
+    pub kernel: KernelChoice,
     /// Where guest memory files are made; `None` chooses `/dev/shm` when it is a tmpfs of at least
     /// half the memory, else a directory below `data_dir`.
     pub memory_dir: Option<PathBuf>,
@@ -56,6 +67,18 @@ pub struct NodeConfig {
     pub console_limit_bytes: u64,
     /// The most one of the two command log files of a workspace takes.
     pub command_log_limit_bytes: u64,
+    /// The most that templates (saved machines from which workspaces start without a boot) take on
+    /// disk; the least recently used go first. 0 makes and uses none.
+    pub template_budget_mib: u64,
+    /// Templates made ahead of time. Others are made when a workspace of their image and shape has
+    /// booted.
+    pub template_presets: Vec<TemplatePreset>,
+    /// The most VMs that wait, restored and paused, to be claimed by a workspace; how many there are
+    /// of which image and shape follows demand. 0 turns the pool off.
+    pub pool_max_warm: u32,
+    /// The most host memory that waiting VMs take in all; `None` is a tenth of what guests may be
+    /// promised. 0 turns the pool off.
+    pub pool_memory_mib: Option<u64>,
     /// Planned failures, for tests: empty in production.
     pub faults: Faults,
 }
@@ -67,6 +90,7 @@ impl NodeConfig {
         Self {
             data_dir,
             image_dir,
+            kernel: KernelChoice::default(),
             memory_dir: None,
             runtime_dir: None,
             uids: UidRange { first: 200_000, count: 10_000 },
@@ -77,6 +101,10 @@ impl NodeConfig {
             min_disk_free_mib: 512,
             console_limit_bytes: 4 * 1024 * 1024,
             command_log_limit_bytes: 4 * 1024 * 1024,
+            template_budget_mib: 4096,
+            template_presets: Vec::new(),
+            pool_max_warm: 8,
+            pool_memory_mib: None,
             faults: Faults::default(),
         }
     }

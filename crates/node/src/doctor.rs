@@ -14,7 +14,7 @@ use crate::{
     cgroups::{Cgroups, Flavour},
     error::blocking,
     host::Host,
-    images::ImageStore,
+    images::{ImageStore, KernelChoice},
     layout::planned_memory_dir,
     uids::UidPool,
 };
@@ -24,6 +24,9 @@ const COMFORTABLE_DISK_MIB: u64 = 10 * 1024;
 
 /// How images and boot files come about.
 const BUILD: &str = "make setup, or `skerry image build`";
+
+/// How the small kernel comes about.
+const BUILD_KERNEL: &str = "make kernel, or `skerry kernel build`";
 
 /// What the checks look at.
 struct Subject<'a> {
@@ -45,6 +48,7 @@ pub async fn doctor(config: NodeConfig, vmm: Result<Arc<dyn Vmm>, String>) -> No
     let look = move || {
         let images =
             config.image_dir.is_dir().then(|| ImageStore::open(&config.image_dir).ok()).flatten();
+        let images = images.map(|images| images.with_kernel_choice(config.kernel));
         let cgroups = Cgroups::open(config.cgroups, &format!("doctor-{}", std::process::id()));
         let uids = UidPool::available(config.uids);
         let data_dir = nearest_existing(&config.data_dir);
@@ -181,14 +185,25 @@ fn images(subject: &Subject<'_>) -> DoctorCheck {
 
 fn boot_files(subject: &Subject<'_>) -> DoctorCheck {
     let name = "boot files";
-    let missing = |found: String| check(name, DoctorLevel::Missing, found, Some(BUILD));
-    match subject.images.map(ImageStore::boot_files) {
-        Some(Ok(boot)) => {
-            let found = format!("kernel {}", boot.manifest.kernel_release);
-            check(name, DoctorLevel::Ok, found, None)
+    let missing =
+        |found: String, remedy: &str| check(name, DoctorLevel::Missing, found, Some(remedy));
+    let Some(images) = subject.images else {
+        return missing("no image directory".to_owned(), BUILD);
+    };
+    let boot = match images.boot_files() {
+        Ok(boot) => boot,
+        Err(error) if images.boot_artefacts().is_ok() => {
+            return missing(error.to_string(), BUILD_KERNEL);
         }
-        Some(Err(error)) => missing(error.to_string()),
-        None => missing("no image directory".to_owned()),
+        Err(error) => return missing(error.to_string(), BUILD),
+    };
+    let kernel = format!("{} kernel {}", boot.kernel_variant.name(), boot.kernel_release);
+    match images.small_kernel_if_built() {
+        Err(error) if images.kernel_choice() == KernelChoice::Auto => {
+            let found = format!("{kernel}; {error}");
+            check(name, DoctorLevel::Degraded, found, Some(BUILD_KERNEL))
+        }
+        Ok(_) | Err(_) => check(name, DoctorLevel::Ok, kernel, None),
     }
 }
 

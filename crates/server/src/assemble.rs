@@ -60,6 +60,7 @@ pub async fn assemble(
 #[must_use]
 pub fn node_config(config: &Config) -> NodeConfig {
     let mut node = NodeConfig::new(config.data_dir.clone(), config.image_dir.clone());
+    node.kernel = config.kernel;
     node.memory_dir.clone_from(&config.memory_dir);
     node.runtime_dir.clone_from(&config.runtime_dir);
     node.uids = UidRange { first: config.uid_base, count: config.uid_count };

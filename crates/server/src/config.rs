@@ -15,7 +15,7 @@ use skerry_model::{
     Plan, Secret,
     limits::{Pool, Range},
 };
-use skerry_node::Faults;
+use skerry_node::{Faults, images::KernelChoice};
 
 /// What happens to running workspaces when the server is told to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -39,6 +39,29 @@ pub enum AcceleratorChoice {
     Kvm,
     /// Software emulation.
     Tcg,
+}
+
+/// Which kernel guests boot with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelSetting {
+    /// The small one if `skerry kernel build` has made it, else the distribution's.
+    #[default]
+    Auto,
+    /// The distribution's.
+    Distribution,
+    /// The small one or none.
+    Small,
+}
+
+impl From<KernelSetting> for KernelChoice {
+    fn from(setting: KernelSetting) -> Self {
+        match setting {
+            KernelSetting::Auto => Self::Auto,
+            KernelSetting::Distribution => Self::Distribution,
+            KernelSetting::Small => Self::Small,
+        }
+    }
 }
 
 /// One source of settings: the command line with the environment, or the file. Absent means "ask the
@@ -74,6 +97,10 @@ pub struct Settings {
     /// How guest instructions are run [default: auto]
     #[arg(long, env = "SKERRY_ACCELERATOR", value_name = "HOW")]
     pub accelerator: Option<AcceleratorChoice>,
+    /// Which kernel guests boot with: the small one if it was built, or always the same [default:
+    /// auto]
+    #[arg(long, env = "SKERRY_KERNEL", value_name = "WHICH")]
+    pub kernel: Option<KernelSetting>,
     /// Where guest memory is kept: a tmpfs if possible [default: below /dev/shm when it is large]
     #[arg(long, env = "SKERRY_MEMORY_DIR", value_name = "DIR")]
     pub memory_dir: Option<PathBuf>,
@@ -119,6 +146,8 @@ pub struct Config {
     pub on_shutdown: OnShutdown,
     /// See [`Settings::accelerator`].
     pub accelerator: AcceleratorChoice,
+    /// See [`Settings::kernel`].
+    pub kernel: KernelChoice,
     /// See [`Settings::memory_dir`].
     pub memory_dir: Option<PathBuf>,
     /// See [`Settings::uid_base`].
@@ -186,6 +215,7 @@ impl Settings {
             default_image: self.default_image.or(weaker.default_image),
             on_shutdown: self.on_shutdown.or(weaker.on_shutdown),
             accelerator: self.accelerator.or(weaker.accelerator),
+            kernel: self.kernel.or(weaker.kernel),
             memory_dir: self.memory_dir.or(weaker.memory_dir),
             uid_base: self.uid_base.or(weaker.uid_base),
             uid_count: self.uid_count.or(weaker.uid_count),
@@ -237,6 +267,7 @@ impl Settings {
             default_image: self.default_image.unwrap_or_else(|| "base".to_owned()),
             on_shutdown: self.on_shutdown.unwrap_or_default(),
             accelerator: self.accelerator.unwrap_or_default(),
+            kernel: self.kernel.unwrap_or_default().into(),
             memory_dir: self.memory_dir.map(absolute).transpose()?,
             uid_base,
             uid_count,

@@ -38,6 +38,15 @@ fn a_flag_is_stronger_than_the_file_and_the_file_than_the_default() {
     assert_eq!(config.listen.to_string(), "127.0.0.1:7070");
 }
 
+#[test]
+fn the_kernel_can_be_chosen_and_is_the_small_one_if_present_otherwise() {
+    let kernel = |text: &str| file(text).resolve().unwrap().kernel;
+    assert_eq!(kernel(""), KernelChoice::Auto);
+    assert_eq!(kernel("kernel = 'distribution'"), KernelChoice::Distribution);
+    assert_eq!(kernel("kernel = 'small'"), KernelChoice::Small);
+    assert!(file_problem("kernel = 'large'").contains("distribution"));
+}
+
 /// Runs this test binary again with another environment: the process's own is shared by all tests.
 fn in_environment(test: &str, variables: &[(&str, &str)]) {
     let output = std::process::Command::new(std::env::current_exe().unwrap())

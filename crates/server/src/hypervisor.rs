@@ -42,13 +42,19 @@ struct Proven {
 /// QEMU or the boot files are missing; the message says what to do.
 pub async fn open(config: &Config) -> Result<Arc<dyn Vmm>> {
     let boot = boot_files(config)?;
+    tracing::info!(
+        kernel = boot.kernel_variant.name(),
+        release = boot.kernel_release,
+        digest = %boot.digest(),
+        "guests boot with"
+    );
     let remembered = config.data_dir.join("accelerator.json");
     let question = Proven {
         host_boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .context("reading the host's boot id")?
             .trim()
             .to_owned(),
-        guest_kernel: boot.manifest.kernel.digest.to_string(),
+        guest_kernel: boot.kernel_digest.to_string(),
         kvm_device: kvm_device(Path::new("/dev/kvm")),
         accelerator: Accelerator::None,
     };
@@ -97,7 +103,12 @@ pub fn boot_files(config: &Config) -> Result<BootFiles> {
         bail!("there is no image directory {dir}: {remedy}, or say where it is with --image-dir");
     }
     let store = ImageStore::open(&config.image_dir)
-        .with_context(|| format!("opening the images in {dir}"))?;
+        .with_context(|| format!("opening the images in {dir}"))?
+        .with_kernel_choice(config.kernel);
+    let remedy = match store.boot_artefacts() {
+        Ok(_) => "run `skerry kernel build`, or take another --kernel",
+        Err(_) => remedy,
+    };
     store.boot_files().with_context(|| format!("{dir} has no boot files: {remedy}"))
 }
 

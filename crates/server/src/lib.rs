@@ -10,6 +10,7 @@ pub mod config;
 pub mod hypervisor;
 pub mod listener;
 pub mod local;
+pub mod progress_lines;
 pub mod run;
 pub mod serving;
 pub mod signals;

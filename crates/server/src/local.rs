@@ -1,21 +1,23 @@
 //! Commands that need this machine and no server: building images, and looking at the host.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::Write,
+    num::NonZero,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use skerry_cli::{ImageBuildArgs, LocalCommands};
+use skerry_cli::{ImageBuildArgs, KernelBuildArgs, LocalCommands};
 use skerry_control::internal_api::{DoctorCheck, DoctorLevel, NodeDoctor};
 use skerry_model::ImageRef;
 use skerry_node::images::{
-    BootRecipe, BuildContext, ImageStore, KernelSource, Progress, Rebuild, build_boot, build_image,
+    BootRecipe, BuildContext, ImageStore, KernelRecipe, KernelSource, Progress, Rebuild,
+    SmallKernel, build_boot, build_image, build_small_kernel,
 };
 
-use crate::{ambient, assemble, config::Settings, hypervisor};
+use crate::{ambient, assemble, config::Settings, hypervisor, progress_lines::ProgressLines};
 
 /// The file name of the guest agent.
 const AGENT: &str = "skerry-agent";
@@ -41,6 +43,22 @@ impl LocalCommands for ThisMachine {
         report(built, json, |images| {
             let lines = images.iter().map(|(name, digest)| format!("{name}\t{digest}"));
             lines.collect::<Vec<_>>().join("\n")
+        })
+    }
+
+    async fn build_kernel(&self, arguments: &KernelBuildArgs, json: bool) -> ExitCode {
+        let (image_dir, jobs) = (arguments.image_dir.clone(), arguments.jobs);
+        let built = tokio::task::spawn_blocking(move || build_kernel(image_dir, jobs)).await;
+        let built = built.context("the build's task").and_then(|built| built);
+        let shown = built.map(|kernel| BuiltKernel {
+            release: kernel.manifest.release,
+            digest: kernel.manifest.kernel.digest.to_string(),
+            size_bytes: kernel.manifest.kernel.length_bytes,
+            path: kernel.kernel,
+        });
+        report(shown, json, |kernel| {
+            let BuiltKernel { release, digest, path, .. } = kernel;
+            format!("{release}\t{digest}\t{}", path.display())
         })
     }
 
@@ -77,15 +95,9 @@ fn build(order: BuildOrder) -> Result<Vec<(String, String)>> {
             recipes.join(", ")
         );
     }
-    let image_dir = match image_dir {
-        Some(dir) => dir,
-        None => Settings::from_environment()?.resolve()?.image_dir,
-    };
-    let store = ImageStore::open(&image_dir)
-        .with_context(|| format!("opening the images in {}", image_dir.display()))?;
-    let cache_dir = image_dir.parent().unwrap_or(&image_dir).join("cache");
+    let (store, cache_dir) = open_store(image_dir)?;
     let now = (ambient::environment().now)();
-    let mut progress = Lines::new();
+    let mut progress = ProgressLines::on_stderr();
     let mut show = |news: Progress<'_>| progress.show(news);
     let boot = BootRecipe {
         kernel: KernelSource::DebianCloud,
@@ -103,6 +115,42 @@ fn build(order: BuildOrder) -> Result<Vec<(String, String)>> {
         built.push((name, image.digest().to_string()));
     }
     Ok(built)
+}
+
+/// What `skerry kernel build` answers.
+#[derive(serde::Serialize)]
+struct BuiltKernel {
+    /// As `uname -r` prints it in the guest.
+    release: String,
+    digest: String,
+    size_bytes: u64,
+    path: PathBuf,
+}
+
+/// Builds the small kernel, or finds that it is up to date.
+fn build_kernel(image_dir: Option<PathBuf>, jobs: Option<NonZero<u32>>) -> Result<SmallKernel> {
+    let (store, cache_dir) = open_store(image_dir)?;
+    let cpus = std::thread::available_parallelism().ok();
+    let all_cpus = cpus.and_then(|cpus| NonZero::<u32>::try_from(cpus).ok());
+    let jobs = jobs.or(all_cpus).unwrap_or(NonZero::<u32>::MIN);
+    let now = (ambient::environment().now)();
+    let mut progress = ProgressLines::on_stderr();
+    let mut show = |news: Progress<'_>| progress.show(news);
+    build_small_kernel(&KernelRecipe { cache_dir, jobs }, &store, now, &mut show)
+        .context("building the small kernel")
+}
+
+/// The store in a directory, of the server's settings if none is given, and the directory where
+/// downloads are kept for it.
+fn open_store(image_dir: Option<PathBuf>) -> Result<(ImageStore, PathBuf)> {
+    let image_dir = match image_dir {
+        Some(dir) => dir,
+        None => Settings::from_environment()?.resolve()?.image_dir,
+    };
+    let store = ImageStore::open(&image_dir)
+        .with_context(|| format!("opening the images in {}", image_dir.display()))?;
+    let cache_dir = store.directory().parent().unwrap_or(store.directory()).join("cache");
+    Ok((store, cache_dir))
 }
 
 /// The agent beside our own binary, or where a build in the source tree puts it.
@@ -139,37 +187,6 @@ fn all_recipes(recipes_dir: &Path) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
-}
-
-/// Progress on stderr: one line a step.
-struct Lines {
-    terminal: bool,
-}
-
-impl Lines {
-    fn new() -> Self {
-        Self { terminal: std::io::stderr().is_terminal() }
-    }
-
-    fn show(&mut self, news: Progress<'_>) {
-        let mut stderr = std::io::stderr().lock();
-        // Progress that cannot be shown is no reason to end a build.
-        let _ = match news {
-            Progress::WaitingForLock => writeln!(stderr, "another build is under way: waiting"),
-            Progress::Started { step } if self.terminal => {
-                write!(stderr, "{step} ...").and_then(|()| stderr.flush())
-            }
-            Progress::Started { step } => writeln!(stderr, "{step} ..."),
-            Progress::Output { .. } => Ok(()),
-            Progress::Finished { took, .. } if self.terminal => {
-                writeln!(stderr, " {:.1} s", took.as_secs_f64())
-            }
-            Progress::Finished { step, took } => {
-                writeln!(stderr, "{step}: {:.1} s", took.as_secs_f64())
-            }
-            Progress::UpToDate { what } => writeln!(stderr, "{what}: up to date"),
-        };
-    }
 }
 
 /// Programs that running or building needs: the program, what for, and Debian's package.

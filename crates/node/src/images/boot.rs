@@ -3,27 +3,22 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use skerry_model::Timestamp;
+use skerry_model::{Timestamp, spec::ImageDigest};
 
 use super::{
-    BootFiles, BootManifest, GUEST_MODULES, ImageError, ImageStore, KernelModule, Progress,
-    host_program::HostProgram,
+    BootArtefacts, BootManifest, GUEST_MODULES, ImageError, ImageStore, KernelModule, Progress,
+    boot_files::{INITRAMFS_FILE, KERNEL_FILE},
+    debian_package::{self, DebianPackage},
     kernel::{extract_vmlinux, modules_in_load_order},
     manifest::{FORMAT, SealedFile, digest_bytes, digest_file},
     progress::Steps,
-    store::{INITRAMFS_FILE, KERNEL_FILE},
     write_initramfs,
 };
 
 /// Debian's kernel for virtual machines; the package itself only points at the current version.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
-const QUERY_LIMIT: Duration = Duration::from_secs(60);
-const DOWNLOAD_LIMIT: Duration = Duration::from_secs(600);
-const UNPACK_LIMIT: Duration = Duration::from_secs(300);
-const MAX_QUERY_BYTES: u64 = 16 << 20;
 
 /// Where the guests' kernel comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,29 +50,30 @@ pub fn build_boot(
     store: &ImageStore,
     now: Timestamp,
     progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<BootFiles, ImageError> {
+) -> Result<BootArtefacts, ImageError> {
     let mut steps = Steps::new(progress);
     let lock = store.lock(&mut || steps.waiting_for_lock())?;
     let agent = read_agent(&recipe.agent)?;
     let agent_digest = digest_bytes(&agent);
-    let kernel = KernelVersion::current(&recipe.kernel)?;
-    let present = store.boot_files().ok();
+    let kernel = CurrentKernel::of(&recipe.kernel)?;
+    let kernel_source = kernel.description();
+    let present = store.boot_artefacts().ok();
     if let Some(files) = &present
         && files.manifest.agent_digest == agent_digest
-        && files.manifest.kernel_source == kernel.source
+        && files.manifest.kernel_source == kernel_source
     {
         steps.up_to_date("boot artefacts");
         return Ok(files.clone());
     }
     let staging = lock.staging("boot")?;
     let (vmlinux, initramfs) = (staging.path.join(KERNEL_FILE), staging.path.join(INITRAMFS_FILE));
-    let contents = match &recipe.kernel {
-        KernelSource::Vmlinux(path) => {
-            fs::copy(path, &vmlinux).map_err(ImageError::file("copy", path))?;
+    let contents = match &kernel {
+        CurrentKernel::File { path, .. } => {
+            fs::copy(path, &vmlinux).map_err(ImageError::file("copy", *path))?;
             KernelContents { release: release_of(&vmlinux)?, modules: Vec::new() }
         }
-        KernelSource::DebianCloud => {
-            fetch_debian_kernel(&kernel, &recipe.cache_dir, &vmlinux, &mut steps)?
+        CurrentKernel::Package(package) => {
+            fetch_debian_kernel(package, &recipe.cache_dir, &vmlinux, &mut steps)?
         }
     };
     steps.step("write the initial file system", |_| {
@@ -88,7 +84,7 @@ pub fn build_boot(
     let manifest = BootManifest {
         format: FORMAT,
         kernel_release: contents.release,
-        kernel_source: kernel.source,
+        kernel_source,
         kernel: SealedFile::describe(&vmlinux)?,
         initramfs: SealedFile::describe(&initramfs)?,
         agent_digest,
@@ -137,80 +133,45 @@ struct KernelContents {
     modules: Vec<KernelModule>,
 }
 
-/// Which kernel a build would take now.
-struct KernelVersion {
-    /// Written to the manifest and compared with it.
-    source: String,
-    /// The package with the files; empty for a given file.
-    package: String,
+/// The kernel a build would take now.
+enum CurrentKernel<'a> {
+    Package(DebianPackage),
+    File { path: &'a Path, digest: ImageDigest },
 }
 
-impl KernelVersion {
-    fn current(kernel: &KernelSource) -> Result<Self, ImageError> {
-        match kernel {
-            KernelSource::Vmlinux(path) => Ok(Self {
-                source: format!("vmlinux {}", digest_file(path)?),
-                package: String::new(),
-            }),
+impl<'a> CurrentKernel<'a> {
+    fn of(source: &'a KernelSource) -> Result<Self, ImageError> {
+        match source {
+            KernelSource::Vmlinux(path) => Ok(Self::File { path, digest: digest_file(path)? }),
             KernelSource::DebianCloud => {
-                let record = HostProgram::new("apt-cache", "apt")
-                    .args(["show", "--no-all-versions", KERNEL_PACKAGE])
-                    .stdout(MAX_QUERY_BYTES, QUERY_LIMIT)?;
-                Self::from_package_record(&String::from_utf8_lossy(&record))
+                DebianPackage::pointed_to_by(KERNEL_PACKAGE, "linux-image-").map(Self::Package)
             }
         }
     }
 
-    /// From the record of the pointing package: its only dependency is the package with the kernel.
-    fn from_package_record(record: &str) -> Result<Self, ImageError> {
-        let field = |name: &str| {
-            record.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-        };
-        let package = field("Depends")
-            .and_then(|depends| depends.split([' ', ',', '(']).next())
-            .filter(|package| package.starts_with("linux-image-"));
-        match (package, field("Version")) {
-            (Some(package), Some(version)) => Ok(Self {
-                source: format!("{package} {version}"),
-                package: format!("{package}={version}"),
-            }),
-            (None, _) | (_, None) => Err(ImageError::Kernel {
-                reason: format!(
-                    "the package lists of this host do not have {KERNEL_PACKAGE}; \
-                     `apt-get update` brings them up to date"
-                ),
-            }),
+    /// Written to the manifest and compared with it.
+    fn description(&self) -> String {
+        match self {
+            Self::Package(package) => package.to_string(),
+            Self::File { digest, .. } => format!("vmlinux {digest}"),
         }
     }
 }
 
 /// Downloads the package unless it is in the cache, and takes the kernel and its modules out of it.
 fn fetch_debian_kernel(
-    kernel: &KernelVersion,
+    package: &DebianPackage,
     cache_dir: &Path,
     vmlinux: &Path,
     steps: &mut Steps<'_>,
 ) -> Result<KernelContents, ImageError> {
     let downloads = cache_dir.join("kernel");
-    fs::create_dir_all(&downloads).map_err(ImageError::file("make", &downloads))?;
-    steps.step(&format!("download {}", kernel.source), |on_line| {
-        // As root, apt would drop to a user who cannot write here.
-        HostProgram::new("apt-get", "apt")
-            .args(["--quiet", "-o", "APT::Sandbox::User=root", "download"])
-            .arg(&kernel.package)
-            .current_dir(&downloads)
-            .run(DOWNLOAD_LIMIT, on_line)
-    })?;
-    let package = newest_package(&downloads, &kernel.package)?;
+    let file = steps
+        .step(&format!("download {package}"), |on_line| package.download(&downloads, on_line))?;
     let tree = tempfile::tempdir_in(&downloads).map_err(ImageError::file("make", &downloads))?;
     steps.step("unpack the kernel", |on_line| {
-        HostProgram::new("dpkg-deb", "dpkg")
-            .arg("--extract")
-            .arg(&package)
-            .arg(tree.path())
-            .run(UNPACK_LIMIT, on_line)?;
-        // Older packages are of no use once this one was unpacked.
-        remove_other_packages(&downloads, &package)?;
+        debian_package::extract(&file, tree.path(), on_line)?;
+        debian_package::remove_others(&downloads, &file)?;
         let modules_dir = tree.path().join("lib/modules");
         let release = only_entry(&modules_dir)?;
         let bzimage = tree.path().join(format!("boot/vmlinuz-{release}"));
@@ -218,37 +179,6 @@ fn fetch_debian_kernel(
         let modules = modules_in_load_order(&modules_dir.join(&release), GUEST_MODULES)?;
         Ok(KernelContents { release, modules })
     })
-}
-
-/// The `.deb` that `apt-get download name=version` left in `directory`.
-fn newest_package(directory: &Path, name_and_version: &str) -> Result<PathBuf, ImageError> {
-    // A file name has `_` for `=`, and `%3a` for the colon of an epoch.
-    let beginning = format!("{}_", name_and_version.replace('=', "_").replace(':', "%3a"));
-    packages_in(directory)?
-        .into_iter()
-        .find(|path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&beginning))
-        })
-        .ok_or_else(|| ImageError::Kernel {
-            reason: format!("apt-get left no file {beginning}*.deb in {}", directory.display()),
-        })
-}
-
-fn remove_other_packages(directory: &Path, keep: &Path) -> Result<(), ImageError> {
-    for path in packages_in(directory)? {
-        if path != keep {
-            fs::remove_file(&path).map_err(ImageError::file("remove", &path))?;
-        }
-    }
-    Ok(())
-}
-
-fn packages_in(directory: &Path) -> Result<Vec<PathBuf>, ImageError> {
-    let entries = fs::read_dir(directory).map_err(ImageError::file("list", directory))?;
-    Ok(entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|ending| ending == "deb"))
-        .collect())
 }
 
 fn only_entry(directory: &Path) -> Result<String, ImageError> {
@@ -262,7 +192,7 @@ fn only_entry(directory: &Path) -> Result<String, ImageError> {
 }
 
 /// The release of a bare kernel, from its banner (`Linux version 6.1.0-... (`).
-fn release_of(vmlinux: &Path) -> Result<String, ImageError> {
+pub(super) fn release_of(vmlinux: &Path) -> Result<String, ImageError> {
     const BANNER: &[u8] = b"Linux version ";
     let kernel = fs::read(vmlinux).map_err(ImageError::file("read", vmlinux))?;
     let release = kernel.windows(BANNER.len()).enumerate().find_map(|(at, window)| {
@@ -315,7 +245,7 @@ mod tests {
             &self,
             agent: &[u8],
             kernel_content: &[u8],
-        ) -> Result<(BootFiles, bool), ImageError> {
+        ) -> Result<(BootArtefacts, bool), ImageError> {
             let agent_path = self.directory.path().join("agent");
             fs::write(&agent_path, agent).unwrap();
             let recipe = BootRecipe {
@@ -340,7 +270,7 @@ mod tests {
         let (files, built) = bench.build(&elf(1), one).unwrap();
         assert!(built);
         assert_eq!(files.manifest.kernel_release, "6.1.0-1-small");
-        assert_eq!(bench.store.boot_files().unwrap(), files);
+        assert_eq!(bench.store.boot_artefacts().unwrap(), files);
         assert!(!bench.build(&elf(1), one).unwrap().1);
         assert!(bench.build(&elf(2), one).unwrap().1);
         let (files, built) = bench.build(&elf(2), b"Linux version 6.9.9 (who)").unwrap();
@@ -378,15 +308,6 @@ mod tests {
             let error = Bench::new().build(agent, b"Linux version 1 (w)").unwrap_err();
             assert!(matches!(error, ImageError::Agent { .. }), "{error}");
         }
-    }
-
-    #[test]
-    fn the_kernel_package_is_read_from_the_pointing_packages_record() {
-        let record = "Package: linux-image-cloud-amd64\nVersion: 6.1.7-2\n\
-                      Depends: linux-image-6.1.0-9-cloud-amd64 (= 6.1.7-2)\n";
-        let version = KernelVersion::from_package_record(record).unwrap();
-        assert_eq!(version.package, "linux-image-6.1.0-9-cloud-amd64=6.1.7-2");
-        assert!(KernelVersion::from_package_record("").is_err());
     }
 
     proptest::proptest! {

@@ -33,6 +33,19 @@ pub enum ImageError {
         /// The Debian package that has it.
         package: &'static str,
     },
+    /// Packages of the host are missing.
+    #[error(
+        "to {purpose}, these Debian packages are missing: {}; \
+         `apt-get install --no-install-recommends {}` installs them",
+        packages.join(", "),
+        packages.join(" ")
+    )]
+    PackagesMissing {
+        /// What needs them, as a verb.
+        purpose: &'static str,
+        /// The packages.
+        packages: Vec<&'static str>,
+    },
     /// A program of the host failed.
     #[error("`{program}` failed ({outcome}); it said last:\n{output_tail}")]
     ProgramFailed {
@@ -65,9 +78,11 @@ pub enum ImageError {
         /// Why.
         reason: String,
     },
-    /// Another process kept the store's lock for too long.
-    #[error("another build held the image store's lock for more than {} s", limit.as_secs())]
+    /// Another process kept a lock for too long.
+    #[error("another build held {} for more than {} s", path.display(), limit.as_secs())]
     Locked {
+        /// The lock's file.
+        path: PathBuf,
         /// How long this one waited.
         limit: Duration,
     },

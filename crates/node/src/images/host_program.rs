@@ -37,6 +37,9 @@ const CONTAINER: &[&str] = &[
     "--mount-proc",
 ];
 
+/// Programs speak English, in which we look for words.
+const LOCALE: &str = "C.UTF-8";
+
 /// One program with its arguments, ready to be run.
 pub(super) struct HostProgram {
     program: String,
@@ -54,15 +57,33 @@ impl HostProgram {
     /// Only root may have this; where it is not to be had (in a plain container nothing can be
     /// mounted either) the program runs as any other.
     pub(super) fn contained(program: &str, package: &'static str) -> Self {
-        let there = std::env::split_paths(&search_path()).any(|dir| dir.join(program).is_file());
-        // A program that is missing is better missed by us than by the container.
-        if !there || !geteuid().is_root() || !containers_work() {
+        Self::contained_behind(&[], program, package)
+    }
+
+    /// As [`HostProgram::contained`], giving way to everything else on the host.
+    pub(super) fn contained_at_low_priority(program: &str, package: &'static str) -> Self {
+        Self::contained_behind(&["nice", "-n", "10"], program, package)
+    }
+
+    fn contained_behind(prefix: &[&str], program: &str, package: &'static str) -> Self {
+        // A program that is missing is better missed by us than by what starts it.
+        if !program_is_there(program) {
             return Self::new(program, package);
         }
-        let mut command = command(&[CONTAINER, &[program]].concat());
-        // `mmdebstrap` hangs up on its whole group when it fails: that must not be ours.
-        command.process_group(0);
+        let contain = geteuid().is_root() && containers_work();
+        let container = if contain { CONTAINER } else { &[] };
+        let mut command = command(&[container, prefix, &[program]].concat());
+        if contain {
+            // `mmdebstrap` hangs up on its whole group when it fails: that must not be ours.
+            command.process_group(0);
+        }
         Self { program: program.to_owned(), package, command }
+    }
+
+    /// Passes on nothing of our environment but where programs are.
+    pub(super) fn without_environment(mut self) -> Self {
+        self.command.env_clear().env("PATH", search_path()).env("LC_ALL", LOCALE);
+        self
     }
 
     pub(super) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -203,7 +224,7 @@ impl HostProgram {
 
 fn command(words: &[&str]) -> Command {
     let mut command = Command::new(words[0]);
-    command.args(&words[1..]).env("PATH", search_path()).env("LC_ALL", "C.UTF-8");
+    command.args(&words[1..]).env("PATH", search_path()).env("LC_ALL", LOCALE);
     command
 }
 
@@ -212,6 +233,11 @@ fn search_path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
     path
+}
+
+/// Whether a program would be found.
+pub(super) fn program_is_there(program: &str) -> bool {
+    std::env::split_paths(&search_path()).any(|dir| dir.join(program).is_file())
 }
 
 fn containers_work() -> bool {

@@ -114,6 +114,30 @@ pub struct BootManifest {
     pub built_at: Timestamp,
 }
 
+/// `kernel.json` beside the small kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelManifest {
+    /// The layout version.
+    pub format: u32,
+    /// The kernel release, as `uname -r` prints it in the guest.
+    pub release: String,
+    /// The package with the source and its version.
+    pub source: String,
+    /// Digest of our options, of which [`KernelManifest::config`] came.
+    pub fragment_digest: ImageDigest,
+    /// The compiler's version line.
+    pub compiler: String,
+    /// The uncompressed kernel, without symbols.
+    pub kernel: SealedFile,
+    /// The whole configuration.
+    pub config: SealedFile,
+    /// How many files were compiled, with which the next build tells how far it is.
+    pub compiled_files: u32,
+    /// When it was built.
+    pub built_at: Timestamp,
+}
+
 /// Reads a manifest and checks its layout version.
 pub(super) fn read_manifest<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
     #[derive(Deserialize)]

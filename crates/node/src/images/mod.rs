@@ -7,7 +7,9 @@
 //! Builders block (they run the distribution's programs for minutes); call them off the async threads.
 
 mod boot;
+mod boot_files;
 mod build;
+mod debian_package;
 mod error;
 mod host_program;
 mod initramfs;
@@ -15,14 +17,17 @@ mod kernel;
 mod manifest;
 mod progress;
 mod recipe;
+mod small_kernel;
 mod store;
 
 pub use boot::{BootRecipe, KernelSource, build_boot};
+pub use boot_files::{BootArtefacts, BootFiles, KernelChoice, KernelVariant, SmallKernel};
 pub use build::{BuildContext, Rebuild, build_image};
 pub use error::ImageError;
 pub use initramfs::{KernelModule, write_initramfs};
 pub use kernel::{GUEST_MODULES, extract_vmlinux, modules_in_load_order};
-pub use manifest::{BootManifest, ImageManifest, SealedFile};
+pub use manifest::{BootManifest, ImageManifest, KernelManifest, SealedFile};
 pub use progress::Progress;
 pub use recipe::{Origin, Recipe};
-pub use store::{BootFiles, ImageStore, StoredImage};
+pub use small_kernel::{KernelRecipe, build_small_kernel};
+pub use store::{ImageStore, StoredImage};

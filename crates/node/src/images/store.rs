@@ -6,6 +6,8 @@
 //! <store>/base@3f2a.../root.ext4    the raw disk, 0444, never written again
 //! <store>/boot -> boot@91c0...      the kernel and initial file system in use
 //! <store>/boot@91c0.../boot.json, vmlinux, initramfs.cpio
+//! <store>/small-kernel -> small-kernel@77e2...        if one was built
+//! <store>/small-kernel@77e2.../kernel.json, vmlinux, config
 //! <store>/.staging-*                a build under way; without a lock holder it is rubbish
 //! ```
 //!
@@ -15,7 +17,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -25,16 +27,13 @@ use skerry_internal_api::ImageInfo;
 use skerry_model::spec::{ImageDigest, ImageRef};
 
 use super::{
-    BootManifest, ImageError, ImageManifest,
+    ImageError, ImageManifest, KernelChoice,
+    boot_files::BOOT_PREFIXES,
     manifest::{digest_file, read_manifest},
 };
 
 pub(super) const DISK_FILE: &str = "root.ext4";
 pub(super) const IMAGE_MANIFEST_FILE: &str = "image.json";
-pub(super) const KERNEL_FILE: &str = "vmlinux";
-pub(super) const INITRAMFS_FILE: &str = "initramfs.cpio";
-pub(super) const BOOT_MANIFEST_FILE: &str = "boot.json";
-const BOOT: &str = "boot";
 const STAGING_PREFIX: &str = ".staging-";
 /// Hexadecimal digits of the digest in a directory's name.
 const DIGEST_DIGITS_IN_NAME: usize = 16;
@@ -79,21 +78,11 @@ impl StoredImage {
     }
 }
 
-/// The kernel and the initial file system with which every VM boots.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BootFiles {
-    /// What they are.
-    pub manifest: BootManifest,
-    /// The uncompressed kernel.
-    pub kernel: PathBuf,
-    /// The initial file system.
-    pub initramfs: PathBuf,
-}
-
 /// The images of a node. Cheap to clone; safe to use from many processes at once.
 #[derive(Clone, Debug)]
 pub struct ImageStore {
     directory: PathBuf,
+    kernel_choice: KernelChoice,
 }
 
 impl ImageStore {
@@ -107,8 +96,20 @@ impl ImageStore {
             .mode(0o755)
             .create(directory)
             .and_then(|()| directory.canonicalize())
-            .map(|directory| Self { directory })
+            .map(|directory| Self { directory, kernel_choice: KernelChoice::default() })
             .map_err(ImageError::file("make", directory))
+    }
+
+    /// The same store with this choice of the kernel in [`ImageStore::boot_files`].
+    #[must_use]
+    pub fn with_kernel_choice(self, kernel_choice: KernelChoice) -> Self {
+        Self { kernel_choice, ..self }
+    }
+
+    /// The choice that [`ImageStore::boot_files`] follows.
+    #[must_use]
+    pub fn kernel_choice(&self) -> KernelChoice {
+        self.kernel_choice
     }
 
     /// Where the store is, as an absolute path.
@@ -124,7 +125,9 @@ impl ImageStore {
         let mut images: Vec<StoredImage> = self
             .entries()
             .into_iter()
-            .filter(|name| name.contains('@') && !name.starts_with(BOOT_PREFIX))
+            .filter(|name| {
+                name.contains('@') && !BOOT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            })
             .filter_map(|name| match self.read_image(&name) {
                 Ok(image) => Some(image),
                 Err(reason) => {
@@ -182,28 +185,6 @@ impl ImageStore {
         Err(unavailable(&format!("image {digest}"), format!("its content is {found}")))
     }
 
-    /// The kernel and the initial file system in use.
-    ///
-    /// # Errors
-    /// [`ImageError::Unavailable`] when they have not been built or are damaged.
-    pub fn boot_files(&self) -> Result<BootFiles, ImageError> {
-        self.read_boot().map_err(|reason| unavailable("boot artefacts", reason))
-    }
-
-    fn read_boot(&self) -> Result<BootFiles, String> {
-        // The link is resolved once, so that a rebuild meanwhile does not mix two builds.
-        let directory = self
-            .directory
-            .join(BOOT)
-            .canonicalize()
-            .map_err(|_| "they have not been built".to_owned())?;
-        let manifest: BootManifest = read_manifest(&directory.join(BOOT_MANIFEST_FILE))?;
-        let (kernel, initramfs) = (directory.join(KERNEL_FILE), directory.join(INITRAMFS_FILE));
-        manifest.kernel.looks_untouched(&kernel)?;
-        manifest.initramfs.looks_untouched(&initramfs)?;
-        Ok(BootFiles { manifest, kernel, initramfs })
-    }
-
     fn read_image(&self, directory_name: &str) -> Result<StoredImage, String> {
         let directory = self.directory.join(directory_name);
         let manifest: ImageManifest = read_manifest(&directory.join(IMAGE_MANIFEST_FILE))?;
@@ -216,7 +197,7 @@ impl ImageStore {
         Ok(StoredImage { manifest, disk })
     }
 
-    fn entries(&self) -> Vec<String> {
+    pub(super) fn entries(&self) -> Vec<String> {
         let names = fs::read_dir(&self.directory).map(|entries| {
             entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
         });
@@ -229,24 +210,40 @@ impl ImageStore {
     /// Waits for every other build and keeps new ones out until the guard is dropped. `on_wait` is
     /// called once when there is somebody to wait for.
     pub(super) fn lock(&self, on_wait: &mut dyn FnMut()) -> Result<BuildLock<'_>, ImageError> {
-        let path = self.directory.join("lock");
+        let file = FileLock::wait(&self.directory.join("lock"), on_wait)?;
+        let lock = BuildLock { store: self, _file: file };
+        lock.remove_leftovers();
+        Ok(lock)
+    }
+}
+
+/// A file that one process at a time has locked.
+pub(super) struct FileLock {
+    /// Closing it releases the lock, also when the process dies.
+    _file: File,
+}
+
+impl FileLock {
+    /// Makes the file if need be and waits for whoever has it. `on_wait` is called once when there is
+    /// somebody to wait for.
+    pub(super) fn wait(path: &Path, on_wait: &mut dyn FnMut()) -> Result<Self, ImageError> {
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o644)
-            .open(&path)
-            .map_err(ImageError::file("open", &path))?;
+            .open(path)
+            .map_err(ImageError::file("open", path))?;
         let deadline = Instant::now() + LOCK_LIMIT;
         let mut told = false;
         loop {
             match file.try_lock() {
-                Ok(()) => break,
+                Ok(()) => return Ok(Self { _file: file }),
                 Err(TryLockError::Error(source)) => {
-                    return Err(ImageError::file("lock", &path)(source));
+                    return Err(ImageError::file("lock", path)(source));
                 }
                 Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                    return Err(ImageError::Locked { limit: LOCK_LIMIT });
+                    return Err(ImageError::Locked { path: path.to_owned(), limit: LOCK_LIMIT });
                 }
                 Err(TryLockError::WouldBlock) => {
                     if !told {
@@ -257,14 +254,11 @@ impl ImageStore {
                 }
             }
         }
-        let lock = BuildLock { store: self, _file: file };
-        lock.remove_leftovers();
-        Ok(lock)
     }
 }
 
 /// `@` and the first digits of the digest.
-fn directory_ending(digest: &ImageDigest) -> Result<String, String> {
+pub(super) fn directory_ending(digest: &ImageDigest) -> Result<String, String> {
     let digits = digest.0.strip_prefix("sha256:").unwrap_or_default();
     if digits.len() != 64 || !digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return Err("its digest is not `sha256:` and 64 hexadecimal digits".into());
@@ -272,20 +266,26 @@ fn directory_ending(digest: &ImageDigest) -> Result<String, String> {
     Ok(format!("@{}", &digits[..DIGEST_DIGITS_IN_NAME]))
 }
 
-const BOOT_PREFIX: &str = "boot@";
-
-fn unavailable(what: &str, reason: impl Into<String>) -> ImageError {
+pub(super) fn unavailable(what: &str, reason: impl Into<String>) -> ImageError {
     ImageError::Unavailable { what: what.to_owned(), reason: reason.into() }
 }
 
 /// The right to change the store; one holder on the whole host.
 pub(super) struct BuildLock<'a> {
     store: &'a ImageStore,
-    /// Closing it releases the lock, also when the process dies.
-    _file: File,
+    _file: FileLock,
 }
 
 impl BuildLock<'_> {
+    pub(super) fn store(&self) -> &ImageStore {
+        self.store
+    }
+
+    /// Where a link is made before it takes the place of another.
+    pub(super) fn staged_link_path(&self) -> PathBuf {
+        self.store.directory.join(format!("{STAGING_PREFIX}link"))
+    }
+
     /// A new empty directory in the store, removed when the guard is dropped unpublished.
     pub(super) fn staging(&self, name: &str) -> Result<Staging, ImageError> {
         let path = self.store.directory.join(format!("{STAGING_PREFIX}{name}"));
@@ -309,37 +309,8 @@ impl BuildLock<'_> {
         self.store.by_digest(digest)
     }
 
-    /// Makes staged boot artefacts the ones in use. The ones before stay until the next time, for a
-    /// VM that is just being started with them.
-    pub(super) fn publish_boot(
-        &self,
-        staging: Staging,
-        manifest: &BootManifest,
-    ) -> Result<BootFiles, ImageError> {
-        seal(&staging.path, &[KERNEL_FILE, INITRAMFS_FILE], BOOT_MANIFEST_FILE, manifest)?;
-        let text = format!("{} {}", manifest.kernel.digest, manifest.initramfs.digest);
-        let digest = super::manifest::digest_bytes(text.as_bytes());
-        let ending = directory_ending(&digest).map_err(|reason| unavailable(BOOT, reason))?;
-        let name = format!("{BOOT}{ending}");
-        let link = self.store.directory.join(BOOT);
-        let before = fs::read_link(&link).ok();
-        self.put_in_place(staging, &name)?;
-        let new_link = self.store.directory.join(format!("{STAGING_PREFIX}link"));
-        symlink(&name, &new_link)
-            .and_then(|()| fs::rename(&new_link, &link))
-            .and_then(|()| synchronise(&self.store.directory))
-            .map_err(ImageError::file("replace", &link))?;
-        for entry in self.store.entries() {
-            let in_use = entry == name || before.as_deref() == Some(Path::new(&entry));
-            if entry.starts_with(BOOT_PREFIX) && !in_use {
-                self.remove(&entry);
-            }
-        }
-        self.store.boot_files()
-    }
-
     /// Renames the staged directory to `name`, whatever is there now being damaged or the same.
-    fn put_in_place(&self, staging: Staging, name: &str) -> Result<(), ImageError> {
+    pub(super) fn put_in_place(&self, staging: Staging, name: &str) -> Result<(), ImageError> {
         self.remove(name);
         let target = self.store.directory.join(name);
         fs::rename(&staging.path, &target)
@@ -355,7 +326,7 @@ impl BuildLock<'_> {
         }
     }
 
-    fn remove(&self, entry: &str) {
+    pub(super) fn remove(&self, entry: &str) {
         remove_tree(&self.store.directory.join(entry));
     }
 }
@@ -372,19 +343,19 @@ impl Drop for Staging {
     }
 }
 
-fn remove_tree(path: &Path) {
+pub(super) fn remove_tree(path: &Path) {
     let outcome = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
         Ok(_file) => fs::remove_file(path),
         Err(_gone) => Ok(()),
     };
     if let Err(error) = outcome {
-        tracing::warn!(path = %path.display(), %error, "something in the image store cannot be removed");
+        tracing::warn!(path = %path.display(), %error, "something a build left cannot be removed");
     }
 }
 
 /// Writes the manifest, makes every file read-only and brings all of it to the disk.
-fn seal(
+pub(super) fn seal(
     directory: &Path,
     files: &[&str],
     manifest_file: &str,
@@ -406,7 +377,7 @@ fn seal(
     synchronise(directory).map_err(ImageError::file("synchronise", directory))
 }
 
-fn synchronise(path: &Path) -> io::Result<()> {
+pub(super) fn synchronise(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 

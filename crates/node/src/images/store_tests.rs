@@ -1,6 +1,6 @@
 //! Tests of the store, with images that are a few bytes long.
 
-use std::fs::OpenOptions;
+use std::{fs::OpenOptions, os::unix::fs::symlink};
 
 use super::*;
 use crate::images::manifest::{FORMAT, SealedFile, digest_bytes};

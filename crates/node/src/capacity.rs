@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use nix::sys::statvfs::statvfs;
@@ -17,54 +17,98 @@ const MIB: u64 = 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryBooks {
     limit_mib: u64,
-    promised_mib: Arc<Mutex<u64>>,
+    booked: Arc<Mutex<Booked>>,
+}
+
+/// What is spoken for, by class.
+#[derive(Clone, Copy, Debug, Default)]
+struct Booked {
+    /// Whole memories of guests that run or start.
+    guests_mib: u64,
+    /// What VMs that wait in the pool really take: their guests' whole memory is promised only when
+    /// they are claimed.
+    waiting_mib: u64,
+}
+
+impl Booked {
+    fn of(&mut self, class: Class) -> &mut u64 {
+        match class {
+            Class::Guest => &mut self.guests_mib,
+            Class::Waiting => &mut self.waiting_mib,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Guest,
+    Waiting,
 }
 
 /// A promise of memory; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryPromise {
     mib: u64,
-    promised_mib: Arc<Mutex<u64>>,
+    class: Class,
+    booked: Arc<Mutex<Booked>>,
 }
 
 impl MemoryBooks {
     pub fn new(limit_mib: u64) -> Self {
-        Self { limit_mib, promised_mib: Arc::default() }
+        Self { limit_mib, booked: Arc::default() }
     }
 
     pub fn limit_mib(&self) -> u64 {
         self.limit_mib
     }
 
+    /// What guests that run or start have.
     pub fn promised_mib(&self) -> u64 {
-        *self.promised_mib.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().guests_mib
     }
 
-    /// Promises `memory` to a guest, if all promises together fit.
+    /// What VMs that wait in the pool have.
+    pub fn waiting_mib(&self) -> u64 {
+        self.lock().waiting_mib
+    }
+
+    /// Promises `memory` to a guest, if everything together fits.
     pub fn promise(&self, memory: MemMib) -> Result<MemoryPromise, Error> {
-        let mib = u64::from(memory.get());
-        let mut promised = self.promised_mib.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = self.limit_mib.saturating_sub(*promised);
-        if mib > free {
-            return Err(Error::NoCapacity(format!(
-                "{mib} MiB of memory are needed, {free} MiB are free"
-            )));
-        }
-        *promised += mib;
-        Ok(MemoryPromise { mib, promised_mib: Arc::clone(&self.promised_mib) })
+        self.book(Class::Guest, u64::from(memory.get()))
+    }
+
+    /// Sets `mib` aside for a VM that will wait in the pool, if everything together fits.
+    pub fn set_aside(&self, mib: u64) -> Result<MemoryPromise, Error> {
+        self.book(Class::Waiting, mib)
     }
 
     /// Writes down what a guest already has, whether or not it still fits.
     pub fn acknowledge(&self, memory: MemMib) -> MemoryPromise {
         let mib = u64::from(memory.get());
-        *self.promised_mib.lock().unwrap_or_else(PoisonError::into_inner) += mib;
-        MemoryPromise { mib, promised_mib: Arc::clone(&self.promised_mib) }
+        self.lock().guests_mib += mib;
+        MemoryPromise { mib, class: Class::Guest, booked: Arc::clone(&self.booked) }
+    }
+
+    fn book(&self, class: Class, mib: u64) -> Result<MemoryPromise, Error> {
+        let mut booked = self.lock();
+        let free = self.limit_mib.saturating_sub(booked.guests_mib + booked.waiting_mib);
+        if mib > free {
+            return Err(Error::NoCapacity(format!(
+                "{mib} MiB of memory are needed, {free} MiB are free"
+            )));
+        }
+        *booked.of(class) += mib;
+        Ok(MemoryPromise { mib, class, booked: Arc::clone(&self.booked) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Booked> {
+        self.booked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for MemoryPromise {
     fn drop(&mut self) {
-        *self.promised_mib.lock().unwrap_or_else(PoisonError::into_inner) -= self.mib;
+        *self.booked.lock().unwrap_or_else(PoisonError::into_inner).of(self.class) -= self.mib;
     }
 }
 
@@ -115,6 +159,20 @@ mod tests {
         assert_eq!(books.promised_mib(), 1300);
         drop((second, over));
         assert_eq!(books.promised_mib(), 0);
+    }
+
+    #[test]
+    fn what_waits_in_the_pool_takes_room_but_is_not_promised_to_a_guest() {
+        let books = MemoryBooks::new(1000);
+        let waiting = books.set_aside(100).unwrap();
+        assert_eq!((books.promised_mib(), books.waiting_mib()), (0, 100));
+        assert!(matches!(books.promise(MemMib(901)), Err(Error::NoCapacity(_))));
+        let guest = books.promise(MemMib(900)).unwrap();
+        assert!(matches!(books.set_aside(1), Err(Error::NoCapacity(_))));
+        drop(waiting);
+        drop(books.set_aside(100).unwrap());
+        drop(guest);
+        assert_eq!((books.promised_mib(), books.waiting_mib()), (0, 0));
     }
 
     #[test]

@@ -37,6 +37,15 @@ pub(crate) enum Flavour {
     None,
 }
 
+/// How much a VM's group weighs against others for CPU time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CpuWeight {
+    /// As its shape says.
+    OfShape,
+    /// As little as possible: it is nobody's yet, and must not be felt by those who wait.
+    Background,
+}
+
 /// Where the groups of VMs are made.
 #[derive(Clone, Debug)]
 pub(crate) struct Cgroups {
@@ -98,12 +107,17 @@ impl Cgroups {
 
     /// Makes the VM's groups and sets their limits; what exists is set again. Returns the files into
     /// which the VMM's pid has to be written.
-    pub fn ensure(&self, workspace_id: WorkspaceId, shape: &Shape) -> Result<Vec<PathBuf>, Error> {
+    pub fn ensure(
+        &self,
+        workspace_id: WorkspaceId,
+        shape: &Shape,
+        weight: CpuWeight,
+    ) -> Result<Vec<PathBuf>, Error> {
         let mut procs = Vec::new();
         for (controller, parent) in &self.parents {
             let group = parent.join(group_name(workspace_id));
             make_group(&group).map_err(Error::path("making", &group))?;
-            for (file, value) in limits(self.flavour, controller, shape) {
+            for (file, value) in limits(self.flavour, controller, shape, weight) {
                 let file = group.join(file);
                 fs::write(&file, value.as_bytes()).map_err(Error::path("writing", &file))?;
             }
@@ -112,15 +126,32 @@ impl Cgroups {
         Ok(procs)
     }
 
-    /// Groups of VMs below our parents of which `known` says they belong to no workspace.
-    pub fn strays(&self, known: impl Fn(WorkspaceId) -> bool) -> Vec<PathBuf> {
+    /// Sets the weight of groups that are there.
+    pub fn reweigh(
+        &self,
+        workspace_id: WorkspaceId,
+        shape: &Shape,
+        weight: CpuWeight,
+    ) -> Result<(), Error> {
+        for (controller, parent) in &self.parents {
+            if let Some((file, value)) = cpu_limit(self.flavour, controller, shape, weight) {
+                let file = parent.join(group_name(workspace_id)).join(file);
+                fs::write(&file, value.as_bytes()).map_err(Error::path("writing", &file))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Groups of VMs below our parents of which `known` says that no VM is in them.
+    pub fn strays(&self, known: impl Fn(WorkspaceId, &Path) -> bool) -> Vec<PathBuf> {
         let mut strays = Vec::new();
         for parent in self.parents.values() {
             for name in names_in(parent).unwrap_or_default() {
+                let group = parent.join(&name);
                 let id =
                     name.strip_prefix(GROUP_PREFIX).and_then(|id| id.parse::<WorkspaceId>().ok());
-                if id.is_some_and(|id| !known(id)) {
-                    strays.push(parent.join(name));
+                if id.is_some_and(|id| !known(id, &group)) {
+                    strays.push(group);
                 }
             }
         }
@@ -151,30 +182,43 @@ fn make_group(group: &Path) -> io::Result<()> {
 }
 
 /// The files to write in a VM's group and their values.
-fn limits(flavour: Flavour, controller: &str, shape: &Shape) -> Vec<(&'static str, String)> {
-    let vcpus = u64::from(shape.vcpu_count.get().max(1));
-    // A performance vCPU weighs four times a shared one.
-    let weight = vcpus
-        * match shape.cpu_kind {
-            CpuKind::Shared => 1,
-            CpuKind::Performance => 4,
-        };
+fn limits(
+    flavour: Flavour,
+    controller: &str,
+    shape: &Shape,
+    weight: CpuWeight,
+) -> Vec<(&'static str, String)> {
     let memory = (shape.memory_mib.bytes() + OVERHEAD_BYTES).to_string();
     let pids = (PIDS_BASE + 4 * shape.vcpu_count.get()).to_string();
-    match (flavour, controller) {
-        (Flavour::V2, _) => vec![
-            // Range 1 to 10,000, a sibling's default is 100.
-            ("cpu.weight", (weight * 25).clamp(1, 10_000).to_string()),
-            ("memory.max", memory),
-            ("pids.max", pids),
-        ],
-        // Range 2 to 262,144, a sibling's default is 1024.
-        (Flavour::V1, "cpu") => {
-            vec![("cpu.shares", (weight * 256).clamp(2, 262_144).to_string())]
-        }
+    let rest = match (flavour, controller) {
+        (Flavour::V2, _) => vec![("memory.max", memory), ("pids.max", pids)],
         (Flavour::V1, "memory") => vec![("memory.limit_in_bytes", memory)],
         (Flavour::V1, "pids") => vec![("pids.max", pids)],
         (Flavour::V1 | Flavour::None, _) => Vec::new(),
+    };
+    cpu_limit(flavour, controller, shape, weight).into_iter().chain(rest).collect()
+}
+
+/// The file of the CPU weight and its value; `None` where this controller has none.
+fn cpu_limit(
+    flavour: Flavour,
+    controller: &str,
+    shape: &Shape,
+    weight: CpuWeight,
+) -> Option<(&'static str, String)> {
+    let vcpus = u64::from(shape.vcpu_count.get().max(1));
+    // A performance vCPU weighs four times a shared one.
+    let units = match (weight, shape.cpu_kind) {
+        (CpuWeight::OfShape, CpuKind::Shared) => vcpus,
+        (CpuWeight::OfShape, CpuKind::Performance) => vcpus * 4,
+        (CpuWeight::Background, CpuKind::Shared | CpuKind::Performance) => 0,
+    };
+    match (flavour, controller) {
+        // Range 1 to 10,000, a sibling's default is 100.
+        (Flavour::V2, _) => Some(("cpu.weight", (units * 25).clamp(1, 10_000).to_string())),
+        // Range 2 to 262,144, a sibling's default is 1024.
+        (Flavour::V1, "cpu") => Some(("cpu.shares", (units * 256).clamp(2, 262_144).to_string())),
+        (Flavour::V1 | Flavour::None, _) => None,
     }
 }
 
@@ -360,12 +404,16 @@ mod tests {
 
     #[test]
     fn a_performance_cpu_weighs_four_times_a_shared_one() {
-        let of = |flavour, controller, kind| limits(flavour, controller, &shape(kind))[0].1.clone();
+        let of = |flavour, controller, kind| {
+            limits(flavour, controller, &shape(kind), CpuWeight::OfShape)[0].1.clone()
+        };
         assert_eq!(of(Flavour::V2, "", CpuKind::Shared), "50");
         assert_eq!(of(Flavour::V2, "", CpuKind::Performance), "200");
         assert_eq!(of(Flavour::V1, "cpu", CpuKind::Shared), "512");
         assert_eq!(of(Flavour::V1, "cpu", CpuKind::Performance), "2048");
-        assert_eq!(limits(Flavour::V1, "freezer", &shape(CpuKind::Shared)), []);
+        let freezer =
+            limits(Flavour::V1, "freezer", &shape(CpuKind::Shared), CpuWeight::OfShape);
+        assert_eq!(freezer, []);
     }
 
     #[test]
@@ -420,11 +468,16 @@ mod tests {
         let found = Cgroups::find("0::/\n", &mounts, "x");
         assert_eq!(found.flavour(), Flavour::V2);
         let id = WorkspaceId::from_u128(7);
-        let procs = found.ensure(id, &shape(CpuKind::Shared)).unwrap();
+        let procs = found.ensure(id, &shape(CpuKind::Shared), CpuWeight::Background).unwrap();
         assert_eq!(procs, [dir.path().join(format!("skerry-x/skerry-vm-{id}/cgroup.procs"))]);
         let memory = fs::read_to_string(found.paths(id)[0].join("memory.max")).unwrap();
         assert_eq!(memory, (1024_u64 * 1024 * 1024).to_string());
-        assert_eq!(found.strays(|_| false), found.paths(id));
-        assert!(found.strays(|known| known == id).is_empty());
+        assert_eq!(found.strays(|_, _| false), found.paths(id));
+        assert!(found.strays(|known, _| known == id).is_empty());
+
+        let weight = || fs::read_to_string(found.paths(id)[0].join("cpu.weight")).unwrap();
+        assert_eq!(weight(), "1");
+        found.reweigh(id, &shape(CpuKind::Shared), CpuWeight::OfShape).unwrap();
+        assert_eq!(weight(), "50");
     }
 }

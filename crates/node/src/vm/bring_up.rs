@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     capacity::{MemoryPromise, disk_free_mib},
+    cgroups::CpuWeight,
     disk::{self, Base},
     error::{Error, blocking},
     faults::Next,
@@ -294,7 +295,7 @@ impl<'a> BringUp<'a> {
     async fn make_cgroup(&mut self) -> Result<(), Error> {
         let cgroups = self.host.cgroups.clone();
         let (id, shape) = (self.spec.workspace_id, self.spec.shape);
-        self.cgroup_procs = blocking(move || cgroups.ensure(id, &shape)).await?;
+        self.cgroup_procs = blocking(move || cgroups.ensure(id, &shape, CpuWeight::OfShape)).await?;
         Ok(())
     }
 

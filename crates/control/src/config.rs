@@ -35,6 +35,11 @@ pub struct ControlConfig {
     /// How many VMs may be brought up at the same time; further starts wait their turn. At least 1;
     /// the number of CPUs is a good value.
     pub boot_concurrency: usize,
+    /// How many suspensions and snapshots may be written at the same time; further ones wait their
+    /// turn. At least 1.
+    pub save_concurrency: usize,
+    /// The longest a use of the inside of a sleeping workspace waits for it to wake.
+    pub wake_timeout: Duration,
     /// The longest a single call to the node may take before control gives it up. A backstop above
     /// the node's own bounds (its boot watchdog, the guest's grace), not a boot timeout.
     pub node_call_timeout: Duration,
@@ -44,8 +49,8 @@ pub struct ControlConfig {
 
 impl ControlConfig {
     /// The usual configuration with this key and plan: image `base`, no aliases, 10 s for a guest to
-    /// power off, as many boots at a time as the machine has CPUs, 10 minutes for a call to the
-    /// node, a comparison every 30 s.
+    /// power off, as many boots at a time as the machine has CPUs, 2 saves at a time, 2 minutes
+    /// to wake, 10 minutes for a call to the node, a comparison every 30 s.
     #[must_use]
     pub fn new(bootstrap_key: Secret, plan: Plan) -> Self {
         Self {
@@ -55,6 +60,8 @@ impl ControlConfig {
             image_aliases: std::collections::BTreeMap::new(),
             stop_grace: Duration::from_secs(10),
             boot_concurrency: std::thread::available_parallelism().map_or(1, usize::from),
+            save_concurrency: 2,
+            wake_timeout: Duration::from_secs(120),
             node_call_timeout: Duration::from_secs(600),
             reconcile_interval: Duration::from_secs(30),
         }

@@ -6,15 +6,16 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
 use skerry_internal_api::NodeApi;
 use skerry_model::{
-    AccountId, ApiKeyId, Demand, ErrorKind, Plan, ProjectId, Secret, Timestamp, Workspace,
-    WorkspaceId,
+    AccountId, ApiKeyId, Demand, ErrorKind, Plan, ProjectId, Secret, SnapshotId, Timestamp,
+    Workspace, WorkspaceId,
 };
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     ApiKey, Caller, ControlConfig, Credential, Environment, Error, NewApiKey, Project,
-    reconciler::{Watchers, Workers},
+    activity::Activity,
+    reconciler::{KeyUses, Watchers, Workers},
     store::{Account, Admission, SecretHash, Store, StoredKey, Write},
 };
 
@@ -35,13 +36,23 @@ pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) node: Arc<dyn NodeApi>,
     /// One entry for each workspace somebody works on now.
-    pub(crate) workers: Workers,
+    pub(crate) workers: Workers<WorkspaceId>,
+    /// One entry for each snapshot somebody works on now.
+    pub(crate) snapshot_workers: Workers<SnapshotId>,
+    /// Uses of keys that are being recorded.
+    pub(crate) key_uses: KeyUses,
     /// Requests that wait for a workspace to change.
-    pub(crate) watchers: Watchers,
+    pub(crate) watchers: Watchers<WorkspaceId>,
+    /// Requests that wait for a snapshot to change.
+    pub(crate) snapshot_watchers: Watchers<SnapshotId>,
+    /// Who is being used.
+    pub(crate) activity: Activity,
     /// Turns for bringing VMs up.
     pub(crate) boots: Semaphore,
-    /// Rings when a time to live began: the timer may have to ring earlier.
-    pub(crate) expiry_changed: Notify,
+    /// Turns for writing memory to disk.
+    pub(crate) saves: Semaphore,
+    /// Rings when a record with a timer was written: the next one may have to ring earlier.
+    pub(crate) timers_changed: Notify,
     /// Every task control starts.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when control ends; every task ends at its next await.
@@ -70,6 +81,7 @@ impl Control {
             return Err(Error::invalid("bootstrap_key", "is empty or too long", "1 to 1024 bytes"));
         }
         let boots = Semaphore::new(config.boot_concurrency.max(1));
+        let saves = Semaphore::new(config.save_concurrency.max(1));
         let control = Self {
             inner: Arc::new(Inner {
                 config,
@@ -77,9 +89,14 @@ impl Control {
                 store,
                 node,
                 workers: Workers::default(),
+                snapshot_workers: Workers::default(),
+                key_uses: KeyUses::default(),
                 watchers: Watchers::default(),
+                snapshot_watchers: Watchers::default(),
+                activity: Activity::default(),
                 boots,
-                expiry_changed: Notify::new(),
+                saves,
+                timers_changed: Notify::new(),
                 tasks: TaskTracker::new(),
                 ending: CancellationToken::new(),
             }),
@@ -230,7 +247,7 @@ impl Inner {
     fn note_use(self: &Arc<Self>, key: ApiKeyId, recorded: Option<Timestamp>) {
         let now = self.now();
         let fresh = recorded.is_some_and(|at| now.duration_since(at).as_secs() < 60);
-        if fresh || !self.workers.begin_touch(key, now) {
+        if fresh || !self.key_uses.begin_touch(key, now) {
             return;
         }
         let inner = Arc::clone(self);
@@ -239,7 +256,7 @@ impl Inner {
             if let Some(Err(error)) = inner.ending.run_until_cancelled(touch).await {
                 tracing::warn!(key.id = %key, %error, "the use of a key could not be recorded");
             }
-            inner.workers.end_touch(key);
+            inner.key_uses.end_touch(key);
         });
     }
 
@@ -268,8 +285,8 @@ impl Inner {
         let outcome = self.store.update_workspace(&stamped, admission).await?;
         if let Write::Done(written) = &outcome {
             self.announce(written.id);
-            if written.expires_at.is_some() {
-                self.expiry_changed.notify_one();
+            if written.due_at().is_some() {
+                self.timers_changed.notify_one();
             }
         }
         Ok(outcome)

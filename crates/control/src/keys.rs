@@ -45,7 +45,7 @@ impl Control {
     /// Only faults of the store.
     pub async fn list_keys(&self, caller: &Caller) -> Result<Vec<ApiKey>, Error> {
         // Read before the store: what is taken off this list in between is in the store by then.
-        let touching = self.inner.workers.touching();
+        let touching = self.inner.key_uses.touching();
         let mut keys = self.inner.store.list_keys(caller.account_id).await?;
         for key in &mut keys {
             if let Some(used_at) = touching.get(&key.id) {

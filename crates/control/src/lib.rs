@@ -15,10 +15,12 @@ pub mod projects;
 pub mod quota;
 pub mod reconciler;
 pub mod sim_node;
+pub mod snapshots;
 pub mod store;
 pub mod testing;
 pub mod workspaces;
 
+mod activity;
 mod control;
 
 pub use access::{Caller, Credential};
@@ -28,9 +30,13 @@ pub use error::Error;
 pub use keys::{ApiKey, NewApiKey};
 pub use projects::{CreateProject, Project};
 pub use quota::Quota;
+pub use snapshots::{
+    CreateSnapshot, DeletedSnapshot, ListSnapshots, SnapshotRef, UpdateSnapshot,
+};
 pub use workspaces::{
-    AllStopped, ConditionalWish, CreateWorkspace, Deleted, ListWorkspaces, Page, StartPolicy,
-    UpdateWorkspace, Wait, WorkspaceRef,
+    AllStopped, ConditionalWish, CreateWorkspace, Deleted, ExpiryRenewal, ForkWorkspace, Forked,
+    LifecycleChange, ListWorkspaces, Page, RestoreWorkspace, Setting, StartPolicy, UpdateWorkspace,
+    Wait, WorkspaceRef,
 };
 
 pub use skerry_internal_api as internal_api;

@@ -10,26 +10,9 @@ use skerry_model::{
 };
 use tokio::sync::broadcast;
 
-use crate::{ByteStream, GuestApi, NodeError};
+pub use skerry_model::{SnapshotContents, StartFrom};
 
-/// What a start begins with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "from", rename_all = "snake_case")]
-pub enum StartFrom {
-    /// The workspace's own disk, made from its image the first time. The machine boots, or comes
-    /// from the warm pool or a template where that is the same to the tenant.
-    #[default]
-    Disk,
-    /// The memory that a suspension saved, on the workspace's own disk. Saved memory that is
-    /// missing or damaged is an error, never a silent boot.
-    SavedMemory,
-    /// A snapshot: its disk replaces the workspace's, and its memory (if it has one and the shape
-    /// is the same) is restored. What the workspace had is kept until the start has succeeded.
-    Snapshot {
-        /// Which.
-        snapshot_id: SnapshotId,
-    },
-}
+use crate::{ByteStream, GuestApi, NodeError};
 
 /// What the node has to run for a workspace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,17 +50,6 @@ pub enum StartPath {
     SavedMemory,
     /// Restored from a snapshot's memory.
     SnapshotMemory,
-}
-
-/// What a snapshot has to contain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SnapshotContents {
-    /// Disk and memory at one instant. Needs a running or paused VM.
-    DiskAndMemory,
-    /// The disk, with its file systems frozen and synced while a VM runs; of a stopped workspace as
-    /// it lies there.
-    Disk,
 }
 
 /// A snapshot as the node has it: immutable and complete.

@@ -28,6 +28,10 @@ pub enum Limit {
     OwnedPool,
     /// Sum over the workspaces that are running or starting.
     RunningPool,
+    /// Number of snapshots of the account.
+    SnapshotCount,
+    /// Space of the account's snapshots together.
+    SnapshotSpace,
 }
 
 /// What kind of failure it was, so that a caller can decide what to do.
@@ -64,7 +68,8 @@ pub enum ErrorKind {
     Quota {
         /// Which limit.
         limit: Limit,
-        /// The resource with unit: `workspaces`, `vcpu_count`, `memory_mib`, `disk_mib`.
+        /// The resource with unit: `workspaces`, `vcpu_count`, `memory_mib`, `disk_mib`,
+        /// `snapshots`, `snapshot_mib`.
         what: &'static str,
         /// What this request adds.
         requested: u64,

@@ -8,11 +8,13 @@
 pub mod error;
 pub mod failure;
 pub mod id;
+pub mod lifecycle;
 pub mod limits;
 pub mod name;
 pub mod quantity;
 pub mod reconcile;
 pub mod secret;
+pub mod snapshot;
 pub mod spec;
 pub mod state;
 pub mod workspace;
@@ -23,14 +25,22 @@ mod test_ground;
 pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
 pub use id::{AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, SnapshotId, WorkspaceId};
+pub use lifecycle::{
+    Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd, Lifecycle,
+    RestartMode, RestartPolicy, SnapshotOnTerminate, Timer,
+};
 pub use limits::{Demand, Plan, Pool, Range, RequestedShape, Usage};
 pub use name::{DisplayName, Slug};
 pub use quantity::{DiskMib, MemMib, VcpuCount};
 pub use reconcile::{NodeView, Step, VmEnd, VmViewPhase, next_step};
 pub use secret::Secret;
-pub use spec::{EnvVar, Expiry, ExpiryAction, ImageRef, Lifetime, Shape, WorkspaceSpec};
-pub use state::{Desired, Event, Moved, Refusal, State, Transition, transition};
-pub use workspace::{Wish, Workspace};
+pub use snapshot::{
+    Snapshot, SnapshotContents, SnapshotEvent, SnapshotFacts, SnapshotPurpose, SnapshotState,
+    SnapshotStep, StartFrom, next_snapshot_step,
+};
+pub use spec::{EnvVar, ImageRef, Lifetime, Origin, Shape, WorkspaceSpec};
+pub use state::{Desired, Event, Moved, Refusal, State, StillThere, Transition, transition};
+pub use workspace::{AfterRestore, Wish, Workspace};
 
 /// A point in time, UTC, with nanosecond precision.
 pub type Timestamp = jiff::Timestamp;

@@ -48,6 +48,21 @@ pub struct Plan {
     pub owned_pool: Pool,
     /// Sum over workspaces that run or start.
     pub running_pool: Pool,
+    /// Snapshots in all, those of forks not counted.
+    #[serde(default = "default_max_snapshots")]
+    pub max_snapshots: u64,
+    /// Space of all snapshots together, MiB. A snapshot's size is known only afterwards: one that is
+    /// begun below this limit may end above it, and then no other is begun.
+    #[serde(default = "default_max_snapshot_mib")]
+    pub max_snapshot_mib: u64,
+}
+
+const fn default_max_snapshots() -> u64 {
+    1000
+}
+
+const fn default_max_snapshot_mib() -> u64 {
+    1024 * 1024
 }
 
 /// What an account uses now.
@@ -59,6 +74,10 @@ pub struct Usage {
     pub owned: Pool,
     /// Sum over those that run or start.
     pub running: Pool,
+    /// Snapshots that are there or being taken, those of forks not counted.
+    pub snapshots: u64,
+    /// Bytes of all snapshots together.
+    pub snapshot_bytes: u64,
 }
 
 /// A size as a request gave it, not yet checked.
@@ -104,6 +123,8 @@ impl Plan {
             max_workspaces,
             owned_pool,
             running_pool,
+            max_snapshots: default_max_snapshots(),
+            max_snapshot_mib: default_max_snapshot_mib(),
         }
     }
 
@@ -216,6 +237,33 @@ pub fn admit_create(plan: &Plan, usage: &Usage, shape: &Shape) -> Result<(), Err
 /// [`ErrorKind::Quota`] with [`Limit::RunningPool`].
 pub fn admit_start(plan: &Plan, usage: &Usage, shape: &Shape) -> Result<(), ErrorKind> {
     admit_pool(Limit::RunningPool, usage.running, shape, plan.running_pool)
+}
+
+/// Whether an account may take one more snapshot.
+///
+/// # Errors
+/// [`ErrorKind::Quota`]: [`Limit::SnapshotCount`] first, then [`Limit::SnapshotSpace`].
+pub fn admit_snapshot(plan: &Plan, usage: &Usage) -> Result<(), ErrorKind> {
+    if usage.snapshots >= plan.max_snapshots {
+        return Err(ErrorKind::Quota {
+            limit: Limit::SnapshotCount,
+            what: "snapshots",
+            requested: 1,
+            current: usage.snapshots,
+            max: plan.max_snapshots,
+        });
+    }
+    let used_mib = usage.snapshot_bytes.div_ceil(1024 * 1024);
+    if used_mib >= plan.max_snapshot_mib {
+        return Err(ErrorKind::Quota {
+            limit: Limit::SnapshotSpace,
+            what: "snapshot_mib",
+            requested: 1,
+            current: used_mib,
+            max: plan.max_snapshot_mib,
+        });
+    }
+    Ok(())
 }
 
 /// The decision for any demand. `others` is the account's use without the workspace in question.

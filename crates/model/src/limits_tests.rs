@@ -50,7 +50,12 @@ fn what_is_invalid_is_said_before_what_is_too_much() {
 #[test]
 fn the_count_is_checked_before_the_owned_pool_and_that_before_the_running_pool() {
     let full = Pool { vcpu_count: 4, memory_mib: 4096, disk_mib: 8192 };
-    let usage = |workspaces, owned, running| Usage { workspaces, owned, running };
+    let usage = |workspaces, owned, running| Usage {
+        workspaces,
+        owned,
+        running,
+        ..Usage::default()
+    };
     let size = shape(1, 512, 1024);
     let demand = Demand::CreateAndStart;
     let check = |usage: Usage| limit_of(admit(&plan(), &usage, &size, demand)).map(|l| l.0);
@@ -67,11 +72,11 @@ fn each_resource_of_a_pool_is_filled_to_the_brim_and_not_beyond() {
         (shape(1, 3585, 64), "memory_mib"),
         (shape(1, 128, 7169), "disk_mib"),
     ] {
-        let used = Usage { workspaces: 1, owned: pool(2, 512, 1024), running: Pool::default() };
+        let used = Usage { workspaces: 1, owned: pool(2, 512, 1024), ..Usage::default() };
         let outcome = limit_of(admit_create(&plan(), &used, &size));
         assert_eq!(outcome, Some((Limit::OwnedPool, what)));
     }
-    let used = Usage { workspaces: 1, owned: pool(3, 3968, 8128), running: Pool::default() };
+    let used = Usage { workspaces: 1, owned: pool(3, 3968, 8128), ..Usage::default() };
     assert_eq!(limit_of(admit_create(&plan(), &used, &shape(1, 128, 64))), None);
 }
 
@@ -81,7 +86,7 @@ fn pool(vcpu_count: u64, memory_mib: u64, disk_mib: u64) -> Pool {
 
 #[test]
 fn giving_something_back_is_always_admitted() {
-    let over = Usage { workspaces: 9, owned: pool(99, 99_999, 99_999), running: Pool::default() };
+    let over = Usage { workspaces: 9, owned: pool(99, 99_999, 99_999), ..Usage::default() };
     let from = shape(2, 512, 1024);
     let demand = Demand::Resize { from };
     assert_eq!(limit_of(admit(&plan(), &over, &shape(1, 512, 1024), demand)), None);

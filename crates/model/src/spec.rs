@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DiskMib, Invalid, MemMib, Timestamp, VcpuCount};
+pub use crate::lifecycle::{Expiry, ExpiryAction};
+use crate::{
+    DiskMib, IdlePolicy, Invalid, MemMib, RestartPolicy, SnapshotId, SnapshotOnTerminate, VcpuCount,
+};
 
 /// The name of an image as the catalogue knows it (`base`, `node-20`): 1 to 128 characters of
 /// `[a-z0-9._-]`, first one alphanumeric.
@@ -157,53 +160,6 @@ pub enum Lifetime {
     Temporary,
 }
 
-/// What happens when a workspace's time is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ExpiryAction {
-    /// It is stopped; the disk is kept.
-    Stop,
-    /// It is deleted.
-    Delete,
-}
-
-/// A time to live, counted from each moment the workspace becomes running; it does not pass while
-/// there is no VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Expiry {
-    /// Seconds, 1 to 31,536,000 (a year).
-    pub after_seconds: u32,
-    /// What then happens.
-    pub action: ExpiryAction,
-}
-
-impl Expiry {
-    /// The longest time to live: a year.
-    pub const MAX_SECONDS: u32 = 31_536_000;
-
-    /// Checks the range.
-    ///
-    /// # Errors
-    /// [`Invalid`] with field `expiry`.
-    pub fn check(self) -> Result<Self, Invalid> {
-        if (1..=Self::MAX_SECONDS).contains(&self.after_seconds) {
-            return Ok(self);
-        }
-        Err(Invalid {
-            field: "expiry",
-            problem: format!("{} is out of range", self.after_seconds),
-            allowed: format!("1 to {} seconds", Self::MAX_SECONDS),
-        })
-    }
-
-    /// When the time is over if it began at `since`; the end of representable time at the latest.
-    #[must_use]
-    pub fn end_after(self, since: Timestamp) -> Timestamp {
-        let length = jiff::SignedDuration::from_secs(i64::from(self.after_seconds));
-        since.saturating_add(length).unwrap_or(Timestamp::MAX)
-    }
-}
-
 /// What happens to the console log when the workspace starts again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -215,9 +171,26 @@ pub enum LogRetention {
     ThisStart,
 }
 
+/// What a workspace's disk was made from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Origin {
+    /// Its image.
+    #[default]
+    Image,
+    /// A snapshot, which may be gone by now; a fork's is gone as soon as nothing needs it.
+    Snapshot {
+        /// Which.
+        snapshot_id: SnapshotId,
+    },
+}
+
 /// Everything that decides what the machine is and does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkspaceSpec {
+    /// What its disk was made from. With a snapshot, `image` and `image_digest` are the snapshot's.
+    #[serde(default)]
+    pub origin: Origin,
     /// The image as it was asked for.
     pub image: ImageRef,
     /// The digest that name meant when the workspace was created; never changes afterwards.
@@ -230,8 +203,24 @@ pub struct WorkspaceSpec {
     pub lifetime: Lifetime,
     /// Time to live.
     pub expiry: Option<Expiry>,
-    /// Exempt from stopping when idle.
+    /// Exempt from what the idle policy would do.
     pub keep_active: bool,
+    /// What happens when nobody uses it.
+    #[serde(default)]
+    pub idle: Option<IdlePolicy>,
+    /// What happens when its VM ends by itself.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// It is deleted when its VM ends by itself: the guest powered off or rebooted, or the VM died.
+    /// Comes before the restart policy. A VM that was lost with its host does not count.
+    #[serde(default)]
+    pub remove_on_exit: bool,
+    /// A deletion takes a snapshot first.
+    #[serde(default)]
+    pub snapshot_on_terminate: Option<SnapshotOnTerminate>,
+    /// Using its inside wakes it when it is paused, suspended, or was stopped by its idle policy.
+    #[serde(default)]
+    pub auto_resume: bool,
     /// Console log across starts.
     pub log_retention: LogRetention,
     /// The tenant's own labels, returned as given: at most 64 KiB as JSON.

@@ -1,12 +1,15 @@
 //! The state machine as a value: which event moves which state where, and what is refused.
 //!
 //! ```text
-//!   provisioned ──start──▶ starting ──ready──▶ running ◀──▶ paused
-//!        ▲                  │    ▲               │  │
-//!        │               failed  └──start── stopped ◀── stopping ◀──stop
-//!        │                  │                    │
-//!   (create)             start            suspending ──▶ suspended ──start──▶ starting
+//!   provisioned ──start──▶ starting ──ready──▶ running ◀──pause, resume──▶ paused
+//!        ▲                  │    ▲               │ ▲                         │
+//!        │               failed  │        suspend│ │cancelled         suspend│
+//!        │                  │    │               ▼ │                         │
+//!   (create)             start   └──start── suspending ◀─────────────────────┘
+//!                                   ▲            │
+//!                                   └─ suspended ◀┘
 //!
+//!   every state with a VM, and suspended ──stop──▶ stopping ──▶ stopped ──start──▶ starting
 //!   every state ──delete──▶ deleting ──▶ (the record is gone)
 //! ```
 
@@ -21,10 +24,29 @@ use crate::{Failure, Incarnation, Timestamp};
 pub enum Desired {
     /// A VM runs.
     Running,
+    /// A VM is there whose virtual CPUs are stopped; memory is resident. Where there is no VM any
+    /// more, none is made for this.
+    Paused,
+    /// No process; memory and disk are kept. Where there is no VM any more, none is made for this.
+    Suspended,
     /// No VM; the disk is kept.
     Stopped,
     /// Nothing is left.
     Deleted,
+}
+
+impl Desired {
+    /// The stable word, as used in the store, in logs and in the native API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Suspended => "suspended",
+            Self::Stopped => "stopped",
+            Self::Deleted => "deleted",
+        }
+    }
 }
 
 /// What the workspace is, as last observed.
@@ -95,6 +117,21 @@ impl State {
     }
 }
 
+/// What is left of a VM that should have come to rest and did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StillThere {
+    /// It runs.
+    Running {
+        /// Since when its guest has been ready.
+        since: Timestamp,
+    },
+    /// It is paused, as it was before.
+    Paused {
+        /// Since when its guest has been ready.
+        since: Timestamp,
+    },
+}
+
 /// Something that happened to a workspace. Events of the node carry the incarnation they speak of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -105,8 +142,19 @@ pub enum Event {
     /// A VM of this start was found running on the node although the record did not say so (a
     /// report was lost, or control was). Built only from what the node says at this moment.
     VmFound(Incarnation, Timestamp),
-    /// This start failed and left nothing behind but the disk.
+    /// This start failed and left nothing behind but the disk and what it was to begin with.
     StartFailed(Incarnation, Failure),
+    /// The virtual CPUs of the VM of this start stand still; its guest had been ready since then.
+    VmPaused(Incarnation, Timestamp),
+    /// The VM of this start runs on after a pause or a cancelled suspension; its guest has been ready
+    /// since then.
+    VmResumed(Incarnation, Timestamp),
+    /// A suspension of the VM of this start begins.
+    SuspendBegun(Incarnation),
+    /// The memory of the VM of this start is on disk and its process is gone.
+    VmSuspended(Incarnation),
+    /// A pause or suspension was given up; the VM of this start is there as before.
+    RestFailed(Incarnation, StillThere, Failure),
     /// A stop begins.
     StopBegun,
     /// The VM of this start is gone because it was asked to go.
@@ -128,10 +176,14 @@ pub enum Refusal {
     Ahead,
     /// The VM is being stopped; what its start came to no longer matters.
     BeingStopped,
+    /// The VM's memory is being saved; a resume cancels that.
+    BeingSuspended,
     /// The workspace is being deleted; nothing else may happen to it.
     BeingDeleted,
     /// There is no VM to which it could apply.
     NoVm,
+    /// The guest is not ready yet.
+    NotReady,
     /// A start is possible only where no VM is.
     VmPresent,
 }
@@ -172,6 +224,11 @@ pub fn transition(state: &State, current: Incarnation, event: &Event) -> Transit
             | Event::GuestReady(..)
             | Event::VmFound(..)
             | Event::StartFailed(..)
+            | Event::VmPaused(..)
+            | Event::VmResumed(..)
+            | Event::SuspendBegun(_)
+            | Event::VmSuspended(_)
+            | Event::RestFailed(..)
             | Event::StopBegun
             | Event::VmStopped(_)
             | Event::VmEnded(_)
@@ -188,6 +245,23 @@ pub fn transition(state: &State, current: Incarnation, event: &Event) -> Transit
         }
         Event::StartFailed(of, failure) => {
             of_current(*of, current, || start_failed(state, current, failure))
+        }
+        Event::VmPaused(of, since) => of_current(*of, current, || {
+            at_rest(state, current, |running_since| State::Paused {
+                since: running_since.unwrap_or(*since),
+            })
+        }),
+        Event::VmResumed(of, since) => {
+            of_current(*of, current, || vm_resumed(state, current, *since))
+        }
+        Event::SuspendBegun(of) => {
+            of_current(*of, current, || at_rest(state, current, |_| State::Suspending))
+        }
+        Event::VmSuspended(of) => {
+            of_current(*of, current, || at_rest(state, current, |_| State::Suspended))
+        }
+        Event::RestFailed(of, still, _) => {
+            of_current(*of, current, || rest_failed(state, current, *still))
         }
         Event::VmStopped(of) => of_current(*of, current, || vm_stopped(state, current)),
         Event::VmEnded(of) => of_current(*of, current, || vm_ended(state, current)),
@@ -269,6 +343,71 @@ fn vm_found(
         | State::Stopped
         | State::Failed(_) => moved(State::Running { since }, found, None),
         State::Stopping => Transition::Refused(Refusal::BeingStopped),
+        State::Deleting => Transition::Refused(Refusal::BeingDeleted),
+    }
+}
+
+/// A VM that is there comes to rest as `rest` says, given since when its guest was ready as far as the
+/// state knows.
+fn at_rest(
+    state: &State,
+    current: Incarnation,
+    rest: impl FnOnce(Option<Timestamp>) -> State,
+) -> Transition {
+    let next = match state {
+        State::Running { since } | State::Paused { since } => rest(Some(*since)),
+        State::Suspending => rest(None),
+        // What is suspended has no VM that could be paused, and is where a suspension leads.
+        State::Suspended => match rest(None) {
+            State::Suspending | State::Suspended => return Transition::AlreadySo,
+            State::Provisioned
+            | State::Starting
+            | State::Running { .. }
+            | State::Paused { .. }
+            | State::Stopping
+            | State::Stopped
+            | State::Failed(_)
+            | State::Deleting => return Transition::Refused(Refusal::NoVm),
+        },
+        State::Starting => return Transition::Refused(Refusal::NotReady),
+        State::Stopping => return Transition::Refused(Refusal::BeingStopped),
+        State::Provisioned | State::Stopped | State::Failed(_) => {
+            return Transition::Refused(Refusal::NoVm);
+        }
+        State::Deleting => return Transition::Refused(Refusal::BeingDeleted),
+    };
+    if next == *state { Transition::AlreadySo } else { moved(next, current, None) }
+}
+
+fn vm_resumed(state: &State, current: Incarnation, found_since: Timestamp) -> Transition {
+    match state {
+        State::Paused { since } => moved(State::Running { since: *since }, current, None),
+        State::Suspending => moved(State::Running { since: found_since }, current, None),
+        State::Running { .. } => Transition::AlreadySo,
+        State::Starting => Transition::Refused(Refusal::NotReady),
+        State::Stopping => Transition::Refused(Refusal::BeingStopped),
+        State::Provisioned | State::Suspended | State::Stopped | State::Failed(_) => {
+            Transition::Refused(Refusal::NoVm)
+        }
+        State::Deleting => Transition::Refused(Refusal::BeingDeleted),
+    }
+}
+
+/// Also where the state stays: what changes is that the rest is no longer desired.
+fn rest_failed(state: &State, current: Incarnation, still: StillThere) -> Transition {
+    match state {
+        State::Running { .. } | State::Paused { .. } | State::Suspending => {
+            let (next, desired) = match still {
+                StillThere::Running { since } => (State::Running { since }, Desired::Running),
+                StillThere::Paused { since } => (State::Paused { since }, Desired::Paused),
+            };
+            moved(next, current, Some(desired))
+        }
+        State::Starting => Transition::Refused(Refusal::NotReady),
+        State::Stopping => Transition::Refused(Refusal::BeingStopped),
+        State::Provisioned | State::Suspended | State::Stopped | State::Failed(_) => {
+            Transition::Refused(Refusal::NoVm)
+        }
         State::Deleting => Transition::Refused(Refusal::BeingDeleted),
     }
 }

@@ -1,9 +1,14 @@
 //! The record of a workspace.
 
 use crate::{
-    AccountId, Desired, DisplayName, Event, ExpiryAction, Incarnation, NodeId, ProjectId, Refusal,
-    Secret, Slug, State, Timestamp, Transition, WorkspaceId, WorkspaceSpec, transition,
+    AccountId, Cause, Desired, DisplayName, Event, ExpiryAction, Failure, FailureCode,
+    FinalSnapshot, IdleAction, Incarnation, LastEnd, Lifecycle, NodeId, Origin, ProjectId, Refusal,
+    RestartMode, RestartPolicy, Secret, Slug, SnapshotContents, SnapshotId, StartFrom, State, Timer,
+    Timestamp, Transition, WorkspaceId, WorkspaceSpec, lifecycle::after, transition,
 };
+
+/// How long after a failed one a rule tries again to pause or suspend: a minute.
+const REST_RETRY_SECONDS: u32 = 60;
 
 /// Everything known of a workspace. `control::store` is the only writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +42,14 @@ pub struct Workspace {
     pub start_began_at: Option<Timestamp>,
     /// The node it is placed on, once it was started.
     pub node_id: Option<NodeId>,
-    /// When the workspace expires, by `spec.expiry`; set each time it becomes running.
+    /// When the workspace expires, by `spec.expiry` or as it was renewed; set each time it becomes
+    /// running, kept while it is paused.
     pub expires_at: Option<Timestamp>,
+    /// When it was last used, as far as that is recorded: use is recorded coarsely. Set each time it
+    /// becomes running.
+    pub last_active_at: Option<Timestamp>,
+    /// What the rules of its life remember.
+    pub lifecycle: Lifecycle,
     /// Grants access to previews of the workspace's ports: 32 characters of `[a-z0-9]`.
     pub preview_token: Secret,
     /// When the record was made.
@@ -49,17 +60,42 @@ pub struct Workspace {
     pub revision: u64,
 }
 
-/// What a request wants a workspace to become.
+/// What a request, or a rule, wants a workspace to become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// A VM runs.
+    /// A VM runs; one that is paused or suspended goes on where it was.
     Start,
-    /// No VM.
+    /// A VM that is paused, suspended or being suspended goes on where it was. Refused where there is
+    /// none.
+    Resume,
+    /// The virtual CPUs stand still; memory stays resident. Refused where no guest is ready.
+    Pause,
+    /// Memory goes to disk and the process ends. Refused where no guest is ready.
+    Suspend,
+    /// No VM; saved memory is discarded.
     Stop,
-    /// A VM runs that began after now.
+    /// A VM runs that began after now, booted; saved memory is discarded.
     Restart,
-    /// Nothing is left.
+    /// Disk, and memory if it is in there, are those of a snapshot. What the workspace had is kept
+    /// until that has succeeded; a [`Wish::Stop`] after it failed gives it up.
+    Restore {
+        /// Of which.
+        snapshot_id: SnapshotId,
+        /// What comes after it.
+        then: AfterRestore,
+    },
+    /// Nothing is left, except a snapshot if the workspace is to leave one.
     Delete,
+}
+
+/// What a workspace is after a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterRestore {
+    /// It runs.
+    Run,
+    /// It runs if it had, or was to have, a VM or saved memory; else its next start begins from the
+    /// snapshot.
+    AsBefore,
 }
 
 impl Workspace {
@@ -68,87 +104,519 @@ impl Workspace {
     pub fn apply(&mut self, event: &Event, now: Timestamp) -> Transition {
         let outcome = transition(&self.state, self.incarnation, event);
         let Transition::Moved(moved) = &outcome else { return outcome };
-        self.state = moved.next.clone();
+        let before = std::mem::replace(&mut self.state, moved.next.clone());
         self.incarnation = moved.incarnation;
+        self.remember_move(&before, event, now);
         if let Some(desired) = moved.desired {
-            self.desired = desired;
+            self.follow(desired, &before, event, now);
         }
+        outcome
+    }
+
+    /// What a change of state means for everything beside it.
+    fn remember_move(&mut self, before: &State, event: &Event, now: Timestamp) {
         match &mut self.state {
             State::Starting => {
                 self.start_began_at = Some(now);
                 self.expires_at = None;
+                self.lifecycle.resting_since = None;
+                self.lifecycle.restart_at = None;
+                self.lifecycle.rest_failure = None;
             }
             State::Running { since } => {
+                // A time to live begins with the guest's being ready, or with the moment a VM goes
+                // on whose time was over.
+                let begins = if *before == State::Starting { *since } else { now };
+                let expiry = self.spec.expiry;
+                self.expires_at =
+                    self.expires_at.or_else(|| expiry.map(|expiry| expiry.end_after(begins)));
+                self.last_active_at = Some(now);
                 self.failed_starts = 0;
-                self.expires_at = self.spec.expiry.map(|expiry| expiry.end_after(*since));
+                self.lifecycle.has_disk = true;
+                self.lifecycle.start_from = StartFrom::Disk;
+                self.lifecycle.resting_since = None;
+                self.lifecycle.restart_at = None;
+            }
+            State::Paused { .. } => self.lifecycle.resting_since = Some(now),
+            State::Suspending => {}
+            State::Suspended => {
+                self.expires_at = None;
+                self.lifecycle.resting_since = Some(now);
+                self.lifecycle.start_from = StartFrom::SavedMemory;
+                self.lifecycle.last_end = Some(LastEnd { cause: self.lifecycle.desired_by, at: now });
             }
             State::Failed(failure) => {
-                match event {
-                    Event::StartFailed(..) => self.failed_starts += 1,
-                    Event::StartBegun(_)
-                    | Event::GuestReady(..)
-                    | Event::VmFound(..)
-                    | Event::StopBegun
-                    | Event::VmStopped(_)
-                    | Event::VmEnded(_)
-                    | Event::VmCrashed(..)
-                    | Event::DeleteBegun => {}
+                if let Event::StartFailed(..) = event {
+                    self.failed_starts += 1;
                 }
                 failure.attempts = self.failed_starts;
                 self.expires_at = None;
+                self.remember_end(before, event, now);
             }
-            State::Provisioned
-            | State::Suspending
-            | State::Suspended
-            | State::Stopping
-            | State::Stopped
-            | State::Deleting => self.expires_at = None,
-            State::Paused { .. } => {}
+            State::Stopped => {
+                self.expires_at = None;
+                self.remember_end(before, event, now);
+                // Stopping discards saved memory on the node.
+                if self.lifecycle.start_from == StartFrom::SavedMemory {
+                    self.lifecycle.start_from = StartFrom::Disk;
+                }
+            }
+            State::Stopping | State::Deleting => {
+                self.expires_at = None;
+                self.lifecycle.restart_at = None;
+            }
+            State::Provisioned => {}
         }
-        outcome
+    }
+
+    fn remember_end(&mut self, before: &State, event: &Event, now: Timestamp) {
+        let cause = match event {
+            Event::VmStopped(_) => self.lifecycle.desired_by,
+            Event::VmEnded(_) | Event::VmCrashed(..) | Event::StartFailed(..) => {
+                // A VM that ends while it is being stopped ends because of that.
+                if *before == State::Stopping { self.lifecycle.desired_by } else { own_end(event) }
+            }
+            Event::StartBegun(_)
+            | Event::GuestReady(..)
+            | Event::VmFound(..)
+            | Event::VmPaused(..)
+            | Event::VmResumed(..)
+            | Event::SuspendBegun(_)
+            | Event::VmSuspended(_)
+            | Event::RestFailed(..)
+            | Event::StopBegun
+            | Event::DeleteBegun => return,
+        };
+        self.lifecycle.last_end = Some(LastEnd { cause, at: now });
+        self.lifecycle.resting_since = None;
+        if let (State::Starting, Event::VmEnded(_) | Event::VmCrashed(..)) = (before, event) {
+            // It did come up, so what it began with is used up.
+            self.lifecycle.has_disk = true;
+            self.lifecycle.start_from = StartFrom::Disk;
+        }
+    }
+
+    /// Takes over what an event says is desired from now on, or what the rules make of it. A deletion
+    /// that was wished for stays wished for.
+    fn follow(&mut self, desired: Desired, before: &State, event: &Event, now: Timestamp) {
+        match event {
+            Event::DeleteBegun => self.desired = Desired::Deleted,
+            Event::RestFailed(_, _, failure) => {
+                if let Desired::Paused | Desired::Suspended = self.desired {
+                    self.retry_rest_later(now);
+                    self.desired = desired;
+                    self.lifecycle.rest_failure = Some(failure.clone());
+                }
+            }
+            Event::VmEnded(_) | Event::VmCrashed(..) | Event::StartFailed(..) => {
+                if self.desired != Desired::Deleted {
+                    self.after_own_end(desired, before, event, now);
+                }
+            }
+            Event::StartBegun(_)
+            | Event::GuestReady(..)
+            | Event::VmFound(..)
+            | Event::VmPaused(..)
+            | Event::VmResumed(..)
+            | Event::SuspendBegun(_)
+            | Event::VmSuspended(_)
+            | Event::StopBegun
+            | Event::VmStopped(_) => self.desired = desired,
+        }
+    }
+
+    /// A rule whose pause or suspension failed tries again: nobody else would.
+    fn retry_rest_later(&mut self, now: Timestamp) {
+        match self.lifecycle.desired_by {
+            Cause::Expiry => self.expires_at = Some(after(now, REST_RETRY_SECONDS)),
+            Cause::Idle => self.last_active_at = Some(now),
+            Cause::User
+            | Cause::Operator
+            | Cause::AutoResume
+            | Cause::RestartPolicy
+            | Cause::RemoveOnExit
+            | Cause::GuestExit
+            | Cause::Crash
+            | Cause::Lost
+            | Cause::StartFailed => {}
+        }
+    }
+
+    /// What follows when a VM ended without being asked: it is removed, started again or left.
+    fn after_own_end(&mut self, left: Desired, before: &State, event: &Event, now: Timestamp) {
+        let cause = own_end(event);
+        let exited = match cause {
+            Cause::GuestExit | Cause::Crash => true,
+            Cause::User
+            | Cause::Operator
+            | Cause::Expiry
+            | Cause::Idle
+            | Cause::AutoResume
+            | Cause::RestartPolicy
+            | Cause::RemoveOnExit
+            | Cause::Lost
+            | Cause::StartFailed => false,
+        };
+        if exited && self.spec.remove_on_exit {
+            self.desired = Desired::Deleted;
+            self.lifecycle.desired_by = Cause::RemoveOnExit;
+            return;
+        }
+        if let State::Running { since } | State::Paused { since } = before
+            && now.duration_since(*since).as_secs() >= RestartPolicy::STEADY_SECONDS
+        {
+            self.lifecycle.restart_count = 0;
+        }
+        if self.restarts_after(cause, event) {
+            self.lifecycle.restart_count = self.lifecycle.restart_count.saturating_add(1);
+            let pause = self.spec.restart.backoff.seconds_before(self.lifecycle.restart_count);
+            self.lifecycle.restart_at = Some(after(now, pause));
+            self.desired = Desired::Running;
+            self.lifecycle.desired_by = Cause::RestartPolicy;
+            return;
+        }
+        self.desired = left;
+        self.lifecycle.desired_by = cause;
+    }
+
+    fn restarts_after(&self, cause: Cause, event: &Event) -> bool {
+        let policy = self.spec.restart;
+        let count = self.lifecycle.restart_count;
+        if policy.max_restarts != 0 && count >= policy.max_restarts {
+            return false;
+        }
+        match (policy.mode, cause) {
+            (RestartMode::Never, _) => false,
+            // Only a start that the policy made itself.
+            (RestartMode::OnFailure | RestartMode::Always, Cause::StartFailed) => {
+                let retryable = match event {
+                    Event::StartFailed(_, failure) => failure.retryable,
+                    _ => false,
+                };
+                count > 0 && retryable
+            }
+            (RestartMode::OnFailure | RestartMode::Always, Cause::Crash | Cause::Lost)
+            | (RestartMode::Always, Cause::GuestExit) => true,
+            (RestartMode::OnFailure | RestartMode::Always, _) => false,
+        }
     }
 
     /// Records a wish: what is desired from now on, and the state that follows at once. Returns
     /// whether anything changed.
     ///
     /// # Errors
-    /// [`Refusal::BeingDeleted`] for everything but a deletion once one was wished for.
-    pub fn wish(&mut self, wish: Wish, now: Timestamp) -> Result<bool, Refusal> {
-        let deleted = self.desired == Desired::Deleted || self.state == State::Deleting;
+    /// [`Refusal::BeingDeleted`] for everything but a deletion once one was wished for. For a pause,
+    /// resume or suspension, why the workspace is not in a state for it.
+    pub fn wish(&mut self, wish: Wish, by: Cause, now: Timestamp) -> Result<bool, Refusal> {
         let before = self.clone();
         match wish {
             Wish::Delete => {
-                self.apply(&Event::DeleteBegun, now);
-                self.desired = Desired::Deleted;
+                self.want(Desired::Deleted, by);
+                self.lifecycle.restart_at = None;
+                if !self.awaits_final_snapshot() {
+                    self.apply(&Event::DeleteBegun, now);
+                }
+                return Ok(*self != before);
             }
-            Wish::Start | Wish::Stop | Wish::Restart if deleted => {
-                return Err(Refusal::BeingDeleted);
+            Wish::Start
+            | Wish::Resume
+            | Wish::Pause
+            | Wish::Suspend
+            | Wish::Stop
+            | Wish::Restart
+            | Wish::Restore { .. } => {
+                if self.desired == Desired::Deleted || self.state == State::Deleting {
+                    return Err(Refusal::BeingDeleted);
+                }
             }
-            Wish::Start => self.desired = Desired::Running,
+        }
+        self.lifecycle.rest_failure = None;
+        match wish {
+            Wish::Start => self.want_running(by),
+            Wish::Resume => {
+                self.may_resume()?;
+                self.want_running(by);
+            }
+            Wish::Pause => {
+                self.may_rest(Desired::Paused)?;
+                self.want(Desired::Paused, by);
+            }
+            Wish::Suspend => {
+                self.may_rest(Desired::Suspended)?;
+                self.want(Desired::Suspended, by);
+            }
             Wish::Stop => {
-                self.desired = Desired::Stopped;
+                if let State::Failed(_) = self.state {
+                    self.give_up_restore();
+                }
+                self.want(Desired::Stopped, by);
+                self.lifecycle.restart_at = None;
                 self.apply(&Event::StopBegun, now);
             }
             Wish::Restart => {
-                self.desired = Desired::Running;
-                self.replace_through = self.incarnation;
-                if self.state.has_vm() {
-                    self.apply(&Event::StopBegun, now);
-                }
+                self.give_up_restore();
+                self.want_running(by);
+                self.replace_vm(now);
             }
+            Wish::Restore { snapshot_id, then } => self.restore(snapshot_id, then, by, now),
+            Wish::Delete => {}
         }
         Ok(*self != before)
     }
 
-    /// What is to be wished for because the time to live is over; `None` while it is not.
+    fn want(&mut self, desired: Desired, by: Cause) {
+        if self.desired != desired {
+            self.desired = desired;
+            self.lifecycle.desired_by = by;
+        }
+    }
+
+    /// A start that is asked for does not wait for the restart policy's pause, and ends its series.
+    fn want_running(&mut self, by: Cause) {
+        if self.desired != Desired::Running || self.lifecycle.restart_at.is_some() {
+            self.lifecycle.restart_at = None;
+            self.lifecycle.restart_count = 0;
+            self.lifecycle.desired_by = by;
+        }
+        self.desired = Desired::Running;
+    }
+
+    fn may_resume(&self) -> Result<(), Refusal> {
+        match self.state {
+            State::Running { .. } | State::Paused { .. } | State::Suspending | State::Suspended => {
+                Ok(())
+            }
+            // A resume from saved memory that is under way.
+            State::Starting if self.lifecycle.start_from == StartFrom::SavedMemory => Ok(()),
+            State::Starting => Err(Refusal::NotReady),
+            State::Stopping => Err(Refusal::BeingStopped),
+            State::Provisioned | State::Stopped | State::Failed(_) => Err(Refusal::NoVm),
+            State::Deleting => Err(Refusal::BeingDeleted),
+        }
+    }
+
+    fn may_rest(&self, rest: Desired) -> Result<(), Refusal> {
+        match self.state {
+            State::Running { .. } | State::Paused { .. } => Ok(()),
+            State::Suspending | State::Suspended if rest == Desired::Suspended => Ok(()),
+            State::Suspending => Err(Refusal::BeingSuspended),
+            State::Starting => Err(Refusal::NotReady),
+            State::Stopping => Err(Refusal::BeingStopped),
+            State::Provisioned | State::Suspended | State::Stopped | State::Failed(_) => {
+                Err(Refusal::NoVm)
+            }
+            State::Deleting => Err(Refusal::BeingDeleted),
+        }
+    }
+
+    /// Forgets a restore that did not come about. A workspace that was made from a snapshot and has no
+    /// disk yet has nothing else to begin with.
+    fn give_up_restore(&mut self) {
+        if self.lifecycle.start_from.snapshot_id().is_some() && self.owns_disk() {
+            self.lifecycle.start_from = StartFrom::Disk;
+        }
+    }
+
+    /// No VM of this incarnation satisfies what is desired any more, and no saved memory.
+    fn replace_vm(&mut self, now: Timestamp) {
+        self.replace_through = self.incarnation;
+        if self.state.has_vm() || self.lifecycle.start_from == StartFrom::SavedMemory {
+            self.apply(&Event::StopBegun, now);
+        }
+    }
+
+    fn restore(&mut self, snapshot_id: SnapshotId, then: AfterRestore, by: Cause, now: Timestamp) {
+        let lived = self.state.has_vm()
+            || match self.desired {
+                Desired::Running | Desired::Paused | Desired::Suspended => true,
+                Desired::Stopped | Desired::Deleted => false,
+            };
+        let runs = match then {
+            AfterRestore::Run => true,
+            AfterRestore::AsBefore => lived,
+        };
+        if runs {
+            self.want_running(by);
+        }
+        self.replace_through = self.incarnation;
+        // Asked to power off, not killed: if the restore fails, the old disk has everything.
+        if self.state.has_vm() {
+            self.apply(&Event::StopBegun, now);
+        }
+        self.lifecycle.start_from = StartFrom::Snapshot { snapshot_id };
+    }
+
+    /// Whether the workspace has a disk with something on it.
     #[must_use]
-    pub fn expired(&self, now: Timestamp) -> Option<Wish> {
-        let over = self.expires_at.is_some_and(|end| end <= now);
-        let expiry = self.spec.expiry.filter(|_| over && self.desired == Desired::Running)?;
-        Some(match expiry.action {
-            ExpiryAction::Stop => Wish::Stop,
-            ExpiryAction::Delete => Wish::Delete,
+    pub fn owns_disk(&self) -> bool {
+        // Older records do not say; all of theirs are made from images, by their first start.
+        self.lifecycle.has_disk
+            || (self.spec.origin == Origin::Image && self.incarnation > Incarnation::default())
+    }
+
+    /// The snapshot that it cannot start without.
+    #[must_use]
+    pub fn needed_snapshot(&self) -> Option<SnapshotId> {
+        // What is being deleted starts no more.
+        if self.desired == Desired::Deleted || self.state == State::Deleting {
+            return None;
+        }
+        self.lifecycle.start_from.snapshot_id()
+    }
+
+    /// Whether a deletion has to take, or is taking, a snapshot first.
+    #[must_use]
+    pub fn awaits_final_snapshot(&self) -> bool {
+        let settled = match self.lifecycle.final_snapshot {
+            FinalSnapshot::NotBegun | FinalSnapshot::Begun { .. } => false,
+            FinalSnapshot::Settled => true,
+        };
+        self.spec.snapshot_on_terminate.is_some()
+            && !settled
+            && self.owns_disk()
+            && self.state != State::Deleting
+    }
+
+    /// What the snapshot before the deletion has to contain, as the state permits.
+    #[must_use]
+    pub fn final_snapshot_contents(&self) -> Option<SnapshotContents> {
+        let asked = self.spec.snapshot_on_terminate.as_ref()?.contents;
+        Some(match self.state {
+            State::Running { .. } | State::Paused { .. } => asked,
+            State::Provisioned
+            | State::Starting
+            | State::Suspending
+            | State::Suspended
+            | State::Stopping
+            | State::Stopped
+            | State::Failed(_)
+            | State::Deleting => SnapshotContents::Disk,
         })
+    }
+
+    /// Records that the snapshot before the deletion is there, or why it is not. See
+    /// [`crate::SnapshotOnTerminate`] for what then follows.
+    pub fn settle_final_snapshot(&mut self, outcome: Result<(), &Failure>, now: Timestamp) {
+        if self.desired != Desired::Deleted || self.state == State::Deleting {
+            return;
+        }
+        if outcome.is_ok() || self.lifecycle.desired_by.is_attended() {
+            self.lifecycle.final_snapshot = FinalSnapshot::Settled;
+            self.apply(&Event::DeleteBegun, now);
+        } else {
+            self.lifecycle.final_snapshot = FinalSnapshot::NotBegun;
+            self.desired = Desired::Stopped;
+            self.apply(&Event::StopBegun, now);
+        }
+    }
+
+    /// Every timer that runs, and when it rings.
+    pub fn timers(&self) -> impl Iterator<Item = (Timer, Timestamp)> {
+        let is_running = matches!(self.state, State::Running { .. });
+        let may_end = match self.desired {
+            Desired::Running | Desired::Paused => true,
+            Desired::Suspended | Desired::Stopped | Desired::Deleted => false,
+        };
+        let rests = match self.desired {
+            Desired::Paused => matches!(self.state, State::Paused { .. }),
+            Desired::Suspended => self.state == State::Suspended,
+            Desired::Running | Desired::Stopped | Desired::Deleted => false,
+        };
+        let expiry = self.expires_at.filter(|_| may_end);
+        let restart = self.lifecycle.restart_at.filter(|_| self.desired == Desired::Running);
+        let idle = self
+            .spec
+            .idle
+            .filter(|_| is_running && self.desired == Desired::Running && !self.spec.keep_active)
+            .and_then(|policy| Some(after(self.last_active_at?, policy.after_seconds)));
+        let discard = self
+            .spec
+            .idle
+            .filter(|_| rests && self.lifecycle.desired_by == Cause::Idle)
+            .and_then(|policy| policy.discard_memory_after_seconds)
+            .and_then(|kept| Some(after(self.lifecycle.resting_since?, kept)));
+        [
+            (Timer::Expiry, expiry),
+            (Timer::Restart, restart),
+            (Timer::Idle, idle),
+            (Timer::DiscardMemory, discard),
+        ]
+        .into_iter()
+        .filter_map(|(timer, at)| Some((timer, at?)))
+    }
+
+    /// When the next timer rings.
+    #[must_use]
+    pub fn due_at(&self) -> Option<Timestamp> {
+        self.timers().map(|(_, at)| at).min()
+    }
+
+    /// Lets the first timer that is due ring and applies what follows; `None` when none is due. The
+    /// timer does not ring again for the same reason.
+    pub fn ring(&mut self, now: Timestamp) -> Option<Timer> {
+        let (timer, _) = self.timers().find(|(_, at)| *at <= now)?;
+        match timer {
+            Timer::Expiry => {
+                self.expires_at = None;
+                if let Some(expiry) = self.spec.expiry {
+                    let wish = match expiry.action {
+                        ExpiryAction::Stop => Wish::Stop,
+                        ExpiryAction::Delete => Wish::Delete,
+                        ExpiryAction::Pause => Wish::Pause,
+                        ExpiryAction::Suspend => Wish::Suspend,
+                    };
+                    // A rest is refused where there is no VM; then there is nothing to end.
+                    let _refused = self.wish(wish, Cause::Expiry, now);
+                }
+            }
+            Timer::Restart => self.lifecycle.restart_at = None,
+            Timer::Idle => {
+                let wish = match self.spec.idle.map(|policy| policy.action) {
+                    Some(IdleAction::Pause) => Wish::Pause,
+                    Some(IdleAction::Suspend) => Wish::Suspend,
+                    Some(IdleAction::Stop) | None => Wish::Stop,
+                };
+                // It runs, so none of them is refused.
+                let _refused = self.wish(wish, Cause::Idle, now);
+            }
+            Timer::DiscardMemory => {
+                // It rests, so this is not refused.
+                let _refused = self.wish(Wish::Stop, Cause::Idle, now);
+            }
+        }
+        Some(timer)
+    }
+
+    /// A rule about idleness is new or holds again: it counts from now on, not from a use that nobody
+    /// had to record.
+    pub fn begin_idle_time_anew(&mut self, now: Timestamp) {
+        self.last_active_at = self.last_active_at.map(|last| last.max(now));
+    }
+
+    /// Ends the wait for a restart that the restart policy, changed since, does not know any more.
+    pub fn give_up_restart_unless_permitted(&mut self) {
+        let policy = self.spec.restart;
+        let within = policy.max_restarts == 0 || self.lifecycle.restart_count <= policy.max_restarts;
+        if self.lifecycle.restart_at.is_some() && (policy.mode == RestartMode::Never || !within) {
+            self.lifecycle.restart_at = None;
+            self.desired = Desired::Stopped;
+        }
+    }
+
+    /// Whether using its inside wakes it: it may be woken, and sleeps or is going to.
+    #[must_use]
+    pub fn wakes_on_use(&self) -> bool {
+        self.spec.auto_resume
+            && match self.desired {
+                Desired::Paused | Desired::Suspended => {
+                    self.state.has_vm() || self.state == State::Suspended
+                }
+                Desired::Stopped => {
+                    self.lifecycle.desired_by == Cause::Idle
+                        && matches!(self.state, State::Stopping | State::Stopped)
+                }
+                Desired::Running | Desired::Deleted => false,
+            }
     }
 
     /// Whether its size counts against the running pool: it has a VM or is to have one.
@@ -163,13 +631,41 @@ impl Workspace {
     pub fn is_settled(&self) -> bool {
         match self.desired {
             Desired::Deleted => false,
-            Desired::Stopped => !self.state.has_vm() && self.state != State::Deleting,
-            Desired::Running => {
-                let guest_is_ready =
-                    matches!(self.state, State::Running { .. } | State::Paused { .. });
-                guest_is_ready && self.incarnation > self.replace_through
+            Desired::Stopped => {
+                let saved = self.state == State::Suspended;
+                !self.state.has_vm() && !saved && self.state != State::Deleting
             }
+            Desired::Running => {
+                let runs = matches!(self.state, State::Running { .. });
+                runs && self.incarnation > self.replace_through
+            }
+            Desired::Paused => {
+                let paused = matches!(self.state, State::Paused { .. });
+                (paused || !self.state.has_vm()) && self.state != State::Deleting
+            }
+            Desired::Suspended => !self.state.has_vm() && self.state != State::Deleting,
         }
+    }
+}
+
+/// Why a VM ended that was not asked to.
+fn own_end(event: &Event) -> Cause {
+    match event {
+        Event::VmEnded(_) => Cause::GuestExit,
+        Event::VmCrashed(_, failure) if failure.code == FailureCode::VmLost.as_str() => Cause::Lost,
+        Event::VmCrashed(..) => Cause::Crash,
+        Event::StartFailed(..) => Cause::StartFailed,
+        Event::StartBegun(_)
+        | Event::GuestReady(..)
+        | Event::VmFound(..)
+        | Event::VmPaused(..)
+        | Event::VmResumed(..)
+        | Event::SuspendBegun(_)
+        | Event::VmSuspended(_)
+        | Event::RestFailed(..)
+        | Event::StopBegun
+        | Event::VmStopped(_)
+        | Event::DeleteBegun => Cause::User,
     }
 }
 

@@ -408,6 +408,8 @@ pub fn default_plan(host_cpus: u64, host_memory_mib: u64, host_disk_mib: u64) ->
             memory_mib: host_memory_mib,
             disk_mib: host_disk_mib.saturating_mul(1000),
         },
+        max_snapshots: 10_000,
+        max_snapshot_mib: host_disk_mib,
     }
 }
 

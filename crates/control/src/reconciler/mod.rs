@@ -6,12 +6,19 @@
 //! start of control wake the same worker. So there is one path to every state, and recovery from a
 //! crash is that path.
 //!
-//! A start that fails is not repeated by itself: the workspace becomes `failed`, stopped is what is
-//! desired from then on, and the failures in a row are counted until a start succeeds. Stopping and
-//! deleting are repeated until they succeed, with growing pauses.
+//! A start that a request asked for and that fails is not repeated by itself: the workspace becomes
+//! `failed`, stopped is what is desired from then on, and the failures in a row are counted until a
+//! start succeeds. A pause or suspension is tried a few times and then given up: the workspace goes on
+//! as before. Resuming, stopping and deleting are repeated until they succeed, with growing pauses.
+//!
+//! Snapshots have workers of their own kind, so that one that takes long holds up nobody.
 
-mod expiry;
+mod attend;
+mod final_snapshot;
 mod registry;
+mod rest;
+mod snapshots;
+mod timers;
 mod worker;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -23,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Control, Error, control::Inner};
 
-pub(crate) use registry::{Watchers, Workers};
+pub(crate) use registry::{KeyUses, Watchers, Workers};
 
 /// How many records the periodic comparison holds at a time.
 const SWEEP_BATCH: u32 = 500;
@@ -31,7 +38,7 @@ const SWEEP_BATCH: u32 = 500;
 impl Control {
     /// Does the background work until `shutdown` is cancelled: compares records and VMs first (so
     /// that what runs is adopted before anything is done), then follows the node's reports, compares
-    /// again periodically and watches the times to live. Returns after every task of control has
+    /// again periodically and watches the timers. Returns after every task of control has
     /// ended. VMs go on running; requests made after that are recorded and worked on after the next
     /// start.
     pub async fn run(&self, shutdown: CancellationToken) {
@@ -51,12 +58,15 @@ impl Control {
                     Err(RecvError::Lagged(_)) => inner.sweep_or_warn().await,
                     Err(RecvError::Closed) => events_end = true,
                 },
-                () = inner.next_expiry() => inner.expire_or_warn().await,
+                () = inner.next_timer() => inner.ring_or_warn().await,
             }
         }
         inner.ending.cancel();
         inner.tasks.close();
         inner.tasks.wait().await;
+        if let Err(error) = inner.record_all_activity().await {
+            tracing::warn!(%error, "not every use could be recorded");
+        }
     }
 }
 
@@ -64,6 +74,12 @@ impl Inner {
     async fn sweep_or_warn(self: &Arc<Self>) {
         if let Err(error) = self.sweep().await {
             tracing::warn!(%error, "records and VMs could not be compared; will try again");
+        }
+        if let Err(error) = self.sweep_snapshots().await {
+            tracing::warn!(%error, "snapshots could not be compared; will try again");
+        }
+        if let Err(error) = self.record_all_activity().await {
+            tracing::warn!(%error, "not every use could be recorded; will try again");
         }
     }
 
@@ -99,7 +115,7 @@ impl Inner {
             return;
         }
         if let Some(post) = self.workers.wake(id) {
-            self.tasks.spawn(worker::work(Arc::clone(self), id, post));
+            self.tasks.spawn(attend::work(Arc::clone(self), id, post));
         }
     }
 }

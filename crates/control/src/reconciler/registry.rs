@@ -2,17 +2,22 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use skerry_model::{ApiKeyId, Timestamp, WorkspaceId};
+use skerry_model::{ApiKeyId, Timestamp};
 use tokio::sync::Notify;
 
-/// The workers, at most one for each workspace.
-#[derive(Default)]
-pub(crate) struct Workers {
-    at_work: Mutex<HashMap<WorkspaceId, Worker>>,
-    touching: Mutex<HashMap<ApiKeyId, Timestamp>>,
+/// The workers, at most one for each workspace or snapshot.
+pub(crate) struct Workers<K> {
+    at_work: Mutex<HashMap<K, Worker>>,
+}
+
+impl<K> Default for Workers<K> {
+    fn default() -> Self {
+        Self { at_work: Mutex::default() }
+    }
 }
 
 struct Worker {
@@ -31,9 +36,9 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Workers {
+impl<K: Copy + Eq + Hash> Workers<K> {
     /// Wakes the workspace's worker; answers a post when there is none and one must be started.
-    pub(crate) fn wake(&self, id: WorkspaceId) -> Option<Post> {
+    pub(crate) fn wake(&self, id: K) -> Option<Post> {
         match held(&self.at_work).entry(id) {
             Entry::Occupied(mut entry) => {
                 entry.get_mut().again = true;
@@ -49,7 +54,7 @@ impl Workers {
     }
 
     /// Takes the worker off the list, unless it was woken since it last asked.
-    pub(crate) fn may_leave(&self, id: WorkspaceId) -> bool {
+    pub(crate) fn may_leave(&self, id: K) -> bool {
         let mut workers = held(&self.at_work);
         match workers.get_mut(&id) {
             Some(worker) if worker.again => {
@@ -64,14 +69,22 @@ impl Workers {
     }
 
     /// Takes the worker off the list whatever happened: it is going.
-    pub(crate) fn left(&self, id: WorkspaceId, bell: &Arc<Notify>) {
+    pub(crate) fn left(&self, id: K, bell: &Arc<Notify>) {
         let mut workers = held(&self.at_work);
         // After `may_leave` the entry may be a successor's.
         if workers.get(&id).is_some_and(|worker| Arc::ptr_eq(&worker.bell, bell)) {
             workers.remove(&id);
         }
     }
+}
 
+/// Uses of keys that are being recorded.
+#[derive(Default)]
+pub(crate) struct KeyUses {
+    touching: Mutex<HashMap<ApiKeyId, Timestamp>>,
+}
+
+impl KeyUses {
     /// Whether the caller is the one to record this use of the key now.
     pub(crate) fn begin_touch(&self, key: ApiKeyId, at: Timestamp) -> bool {
         match held(&self.touching).entry(key) {
@@ -94,10 +107,15 @@ impl Workers {
     }
 }
 
-/// Requests waiting for a record to change: one bell for each workspace that is waited for.
-#[derive(Default)]
-pub(crate) struct Watchers {
-    bells: Arc<Mutex<HashMap<WorkspaceId, Bell>>>,
+/// Requests waiting for a record to change: one bell for each workspace or snapshot that is waited for.
+pub(crate) struct Watchers<K> {
+    bells: Arc<Mutex<HashMap<K, Bell>>>,
+}
+
+impl<K> Default for Watchers<K> {
+    fn default() -> Self {
+        Self { bells: Arc::default() }
+    }
 }
 
 struct Bell {
@@ -106,14 +124,14 @@ struct Bell {
 }
 
 /// One request's wait; gives its place back when dropped.
-pub(crate) struct Watcher {
-    id: WorkspaceId,
-    bells: Arc<Mutex<HashMap<WorkspaceId, Bell>>>,
+pub(crate) struct Watcher<K: Copy + Eq + Hash> {
+    id: K,
+    bells: Arc<Mutex<HashMap<K, Bell>>>,
     pub(crate) bell: Arc<Notify>,
 }
 
-impl Watchers {
-    pub(crate) fn watch(&self, id: WorkspaceId) -> Watcher {
+impl<K: Copy + Eq + Hash> Watchers<K> {
+    pub(crate) fn watch(&self, id: K) -> Watcher<K> {
         let mut bells = held(&self.bells);
         let entry =
             bells.entry(id).or_insert_with(|| Bell { bell: Arc::new(Notify::new()), listeners: 0 });
@@ -121,14 +139,14 @@ impl Watchers {
         Watcher { id, bells: Arc::clone(&self.bells), bell: Arc::clone(&entry.bell) }
     }
 
-    pub(crate) fn announce(&self, id: WorkspaceId) {
+    pub(crate) fn announce(&self, id: K) {
         if let Some(entry) = held(&self.bells).get(&id) {
             entry.bell.notify_waiters();
         }
     }
 }
 
-impl Drop for Watcher {
+impl<K: Copy + Eq + Hash> Drop for Watcher<K> {
     fn drop(&mut self) {
         let mut bells = held(&self.bells);
         if let Some(entry) = bells.get_mut(&self.id) {

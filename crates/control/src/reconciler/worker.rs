@@ -2,63 +2,40 @@
 
 use std::{future::Future, pin::pin, sync::Arc};
 
-use skerry_internal_api::{NodeError, StartFrom, StopMode, VmSpec};
+use skerry_internal_api::{NodeError, StopMode, VmSpec};
 use skerry_model::{
-    Desired, ErrorKind, Event, Failure, FailureCode, Incarnation, State, Step, Transition,
-    Workspace, WorkspaceId, next_step,
+    Desired, ErrorKind, Event, Failure, FailureCode, Incarnation, StartFrom, State, Step,
+    Transition, Workspace, WorkspaceId, next_step,
 };
 use tokio::sync::Notify;
 
-use super::{backoff, registry::Post, view};
+use super::{attend::Subject, final_snapshot::FinalStep, registry::Workers, view};
 use crate::{Error, control::Inner, store::Write};
 
 /// More steps than any workspace needs in a row. Passing it means that record and node never come to
 /// agree; the worker then pauses instead of spinning.
 const MAX_STEPS: u32 = 100;
 
-/// Works until nothing is left to do or control ends.
-pub(super) async fn work(inner: Arc<Inner>, id: WorkspaceId, post: Post) {
-    let worker = Worker { inner, id, bell: post.bell };
-    let mut failures = 0_u32;
-    loop {
-        let outcome = tokio::select! {
-            biased;
-            () = worker.inner.ending.cancelled() => return,
-            outcome = worker.drive() => outcome,
-        };
-        match outcome {
-            Ok(()) if worker.inner.workers.may_leave(id) => return,
-            Ok(()) => failures = 0,
-            Err(error) => {
-                failures = failures.saturating_add(1);
-                let pause = backoff(failures);
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(workspace.id = %id, %error, cause, failures, ?pause,
-                    "bringing the workspace to where it should be failed; will try again");
-                tokio::select! {
-                    () = worker.inner.ending.cancelled() => return,
-                    () = worker.bell.notified() => {}
-                    () = tokio::time::sleep(pause) => {}
-                }
-            }
-        }
+impl Subject for WorkspaceId {
+    const WHAT: &'static str = "workspace";
+
+    fn workers(inner: &Inner) -> &Workers<Self> {
+        &inner.workers
+    }
+
+    async fn drive(self, inner: &Arc<Inner>, bell: &Arc<Notify>) -> Result<(), Error> {
+        Worker { inner: Arc::clone(inner), id: self, bell: Arc::clone(bell) }.drive().await
     }
 }
 
-struct Worker {
-    inner: Arc<Inner>,
-    id: WorkspaceId,
+pub(super) struct Worker {
+    pub(super) inner: Arc<Inner>,
+    pub(super) id: WorkspaceId,
     bell: Arc<Notify>,
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.inner.workers.left(self.id, &self.bell);
-    }
-}
-
 /// What became of a call to the node.
-enum Call<T> {
+pub(super) enum Call<T> {
     Returned(T),
     /// Something else is wanted now; the call was dropped.
     Overtaken,
@@ -86,14 +63,30 @@ impl Worker {
             match step {
                 Step::Nothing => return Ok(()),
                 Step::Record(event) => self.record(workspace, &event).await?,
-                Step::Start { incarnation } => self.start(workspace, incarnation).await?,
+                Step::Start { incarnation, from } => {
+                    if self.waits_for_snapshot(&workspace, from).await? {
+                        return Ok(());
+                    }
+                    self.start(workspace, incarnation, from).await?;
+                }
+                Step::Pause { incarnation } => self.pause(incarnation).await?,
+                Step::Resume { incarnation } => self.resume(incarnation).await?,
+                Step::Suspend { incarnation } => self.suspend(workspace, incarnation).await?,
                 Step::Stop { through } => self.stop(&workspace, through).await?,
+                Step::TakeFinalSnapshot => match self.take_final_snapshot(workspace).await? {
+                    // Its worker wakes this one.
+                    FinalStep::UnderWay => return Ok(()),
+                    FinalStep::Taken => {}
+                },
                 Step::Delete => {
                     self.delete_on_node().await?;
                     // Only this record: one that changed is looked at again.
                     let removed = inner.store.remove_workspace(self.id, workspace.revision).await?;
                     if removed == Write::Done(()) {
                         inner.announce(self.id);
+                        if let Some(unneeded) = workspace.lifecycle.start_from.snapshot_id() {
+                            inner.wake_snapshot(unneeded);
+                        }
                     }
                 }
             }
@@ -114,7 +107,7 @@ impl Worker {
     }
 
     /// Applies what came of a call that took time. The state machine drops what no longer fits.
-    async fn record_outcome(&self, event: &Event) -> Result<(), Error> {
+    pub(super) async fn record_outcome(&self, event: &Event) -> Result<(), Error> {
         loop {
             let Some(mut workspace) = self.inner.store.workspace(self.id).await? else {
                 return Ok(());
@@ -133,7 +126,12 @@ impl Worker {
         }
     }
 
-    async fn start(&self, workspace: Workspace, incarnation: Incarnation) -> Result<(), Error> {
+    async fn start(
+        &self,
+        workspace: Workspace,
+        incarnation: Incarnation,
+        from: StartFrom,
+    ) -> Result<(), Error> {
         let inner = &self.inner;
         let begun = Event::StartBegun(incarnation);
         let mut starting = workspace;
@@ -152,7 +150,7 @@ impl Worker {
             shape: starting.spec.shape,
             env: starting.spec.env.clone(),
             log_retention: starting.spec.log_retention,
-            start_from: StartFrom::Disk,
+            start_from: from,
         };
         // Waiting for a turn is not bounded by itself: each boot before it is.
         let boot = async {
@@ -163,7 +161,7 @@ impl Worker {
             outcome
         };
         let wanted = |fresh: &Workspace| {
-            let again = Step::Start { incarnation };
+            let again = Step::Start { incarnation, from };
             fresh.incarnation == incarnation && next_step(fresh, None, inner.now()) == again
         };
         let event = match self.while_wanted(boot, wanted).await? {
@@ -188,7 +186,11 @@ impl Worker {
                 Event::StartFailed(incarnation, failure)
             }
         };
-        self.record_outcome(&event).await
+        self.record_outcome(&event).await?;
+        if let Some(used) = from.snapshot_id() {
+            inner.wake_snapshot(used);
+        }
+        Ok(())
     }
 
     async fn stop(&self, workspace: &Workspace, through: Incarnation) -> Result<(), Error> {
@@ -201,7 +203,9 @@ impl Worker {
         };
         let bound = inner.config.node_call_timeout;
         let call = tokio::time::timeout(bound, inner.node.ensure_stopped(self.id, through, mode));
-        let wanted = |fresh: &Workspace| fresh.desired != Desired::Deleted;
+        let wanted = |fresh: &Workspace| {
+            fresh.desired != Desired::Deleted || fresh.awaits_final_snapshot()
+        };
         match self.while_wanted(call, wanted).await? {
             Call::Overtaken => Ok(()),
             Call::Returned(Ok(())) => {
@@ -219,7 +223,7 @@ impl Worker {
 
     /// Awaits a call to the node for as long as its outcome is wanted: each time the bell rings the
     /// record is read again.
-    async fn while_wanted<T>(
+    pub(super) async fn while_wanted<T>(
         &self,
         call: impl Future<Output = Result<T, tokio::time::error::Elapsed>>,
         wanted: impl Fn(&Workspace) -> bool,
@@ -242,8 +246,8 @@ impl Worker {
     }
 }
 
-/// Why a start failed, for the record.
-fn failure(error: &NodeError, at: skerry_model::Timestamp) -> Failure {
+/// Why a start, pause or suspension failed, for the record.
+pub(super) fn failure(error: &NodeError, at: skerry_model::Timestamp) -> Failure {
     let code = match error {
         NodeError::Timeout { .. } => FailureCode::BootTimeout,
         NodeError::NoCapacity(_) => FailureCode::NoCapacity,

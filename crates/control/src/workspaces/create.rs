@@ -1,12 +1,15 @@
 //! Making a workspace.
 
 use skerry_model::{
-    Demand, Desired, DisplayName, EnvVar, ErrorKind, Incarnation, ProjectId, RequestedShape,
-    Secret, Slug, State, Workspace, WorkspaceId, WorkspaceSpec, limits::check_shape,
-    name::check_namespace, spec::check_metadata,
+    Demand, Desired, DisplayName, EnvVar, ErrorKind, ImageRef, Incarnation, Lifecycle, Origin,
+    ProjectId, RequestedShape, Secret, Shape, Slug, StartFrom, State, Workspace, WorkspaceId,
+    WorkspaceSpec,
+    limits::check_shape,
+    name::check_namespace,
+    spec::{ImageDigest, check_metadata},
 };
 
-use super::{CreateWorkspace, StartPolicy, Wait};
+use super::{CreateWorkspace, StartPolicy, Wait, lifecycle::check_snapshot_on_terminate};
 use crate::{
     Caller, Control, Error,
     control::Inner,
@@ -14,7 +17,7 @@ use crate::{
 };
 
 /// How often a generated slug is drawn again when it is taken.
-const SLUG_DRAWS: u32 = 8;
+pub(super) const SLUG_DRAWS: u32 = 8;
 const SUFFIX_LEN: usize = 5;
 
 impl Control {
@@ -22,9 +25,9 @@ impl Control {
     ///
     /// # Errors
     /// `Invalid` (`name`, `slug`, `namespace`, `image`, `vcpu_count`, `memory_mib`, `disk_mib`,
-    /// `env`, `metadata`, `expiry`), `Quota`, `NotFound` (`project`), `Conflict` (slug taken). Nothing is
-    /// recorded on an error. A start that fails is not an error of create: the answer's state says
-    /// it.
+    /// `env`, `metadata`, `expiry`, `idle`, `restart`, `snapshot_name`), `Quota`, `NotFound`
+    /// (`project`, `snapshot`), `Conflict` (slug taken, snapshot not ready). Nothing is recorded on an
+    /// error. A start that fails is not an error of create: the answer's state says it.
     pub async fn create_workspace(
         &self,
         caller: &Caller,
@@ -50,6 +53,31 @@ impl Control {
     }
 }
 
+/// What a new workspace is made from.
+struct Base {
+    origin: Origin,
+    start_from: StartFrom,
+    image: ImageRef,
+    image_digest: ImageDigest,
+    /// A snapshot's.
+    shape: Option<Shape>,
+}
+
+/// Checks the rules of the workspace's life.
+fn check_rules(request: &CreateWorkspace) -> Result<(), Error> {
+    if let Some(expiry) = request.expiry {
+        expiry.check()?;
+    }
+    if let Some(idle) = request.idle {
+        idle.check()?;
+    }
+    request.restart.check()?;
+    if let Some(last) = &request.snapshot_on_terminate {
+        check_snapshot_on_terminate(last)?;
+    }
+    Ok(())
+}
+
 impl Inner {
     /// Checks everything in the order a caller would fix it: words, sizes, what they refer to, and
     /// the plan last, in the transaction that records it.
@@ -65,18 +93,26 @@ impl Inner {
         }
         EnvVar::check_all(&request.env)?;
         check_metadata(&request.metadata)?;
-        let expiry = request.expiry.map(skerry_model::Expiry::check).transpose()?;
+        check_rules(&request)?;
+        let base = self.base_of(caller, &request).await?;
         let shape = check_shape(
             &self.config.plan,
             &RequestedShape {
-                vcpu_count: request.vcpu_count,
-                memory_mib: request.memory_mib,
-                disk_mib: request.disk_mib,
+                vcpu_count: request.vcpu_count.or(base.shape.map(|s| s.vcpu_count.get().into())),
+                memory_mib: request.memory_mib.or(base.shape.map(|s| s.memory_mib.get().into())),
+                disk_mib: request.disk_mib.or(base.shape.map(|s| s.disk_mib.get().into())),
                 cpu_kind: request.cpu_kind,
             },
         )?;
+        if let Some(least) = base.shape.map(|of_snapshot| of_snapshot.disk_mib)
+            && shape.disk_mib < least
+        {
+            let problem = format!("{} is less than the snapshot's disk has", shape.disk_mib.get());
+            let allowed =
+                format!("{} to {} MiB", least.get(), self.config.plan.disk_mib.max);
+            return Err(Error::invalid("disk_mib", problem, allowed));
+        }
         let project_id = self.project_or_default(caller, request.project_id).await?;
-        let image = self.resolve_image(request.image.as_deref()).await?;
         let (desired, demand) = match request.start {
             StartPolicy::Later => (Desired::Stopped, Demand::Create),
             StartPolicy::Now(Wait::No | Wait::UpTo(_)) => {
@@ -87,9 +123,9 @@ impl Inner {
         let suffix = self.random_word(SUFFIX_LEN);
         let name = match given_name {
             Some(name) => name,
-            None => DisplayName::parse(&format!("{}-{suffix}", image.name))?,
+            None => DisplayName::parse(&format!("{}-{suffix}", base.image))?,
         };
-        let stem = request.name.as_deref().unwrap_or(image.name.0.as_str());
+        let stem = request.name.as_deref().unwrap_or(base.image.0.as_str());
         let mut workspace = Workspace {
             id: WorkspaceId::from_random(self.random()),
             account_id: caller.account_id,
@@ -98,13 +134,19 @@ impl Inner {
             slug: given_slug.clone().unwrap_or_else(|| Slug::from_name(stem, &suffix)),
             name,
             spec: WorkspaceSpec {
-                image: image.name.clone(),
-                image_digest: image.digest,
+                origin: base.origin,
+                image: base.image.clone(),
+                image_digest: base.image_digest,
                 shape,
                 env: request.env,
                 lifetime: request.lifetime,
-                expiry,
+                expiry: request.expiry,
                 keep_active: request.keep_active,
+                idle: request.idle,
+                restart: request.restart,
+                remove_on_exit: request.remove_on_exit,
+                snapshot_on_terminate: request.snapshot_on_terminate,
+                auto_resume: request.auto_resume,
                 log_retention: request.log_retention,
                 metadata: request.metadata,
             },
@@ -116,6 +158,8 @@ impl Inner {
             start_began_at: None,
             node_id: None,
             expires_at: None,
+            last_active_at: None,
+            lifecycle: Lifecycle { start_from: base.start_from, ..Lifecycle::default() },
             preview_token: Secret::new(self.random_word(32)),
             created_at: now,
             updated_at: now,
@@ -135,6 +179,32 @@ impl Inner {
             }
         }
         Err(Error::internal("no free slug was found"))
+    }
+
+    /// What the workspace is made from, as it is now.
+    async fn base_of(&self, caller: &Caller, request: &CreateWorkspace) -> Result<Base, Error> {
+        let Some(which) = &request.from_snapshot else {
+            let image = self.resolve_image(request.image.as_deref()).await?;
+            return Ok(Base {
+                origin: Origin::Image,
+                start_from: StartFrom::Disk,
+                image: image.name,
+                image_digest: image.digest,
+                shape: None,
+            });
+        };
+        if request.image.is_some() {
+            let problem = "is given together with a snapshot";
+            return Err(Error::invalid("image", problem, "no image: the snapshot has its own"));
+        }
+        let snapshot = self.find_ready_snapshot(caller, which).await?;
+        Ok(Base {
+            origin: Origin::Snapshot { snapshot_id: snapshot.id },
+            start_from: StartFrom::Snapshot { snapshot_id: snapshot.id },
+            image: snapshot.image,
+            image_digest: snapshot.image_digest,
+            shape: Some(snapshot.shape),
+        })
     }
 
     async fn project_or_default(

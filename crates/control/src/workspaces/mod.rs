@@ -1,20 +1,30 @@
 //! Use cases on workspaces.
 
 mod create;
+mod fork;
 mod inside;
+mod lifecycle;
 mod read;
+mod rest;
+mod restore;
 mod stop_all;
 mod update;
 mod wishes;
 
+pub use fork::{ForkWorkspace, Forked};
+pub use lifecycle::{ExpiryRenewal, LifecycleChange, Setting};
+pub use restore::RestoreWorkspace;
 pub use stop_all::AllStopped;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use skerry_model::{
-    EnvVar, Expiry, Lifetime, ProjectId, Workspace, WorkspaceId,
+    EnvVar, Expiry, IdlePolicy, Lifetime, ProjectId, RestartPolicy, SnapshotOnTerminate, Workspace,
+    WorkspaceId,
     spec::{CpuKind, LogRetention},
 };
+
+use crate::SnapshotRef;
 
 /// How a request names a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +53,8 @@ pub enum StartPolicy {
 pub enum Wait {
     /// Answer as soon as the wish is recorded.
     No,
-    /// Answer when the workspace has settled (running, stopped, failed, gone), or after this long.
+    /// Answer when the workspace has settled (running, paused, suspended, stopped, failed, gone), or
+    /// after this long.
     UpTo(Duration),
 }
 
@@ -67,13 +78,17 @@ pub struct CreateWorkspace {
     pub project_id: Option<ProjectId>,
     /// Oblien's grouping word.
     pub namespace: Option<String>,
-    /// `None`: the configured default.
+    /// `None`: the snapshot's, or else the configured default.
     pub image: Option<String>,
-    /// `None`: the plan's default. So for the next two.
+    /// Its disk, and with the same shape its memory, are this snapshot's. Then `image` must be `None`.
+    pub from_snapshot: Option<SnapshotRef>,
+    /// `None`: the snapshot's, or else the plan's default. So for the next two. From a snapshot,
+    /// another number of CPUs or amount of memory than its own means that the guest boots from its
+    /// disk.
     pub vcpu_count: Option<u64>,
     /// MiB.
     pub memory_mib: Option<u64>,
-    /// MiB of writable space.
+    /// MiB of writable space; from a snapshot not less than the snapshot's.
     pub disk_mib: Option<u64>,
     /// CPU share class.
     pub cpu_kind: CpuKind,
@@ -83,8 +98,18 @@ pub struct CreateWorkspace {
     pub lifetime: Lifetime,
     /// Time to live.
     pub expiry: Option<Expiry>,
-    /// Exempt from idle stop.
+    /// Exempt from what the idle policy would do.
     pub keep_active: bool,
+    /// What happens when nobody uses it.
+    pub idle: Option<IdlePolicy>,
+    /// What happens when its VM ends by itself.
+    pub restart: RestartPolicy,
+    /// It is deleted when its VM ends by itself.
+    pub remove_on_exit: bool,
+    /// A deletion takes a snapshot first.
+    pub snapshot_on_terminate: Option<SnapshotOnTerminate>,
+    /// Using its inside wakes it when it is paused, suspended, or was stopped by its idle policy.
+    pub auto_resume: bool,
     /// Console log across starts.
     pub log_retention: LogRetention,
     /// Labels.
@@ -103,6 +128,7 @@ impl CreateWorkspace {
             project_id: None,
             namespace: None,
             image: None,
+            from_snapshot: None,
             vcpu_count: None,
             memory_mib: None,
             disk_mib: None,
@@ -111,6 +137,11 @@ impl CreateWorkspace {
             lifetime: Lifetime::default(),
             expiry: None,
             keep_active: false,
+            idle: None,
+            restart: RestartPolicy::default(),
+            remove_on_exit: false,
+            snapshot_on_terminate: None,
+            auto_resume: false,
             log_retention: LogRetention::default(),
             metadata: BTreeMap::new(),
             start,

@@ -1,11 +1,11 @@
 //! Finding, listing and waiting for workspaces.
 
-use std::time::Duration;
+use std::{hash::Hash, time::Duration};
 
 use skerry_model::{Desired, ErrorKind, Workspace, WorkspaceId};
 
 use super::{ListWorkspaces, Page, Wait, WorkspaceRef};
-use crate::{Caller, Control, Error, control::Inner};
+use crate::{Caller, Control, Error, control::Inner, reconciler::Watchers};
 
 impl Control {
     /// One workspace.
@@ -93,13 +93,29 @@ impl Inner {
         bound: Duration,
         done: impl Fn(&Workspace) -> bool,
     ) -> Result<Option<Workspace>, Error> {
-        let watcher = self.watchers.watch(id);
+        self.wait_on(&self.watchers, id, bound, || self.store.workspace(id), done).await
+    }
+
+    /// Waits at most this long until what `read` answers is as wanted or gone (`None`), reading anew
+    /// each time a change is announced; answers it as it is then.
+    pub(crate) async fn wait_on<K: Copy + Eq + Hash, T, R>(
+        &self,
+        watchers: &Watchers<K>,
+        id: K,
+        bound: Duration,
+        read: impl Fn() -> R,
+        done: impl Fn(&T) -> bool,
+    ) -> Result<Option<T>, Error>
+    where
+        R: Future<Output = Result<Option<T>, Error>>,
+    {
+        let watcher = watchers.watch(id);
         let reached = async {
             loop {
                 // Listening begins before the record is read, so no change falls between.
                 let mut changed = std::pin::pin!(watcher.bell.notified());
                 changed.as_mut().enable();
-                let record = self.store.workspace(id).await?;
+                let record = read().await?;
                 if record.as_ref().is_none_or(&done) {
                     return Ok(record);
                 }
@@ -110,9 +126,9 @@ impl Inner {
         tokio::select! {
             outcome = tokio::time::timeout(bound, reached) => match outcome {
                 Ok(outcome) => outcome,
-                Err(_) => self.store.workspace(id).await,
+                Err(_) => read().await,
             },
-            () = self.ending.cancelled() => self.store.workspace(id).await,
+            () = self.ending.cancelled() => read().await,
         }
     }
 }

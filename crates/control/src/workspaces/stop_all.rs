@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use skerry_model::{Desired, Wish, Workspace, WorkspaceId};
+use skerry_model::{Cause, Desired, Wish, Workspace, WorkspaceId};
 
 use crate::{Control, Error, control::Inner, store::Write};
 
@@ -61,7 +61,7 @@ impl Inner {
         loop {
             let Some(mut workspace) = self.store.workspace(id).await? else { return Ok(()) };
             // Refused only while it is deleted: then its VM goes anyway.
-            if workspace.wish(Wish::Stop, self.now()).is_err() {
+            if workspace.wish(Wish::Stop, Cause::Operator, self.now()).is_err() {
                 return Ok(());
             }
             match self.write(&workspace, None).await? {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use skerry_model::{
     Demand, Desired, DisplayName, EnvVar, ErrorKind, Plan, Refusal, RequestedShape, Slug,
-    Workspace, limits::check_shape, spec::check_metadata,
+    State, Workspace, limits::check_shape, spec::check_metadata,
 };
 
 use super::{UpdateWorkspace, WorkspaceRef, wishes::refused};
@@ -31,7 +31,7 @@ impl Control {
         }
         let (inner, caller, which) = (Arc::clone(&self.inner), caller.clone(), which.clone());
         let change = async move {
-            let change = |workspace: &mut Workspace, _| {
+            let change = |workspace: &mut Workspace, now| {
                 if workspace.desired == Desired::Deleted {
                     return Err(refused(Refusal::BeingDeleted));
                 }
@@ -47,6 +47,7 @@ impl Control {
                 }
                 if let Some(keep_active) = update.keep_active {
                     workspace.spec.keep_active = keep_active;
+                    workspace.begin_idle_time_anew(now);
                 }
                 if let Some(metadata) = &update.metadata {
                     workspace.spec.metadata.clone_from(metadata);
@@ -90,7 +91,7 @@ fn resize(
     if shape == from {
         return Ok(None);
     }
-    if workspace.counts_as_running() {
+    if workspace.counts_as_running() || workspace.state == State::Suspended {
         return Err(ErrorKind::RefusedByState {
             state: workspace.state.name(),
             reason: "its size can be changed only while it is stopped".to_owned(),

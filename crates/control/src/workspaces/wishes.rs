@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use skerry_model::{Demand, ErrorKind, Refusal, State, Timestamp, Wish, Workspace};
+use skerry_model::{Cause, Demand, ErrorKind, Refusal, State, Timestamp, Wish, Workspace};
 
 use super::{ConditionalWish, Deleted, Wait, WorkspaceRef};
 use crate::{Caller, Control, Error, control::Inner, store::Write};
@@ -14,7 +14,8 @@ use crate::{Caller, Control, Error, control::Inner, store::Write};
 const MAX_REDOS: u32 = 32;
 
 impl Control {
-    /// Starts a workspace; one that runs or starts already is a success.
+    /// Starts a workspace; one that runs or starts already is a success, and one that is paused or
+    /// suspended goes on where it was.
     ///
     /// # Errors
     /// `NotFound`, `Quota` (running pool), `RefusedByState` while it is deleted.
@@ -28,7 +29,7 @@ impl Control {
         self.inner.until_settled(wished, wait).await
     }
 
-    /// Stops a workspace; one that is stopped already is a success.
+    /// Stops a workspace; one that is stopped already is a success. Saved memory is discarded.
     ///
     /// # Errors
     /// `NotFound`, `RefusedByState` while it is deleted.
@@ -69,10 +70,11 @@ impl Control {
         wish: Wish,
         condition: impl Fn(&Workspace) -> bool + Send + Sync + 'static,
     ) -> Result<ConditionalWish, Error> {
-        self.inner.wish_if(caller, which, wish, condition).await
+        self.inner.wish_if(caller, which, wish, Cause::User, condition).await
     }
 
-    /// Deletes a workspace from any state. Returns the record as it was last; with
+    /// Deletes a workspace from any state. If it is to leave a snapshot, that is taken first, and the
+    /// deletion goes on also when that fails: the snapshot's record then says why. Returns the record as it was last; with
     /// [`Wait::UpTo`], after everything is gone unless the wait was over first (state `deleting`).
     ///
     /// # Errors
@@ -96,24 +98,25 @@ impl Control {
 }
 
 impl Inner {
-    async fn wish(
+    pub(super) async fn wish(
         self: &Arc<Self>,
         caller: &Caller,
         which: &WorkspaceRef,
         wish: Wish,
     ) -> Result<Workspace, Error> {
-        match self.wish_if(caller, which, wish, |_| true).await? {
+        match self.wish_if(caller, which, wish, Cause::User, |_| true).await? {
             ConditionalWish::Recorded(workspace) | ConditionalWish::NotMet(workspace) => {
                 Ok(workspace)
             }
         }
     }
 
-    async fn wish_if(
+    pub(super) async fn wish_if(
         self: &Arc<Self>,
         caller: &Caller,
         which: &WorkspaceRef,
         wish: Wish,
+        by: Cause,
         condition: impl Fn(&Workspace) -> bool + Send + Sync + 'static,
     ) -> Result<ConditionalWish, Error> {
         let (inner, caller, which) = (Arc::clone(self), caller.clone(), which.clone());
@@ -125,14 +128,11 @@ impl Inner {
                     if !met.load(Ordering::Relaxed) {
                         return Ok(None);
                     }
-                    let demand = match wish {
-                        Wish::Start | Wish::Restart => {
-                            (!workspace.counts_as_running()).then_some(Demand::Start)
-                        }
-                        Wish::Stop | Wish::Delete => None,
-                    };
-                    workspace.wish(wish, now).map_err(refused)?;
-                    Ok(demand)
+                    let ran = workspace.counts_as_running();
+                    let state = workspace.state.name();
+                    let wished = workspace.wish(wish, by, now);
+                    wished.map_err(|refusal| refused_in(state, refusal))?;
+                    Ok((!ran && workspace.counts_as_running()).then_some(Demand::Start))
                 })
                 .await?;
             if !met.into_inner() {
@@ -172,17 +172,22 @@ impl Inner {
     }
 }
 
+/// A refusal that can only be that of a deletion.
 pub(super) fn refused(refusal: Refusal) -> Error {
-    match refusal {
-        Refusal::BeingDeleted => ErrorKind::RefusedByState {
-            state: State::Deleting.name(),
-            reason: "it is being deleted".to_owned(),
+    refused_in(State::Deleting.name(), refusal)
+}
+
+/// Why a wish was refused in this state.
+fn refused_in(state: &'static str, refusal: Refusal) -> Error {
+    let (state, reason) = match refusal {
+        Refusal::BeingDeleted => (State::Deleting.name(), "it is being deleted"),
+        Refusal::BeingStopped => (state, "it is being stopped"),
+        Refusal::BeingSuspended => (state, "it is being suspended: resume it first"),
+        Refusal::NoVm => (state, "it has no VM: start it first"),
+        Refusal::NotReady => (state, "its guest is not ready yet"),
+        Refusal::Stale | Refusal::Ahead | Refusal::VmPresent => {
+            return Error::internal(format!("a wish was refused: {refusal:?}"));
         }
-        .into(),
-        Refusal::Stale
-        | Refusal::Ahead
-        | Refusal::BeingStopped
-        | Refusal::NoVm
-        | Refusal::VmPresent => Error::internal(format!("a wish was refused: {refusal:?}")),
-    }
+    };
+    ErrorKind::RefusedByState { state, reason: reason.to_owned() }.into()
 }

@@ -90,7 +90,7 @@ pub(super) fn status(
 
     let wants_to_run = match desired {
         Desired::Running => true,
-        Desired::Stopped => false,
+        Desired::Paused | Desired::Suspended | Desired::Stopped => false,
         Desired::Deleted => return None,
     };
     let coming_up = if incarnation.0 <= 1 { Status::Creating } else { Status::Starting };

@@ -109,7 +109,11 @@ impl From<&Error> for AetherError {
                         format!("is beyond the plan: at most {max} {resource} for one workspace"),
                     )
                     .into(),
-                    Limit::WorkspaceCount | Limit::OwnedPool | Limit::RunningPool => Self::plain(
+                    Limit::WorkspaceCount
+                    | Limit::OwnedPool
+                    | Limit::RunningPool
+                    | Limit::SnapshotCount
+                    | Limit::SnapshotSpace => Self::plain(
                         StatusCode::PAYMENT_REQUIRED,
                         format!(
                             "Plan limit reached: {requested} {resource} requested, {current} in \

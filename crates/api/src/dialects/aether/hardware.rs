@@ -181,6 +181,8 @@ mod tests {
             max_workspaces: 10,
             owned_pool: pool,
             running_pool: pool,
+            max_snapshots: 10,
+            max_snapshot_mib: 10_000,
         }
     }
 

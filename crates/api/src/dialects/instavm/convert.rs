@@ -235,13 +235,16 @@ pub(super) fn status(workspace: &Workspace) -> &'static str {
             | State::Failed(_),
             Desired::Running,
         ) => "creating",
-        (State::Provisioned | State::Stopped, Desired::Stopped) => "stopped",
-        (State::Suspended, Desired::Stopped) => "suspended",
-        (State::Failed(_), Desired::Stopped) => "failed",
+        (
+            State::Provisioned | State::Stopped,
+            Desired::Paused | Desired::Suspended | Desired::Stopped,
+        ) => "stopped",
+        (State::Suspended, Desired::Paused | Desired::Suspended | Desired::Stopped) => "suspended",
+        (State::Failed(_), Desired::Paused | Desired::Suspended | Desired::Stopped) => "failed",
         (State::Running { .. }, _) => "active",
         (State::Paused { .. }, _) => "suspended",
         (State::Suspending, _) => "suspending",
-        (State::Stopping, Desired::Stopped) => "stopping",
+        (State::Stopping, Desired::Paused | Desired::Suspended | Desired::Stopped) => "stopping",
     }
 }
 

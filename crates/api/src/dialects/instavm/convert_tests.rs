@@ -19,6 +19,7 @@ fn workspace(state: State, desired: Desired) -> Workspace {
         name: DisplayName::parse("a").expect("a name"),
         slug: Slug::parse("abc").expect("a slug"),
         spec: WorkspaceSpec {
+            origin: skerry_model::Origin::Image,
             image: ImageRef("base".to_owned()),
             image_digest: ImageDigest("sha256:0".to_owned()),
             shape: Shape {
@@ -31,6 +32,11 @@ fn workspace(state: State, desired: Desired) -> Workspace {
             lifetime: Lifetime::Temporary,
             expiry: None,
             keep_active: false,
+            idle: None,
+            restart: skerry_model::RestartPolicy::default(),
+            remove_on_exit: false,
+            snapshot_on_terminate: None,
+            auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
             metadata: BTreeMap::new(),
         },
@@ -42,6 +48,8 @@ fn workspace(state: State, desired: Desired) -> Workspace {
         start_began_at: None,
         node_id: None,
         expires_at: None,
+        last_active_at: None,
+        lifecycle: skerry_model::Lifecycle::default(),
         preview_token: Secret::new("t"),
         created_at: at,
         updated_at: at,

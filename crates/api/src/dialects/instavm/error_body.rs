@@ -141,6 +141,12 @@ impl Dialect for Instavm {
                     Limit::RunningPool => format!(
                         "running pool is full: {resource} {requested} requested, {current} of {max} running"
                     ),
+                    Limit::SnapshotCount => {
+                        format!("snapshot limit reached: {current} of {max} snapshots exist")
+                    }
+                    Limit::SnapshotSpace => {
+                        format!("snapshot space is full: {current} of {max} MiB in use")
+                    }
                 };
                 detail(StatusCode::FORBIDDEN, &text)
             }

@@ -62,6 +62,8 @@ pub(super) fn workspace(workspace: &model::Workspace) -> wire::Workspace {
             action: match expiry.action {
                 spec::ExpiryAction::Stop => wire::ExpiryAction::Stop,
                 spec::ExpiryAction::Delete => wire::ExpiryAction::Delete,
+                spec::ExpiryAction::Pause => wire::ExpiryAction::Pause,
+                spec::ExpiryAction::Suspend => wire::ExpiryAction::Suspend,
             },
         }),
         keep_active: spec.keep_active,
@@ -72,6 +74,8 @@ pub(super) fn workspace(workspace: &model::Workspace) -> wire::Workspace {
         metadata: spec.metadata.clone(),
         desired: match workspace.desired {
             model::Desired::Running => wire::Desired::Running,
+            model::Desired::Paused => wire::Desired::Paused,
+            model::Desired::Suspended => wire::Desired::Suspended,
             model::Desired::Stopped => wire::Desired::Stopped,
             model::Desired::Deleted => wire::Desired::Deleted,
         },
@@ -178,6 +182,8 @@ pub(super) fn create(
             action: match expiry.action {
                 wire::ExpiryAction::Stop => spec::ExpiryAction::Stop,
                 wire::ExpiryAction::Delete => spec::ExpiryAction::Delete,
+                wire::ExpiryAction::Pause => spec::ExpiryAction::Pause,
+                wire::ExpiryAction::Suspend => spec::ExpiryAction::Suspend,
             },
         }),
         keep_active: request.keep_active,
@@ -187,11 +193,11 @@ pub(super) fn create(
             Some(wire::LogRetention::ThisStart) => spec::LogRetention::ThisStart,
         },
         metadata: request.metadata,
-        start: if request.start {
+        ..control::CreateWorkspace::new(if request.start {
             control::StartPolicy::Now(wait)
         } else {
             control::StartPolicy::Later
-        },
+        })
     })
 }
 

@@ -178,6 +178,8 @@ const fn limit_word(limit: Limit) -> &'static str {
         Limit::PerWorkspace => "per_workspace",
         Limit::OwnedPool => "owned_pool",
         Limit::RunningPool => "running_pool",
+        Limit::SnapshotCount => "snapshot_count",
+        Limit::SnapshotSpace => "snapshot_space",
     }
 }
 

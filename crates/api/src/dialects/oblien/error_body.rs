@@ -219,13 +219,20 @@ fn of_error(error: &Error, internal_code: &'static str) -> Response {
                 Limit::PerWorkspace => (StatusCode::FORBIDDEN, "RESOURCE_NOT_ALLOWED"),
                 Limit::OwnedPool => (StatusCode::PAYMENT_REQUIRED, "POOL_LIMIT_REACHED"),
                 Limit::RunningPool => (StatusCode::PAYMENT_REQUIRED, "RUNNING_POOL_REACHED"),
+                Limit::SnapshotCount | Limit::SnapshotSpace => {
+                    (StatusCode::PAYMENT_REQUIRED, "SNAPSHOT_LIMIT_REACHED")
+                }
             };
             let resource = wire_resource(what);
             let message = match limit {
                 Limit::PerWorkspace => {
                     format!("{resource}: {requested} requested, the plan allows at most {max}")
                 }
-                Limit::WorkspaceCount | Limit::OwnedPool | Limit::RunningPool => format!(
+                Limit::WorkspaceCount
+                | Limit::OwnedPool
+                | Limit::RunningPool
+                | Limit::SnapshotCount
+                | Limit::SnapshotSpace => format!(
                     "{resource}: {requested} requested, {current} in use, {max} allowed by the plan"
                 ),
             };

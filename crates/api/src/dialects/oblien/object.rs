@@ -18,7 +18,10 @@ use crate::ids;
 /// start that fails gives up the wish for it).
 pub(super) fn failure(workspace: &Workspace) -> Option<&Failure> {
     match (&workspace.state, workspace.desired) {
-        (State::Failed(failure), Desired::Stopped | Desired::Deleted) => Some(failure),
+        (
+            State::Failed(failure),
+            Desired::Paused | Desired::Suspended | Desired::Stopped | Desired::Deleted,
+        ) => Some(failure),
         (State::Failed(_), Desired::Running)
         | (
             State::Provisioned
@@ -61,9 +64,12 @@ pub(super) fn status(workspace: &Workspace) -> &'static str {
             State::Provisioned | State::Stopped | State::Suspended | State::Failed(_),
             Desired::Running,
         ) => coming_up,
-        (State::Provisioned | State::Stopped, Desired::Stopped) => "stopped",
-        (State::Suspended, Desired::Stopped) => "suspended",
-        (State::Failed(_), Desired::Stopped) => "error",
+        (
+            State::Provisioned | State::Stopped,
+            Desired::Paused | Desired::Suspended | Desired::Stopped,
+        ) => "stopped",
+        (State::Suspended, Desired::Paused | Desired::Suspended | Desired::Stopped) => "suspended",
+        (State::Failed(_), Desired::Paused | Desired::Suspended | Desired::Stopped) => "error",
         (State::Running { .. }, _) => "running",
         (State::Paused { .. }, _) => "paused",
         (State::Suspending, _) => "suspending",
@@ -131,7 +137,14 @@ pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> Workspa
     let is_running = matches!(workspace.state, State::Running { .. });
     let stop_wanted = match (workspace.desired, &workspace.state) {
         (Desired::Stopped, State::Stopping | State::Stopped) => true,
-        (Desired::Stopped | Desired::Running | Desired::Deleted, _) => false,
+        (
+            Desired::Stopped
+            | Desired::Running
+            | Desired::Paused
+            | Desired::Suspended
+            | Desired::Deleted,
+            _,
+        ) => false,
     };
     WorkspaceObject {
         id: ids::oblien_workspace_id(workspace.id),
@@ -173,6 +186,8 @@ fn lifecycle(workspace: &Workspace) -> Lifecycle {
         ttl_action: expiry.map(|expiry| match expiry.action {
             ExpiryAction::Stop => "stop",
             ExpiryAction::Delete => "remove",
+            ExpiryAction::Pause => "pause",
+            ExpiryAction::Suspend => "suspend",
         }),
         remove_on_exit: false,
         restart_policy: "no",

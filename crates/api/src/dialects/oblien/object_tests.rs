@@ -18,6 +18,7 @@ fn workspace(state: State, desired: Desired, incarnation: u64, failed_starts: u3
         name: DisplayName::parse("a").expect("a name"),
         slug: Slug::parse("abc").expect("a slug"),
         spec: WorkspaceSpec {
+            origin: skerry_model::Origin::Image,
             image: ImageRef("base".to_owned()),
             image_digest: ImageDigest("sha256:0".to_owned()),
             shape: Shape {
@@ -30,6 +31,11 @@ fn workspace(state: State, desired: Desired, incarnation: u64, failed_starts: u3
             lifetime: Lifetime::Temporary,
             expiry: None,
             keep_active: false,
+            idle: None,
+            restart: skerry_model::RestartPolicy::default(),
+            remove_on_exit: false,
+            snapshot_on_terminate: None,
+            auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
             metadata: BTreeMap::new(),
         },
@@ -41,6 +47,8 @@ fn workspace(state: State, desired: Desired, incarnation: u64, failed_starts: u3
         start_began_at: None,
         node_id: None,
         expires_at: None,
+        last_active_at: None,
+        lifecycle: skerry_model::Lifecycle::default(),
         preview_token: Secret::new("t"),
         created_at: at,
         updated_at: at,

@@ -50,7 +50,7 @@ fn started(state: &ApiState, workspace: Workspace) -> Result<Response, Problem> 
     }
     match workspace.desired {
         Desired::Running => Ok(workspace_answer(state, &workspace)),
-        Desired::Stopped | Desired::Deleted => {
+        Desired::Paused | Desired::Suspended | Desired::Stopped | Desired::Deleted => {
             Err(Problem::Overtaken { state: object::status(&workspace) })
         }
     }
@@ -66,7 +66,9 @@ pub(super) async fn stop(
     let stopping = state.control.stop_workspace(&caller, &which, Wait::UpTo(LONGEST_WAIT));
     let workspace = state.until_shutdown(stopping).await?;
     match (workspace.desired, &workspace.state) {
-        (Desired::Running, _) => Err(Problem::Overtaken { state: object::status(&workspace) }),
+        (Desired::Running | Desired::Paused | Desired::Suspended, _) => {
+            Err(Problem::Overtaken { state: object::status(&workspace) })
+        }
         (
             Desired::Stopped | Desired::Deleted,
             WorkspaceState::Stopping

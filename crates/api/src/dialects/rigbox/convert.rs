@@ -149,22 +149,25 @@ pub(super) fn status(state: &State, desired: Desired) -> wire::VmStatus {
 
     let at_rest = |word| match desired {
         Desired::Running => Status::Provisioning,
-        Desired::Stopped => word,
+        Desired::Paused | Desired::Suspended | Desired::Stopped => word,
         Desired::Deleted => Status::Deleting,
     };
     let active = |word| match desired {
         Desired::Running => word,
-        Desired::Stopped => Status::Stopping,
+        Desired::Paused | Desired::Suspended | Desired::Stopped => Status::Stopping,
         Desired::Deleted => Status::Deleting,
     };
     match state {
         State::Provisioned => at_rest(Status::Provisioned),
         State::Starting => active(Status::Starting),
         State::Running { .. } => active(Status::Running),
+        State::Paused { .. } if desired == Desired::Paused => Status::Stopped,
         State::Paused { .. } => active(Status::Stopped),
         State::Stopped | State::Suspended => at_rest(Status::Stopped),
         State::Suspending | State::Stopping => match desired {
-            Desired::Running | Desired::Stopped => Status::Stopping,
+            Desired::Running | Desired::Paused | Desired::Suspended | Desired::Stopped => {
+                Status::Stopping
+            }
             Desired::Deleted => Status::Deleting,
         },
         // A start that fails also gives up the wish: failed and wished for is a new try.

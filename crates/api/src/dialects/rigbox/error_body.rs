@@ -74,6 +74,8 @@ fn limit_name(limit: Limit) -> &'static str {
         Limit::PerWorkspace => "per_workspace",
         Limit::OwnedPool => "owned_pool",
         Limit::RunningPool => "running_pool",
+        Limit::SnapshotCount => "snapshot_count",
+        Limit::SnapshotSpace => "snapshot_space",
     }
 }
 
@@ -118,6 +120,12 @@ impl From<&Error> for RigboxError {
                     Limit::RunningPool => format!(
                         "limit exceeded: {resource} of running workspaces is at most {max}, \
                          {current} in use, {requested} requested"
+                    ),
+                    Limit::SnapshotCount => {
+                        format!("limit of {max} snapshots exceeded: {current} exist")
+                    }
+                    Limit::SnapshotSpace => format!(
+                        "limit exceeded: snapshots take at most {max} MiB, {current} in use"
                     ),
                 };
                 Self {

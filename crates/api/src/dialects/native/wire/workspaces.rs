@@ -132,6 +132,10 @@ pub enum ExpiryAction {
     Stop,
     /// It is deleted.
     Delete,
+    /// Its virtual CPUs are stopped; memory stays resident.
+    Pause,
+    /// Its memory goes to disk and its VM ends.
+    Suspend,
 }
 
 /// What a workspace should be.
@@ -140,6 +144,10 @@ pub enum ExpiryAction {
 pub enum Desired {
     /// A VM runs.
     Running,
+    /// A VM is there whose virtual CPUs are stopped.
+    Paused,
+    /// No VM; memory and disk are kept.
+    Suspended,
     /// No VM; the disk is kept.
     Stopped,
     /// Nothing is left.

@@ -1,0 +1,145 @@
+//! The inside of a workspace as tenants get it: every use is noted, and what is open counts as use.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use skerry_internal_api::{
+    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, ListeningPort,
+    NodeError, User, WriteMode,
+};
+use skerry_model::WorkspaceId;
+use tokio::sync::mpsc;
+
+use super::Session;
+use crate::control::Inner;
+
+/// Pieces of output that wait for the caller, beyond those that wait on the guest's side.
+const WAITING_PIECES: usize = 4;
+
+/// A guest whose use is noted.
+pub(crate) struct ActiveGuest {
+    guest: Arc<dyn GuestApi>,
+    inner: Arc<Inner>,
+    id: WorkspaceId,
+}
+
+impl ActiveGuest {
+    pub(crate) fn new(guest: Arc<dyn GuestApi>, inner: Arc<Inner>, id: WorkspaceId) -> Self {
+        Self { guest, inner, id }
+    }
+
+    fn session(&self) -> Session {
+        Session::open(&self.inner, self.id)
+    }
+
+    /// The stream counts as use until it is dropped.
+    fn held(&self, stream: ByteStream) -> ByteStream {
+        let session = self.session();
+        stream
+            .map(move |piece| {
+                let _open = &session;
+                piece
+            })
+            .boxed()
+    }
+}
+
+/// Carries output to the caller until the command ends or either side hangs up.
+async fn relay(
+    mut from_guest: mpsc::Receiver<Result<ExecOutput, NodeError>>,
+    to_caller: mpsc::Sender<Result<ExecOutput, NodeError>>,
+) {
+    loop {
+        let item = tokio::select! {
+            item = from_guest.recv() => item,
+            () = to_caller.closed() => None,
+        };
+        let Some(item) = item else { return };
+        if to_caller.send(item).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[async_trait]
+impl GuestApi for ActiveGuest {
+    async fn exec(&self, request: ExecRequest) -> Result<ExecSession, NodeError> {
+        let session = self.session();
+        let ExecSession { control, output: from_guest } = self.guest.exec(request).await?;
+        let (to_caller, output) = mpsc::channel(WAITING_PIECES);
+        let ending = self.inner.ending.clone();
+        self.inner.tasks.spawn(async move {
+            tokio::select! {
+                () = relay(from_guest, to_caller) => {}
+                () = ending.cancelled() => {}
+            }
+            drop(session);
+        });
+        Ok(ExecSession { control, output })
+    }
+
+    async fn stat(&self, path: &str) -> Result<FileStat, NodeError> {
+        let _session = self.session();
+        self.guest.stat(path).await
+    }
+
+    async fn list_dir(&self, path: &str) -> Result<Vec<FileStat>, NodeError> {
+        let _session = self.session();
+        self.guest.list_dir(path).await
+    }
+
+    async fn read_file(
+        &self,
+        path: &str,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<ByteStream, NodeError> {
+        Ok(self.held(self.guest.read_file(path, offset, length).await?))
+    }
+
+    async fn write_file(
+        &self,
+        path: &str,
+        mode: u32,
+        how: WriteMode,
+        user: User,
+        content: ByteStream,
+    ) -> Result<u64, NodeError> {
+        let _session = self.session();
+        self.guest.write_file(path, mode, how, user, content).await
+    }
+
+    async fn make_dir(&self, path: &str, mode: u32, user: User) -> Result<(), NodeError> {
+        let _session = self.session();
+        self.guest.make_dir(path, mode, user).await
+    }
+
+    async fn rename(&self, from: &str, to: &str) -> Result<(), NodeError> {
+        let _session = self.session();
+        self.guest.rename(from, to).await
+    }
+
+    async fn remove(&self, path: &str) -> Result<(), NodeError> {
+        let _session = self.session();
+        self.guest.remove(path).await
+    }
+
+    async fn upload_tree(&self, path: &str, user: User, tar: ByteStream) -> Result<u64, NodeError> {
+        let _session = self.session();
+        self.guest.upload_tree(path, user, tar).await
+    }
+
+    async fn download_tree(&self, path: &str) -> Result<ByteStream, NodeError> {
+        Ok(self.held(self.guest.download_tree(path).await?))
+    }
+
+    async fn stats(&self) -> Result<GuestStats, NodeError> {
+        // Looking is no use.
+        self.guest.stats().await
+    }
+
+    async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError> {
+        self.guest.listening_ports().await
+    }
+}

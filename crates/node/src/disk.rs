@@ -19,6 +19,8 @@ mod qcow2;
 mod record;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::CRASH_SCRIPTS;
 
 use std::{
     collections::BTreeSet,

@@ -15,6 +15,8 @@ mod crash;
 mod format;
 mod model;
 
+pub(crate) use crash::SCRIPTS as CRASH_SCRIPTS;
+
 fn top(life: &Life, workspace: u128, chain: &DiskChain) -> PathBuf {
     life.vm_dir(workspace).join(chain.overlay.unwrap().file_name())
 }

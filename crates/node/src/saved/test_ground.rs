@@ -4,7 +4,9 @@ use std::{
     collections::BTreeSet,
     fs::{self, OpenOptions},
     io::{Seek, SeekFrom, Write},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,8 +22,9 @@ use tempfile::TempDir;
 
 use super::{About, Manifest, Storage};
 use crate::{
-    Faults, NodeConfig, NodeEnvironment,
+    Error, FaultKind, Faults, NodeConfig, NodeEnvironment,
     disk::{Disk, DiskChain, Foundation},
+    faults::SAVED_POINTS,
     layers::LayerId,
     layout::{Layout, names_in},
 };
@@ -107,6 +110,28 @@ impl Life {
         layers.chain(overlay).flat_map(|path| marks(&path)).collect()
     }
 
+    /// Nothing lies about that no disk and no saved state names.
+    pub fn assert_tidy(&self) {
+        let mut needed = BTreeSet::new();
+        for name in names_in(&self.layout.vms_dir()).unwrap() {
+            let dir = self.layout.vms_dir().join(name);
+            self.storage.disks.at(&dir).settled().unwrap();
+            needed.extend(crate::disk::layers_named_by(&dir).unwrap().unwrap_or_default());
+            assert!(names_in(&dir).unwrap().iter().all(|name| !name.starts_with('.')));
+        }
+        for parent in [self.layout.snapshots_dir(), self.layout.templates_dir()] {
+            for (name, sealed) in self.storage.states.list(&parent).unwrap() {
+                let sealed = sealed.unwrap();
+                self.storage.states.verify(&sealed).unwrap();
+                needed.extend(sealed.manifest.layer_ids());
+                assert!(!name.starts_with('.'));
+            }
+            assert!(names_in(&parent).unwrap().iter().all(|name| !name.starts_with('.')));
+        }
+        let there = self.layer_files();
+        assert!(there.is_subset(&needed), "{there:?} are there, {needed:?} are needed");
+    }
+
     /// The layers that are there.
     pub fn layer_files(&self) -> BTreeSet<LayerId> {
         let names = names_in(&self.layout.layers_dir()).unwrap();
@@ -159,4 +184,95 @@ pub(crate) fn manifest() -> Manifest {
         layers: Vec::new(),
         files: std::collections::BTreeMap::new(),
     }
+}
+
+/// One operation that is made to fail, and to die, after every point it passes.
+pub(crate) struct Script {
+    pub name: &'static str,
+    /// What is there before.
+    pub prepare: fn(&Life),
+    /// The operation. Repeating it, done or half done, is a success.
+    pub act: fn(&Life) -> Result<(), Error>,
+    /// What is true before, after, and after any failure.
+    pub always: fn(&Life),
+    /// What is true once it succeeded.
+    pub done: fn(&Life),
+}
+
+/// Where a process of its own finds what it has to die of: `script`, `point` and directory.
+const DEATH: &str = "SKERRY_TEST_DEATH";
+
+/// Every point of every script fails once and kills once; `child` names the test that calls [`die`].
+pub(crate) fn survive_everywhere(child: &str, scripts: &[Script]) {
+    for script in scripts {
+        let reached: Vec<&str> =
+            SAVED_POINTS.iter().copied().filter(|point| survive_failure(script, point)).collect();
+        assert!(!reached.is_empty(), "{} passes no point", script.name);
+        for point in reached {
+            survive_death(child, script, point);
+        }
+    }
+}
+
+/// False when the script does not pass this point.
+fn survive_failure(script: &Script, point: &str) -> bool {
+    let ground = Ground::new();
+    let life = ground.open();
+    (script.prepare)(&life);
+    (script.always)(&life);
+    assert!(ground.faults.plan(point, FaultKind::Fail));
+    let result = (script.act)(&life);
+    if ground.faults.pending() {
+        result.unwrap();
+        (script.done)(&life);
+        return false;
+    }
+    (script.always)(&life);
+    repeat_and_reopen(script, life, &ground);
+    true
+}
+
+fn survive_death(child: &str, script: &Script, point: &str) {
+    let ground = Ground::new();
+    (script.prepare)(&ground.open());
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", child, "--ignored", "--test-threads=1"])
+        .env(DEATH, format!("{}\n{point}\n{}", script.name, ground.path().display()))
+        .output()
+        .unwrap();
+    let said = || String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(
+        output.status.signal(),
+        Some(nix::libc::SIGABRT),
+        "{} was to die after {point}: {}",
+        script.name,
+        said()
+    );
+    let life = ground.open();
+    (script.always)(&life);
+    life.assert_tidy();
+    repeat_and_reopen(script, life, &ground);
+}
+
+fn repeat_and_reopen(script: &Script, life: Life, ground: &Ground) {
+    (script.act)(&life).unwrap();
+    (script.always)(&life);
+    (script.done)(&life);
+    drop(life);
+    let life = ground.open();
+    (script.always)(&life);
+    (script.done)(&life);
+    life.assert_tidy();
+}
+
+/// Runs in a process of its own and does not return.
+pub(crate) fn die(scripts: &[Script]) {
+    let death = std::env::var(DEATH).expect("run by a test that waits for this to die");
+    let [script, point, dir] = death.split('\n').collect::<Vec<_>>()[..] else {
+        panic!("{death:?}");
+    };
+    let script = scripts.iter().find(|known| known.name == script).unwrap();
+    let faults = Faults::parse(&format!("{point}:abort")).unwrap();
+    let result = (script.act)(&open(Path::new(dir), &faults));
+    panic!("{} lives: {result:?}", script.name);
 }

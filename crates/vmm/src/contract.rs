@@ -219,6 +219,10 @@ pub struct VmmRecord {
     /// Whose its memory is.
     #[serde(default)]
     pub memory: GuestMemory,
+    /// How much of it there is: a saved state is not let grow far beyond. 0 in records without a
+    /// fingerprint.
+    #[serde(default)]
+    pub memory_mib: u32,
 }
 
 /// Whose a VM's memory is, and so in which ways it can be saved ([`SavedMemory`]).
@@ -431,7 +435,8 @@ pub trait Vm: Send + Sync {
     /// Copies into the overlay what it needs from the layers below, and drops them from the VM's
     /// chain: afterwards the overlay stands on the base alone. Runs beside the guest, slowly; waits
     /// until it is done. When the time is over (or the caller goes away) it goes on, and another call
-    /// waits for the same copy. The process may keep the dropped files open until it ends.
+    /// waits for the same copy. A save or a new overlay ends it ([`VmmError::Refused`]); what is
+    /// copied stays copied. The process may keep the dropped files open until it ends.
     async fn flatten_disk(&self, within: Duration) -> Result<(), VmmError> {
         let _ = within;
         Err(VmmError::Unsupported(Capability::Snapshot))

@@ -51,6 +51,18 @@ impl ProcessStat {
     }
 }
 
+/// The user with whose rights the process runs now.
+pub(crate) fn effective_uid(pid: u32) -> io::Result<u32> {
+    effective_uid_in(&fs::read_to_string(format!("/proc/{pid}/status"))?)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown status format"))
+}
+
+fn effective_uid_in(status: &str) -> Option<u32> {
+    // Real, effective, saved and file system user.
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    users.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// Whether the process runs the same program as we do: a child of ours before its `exec`.
 pub(crate) fn runs_our_program(pid: u32) -> bool {
     let theirs = fs::read_link(format!("/proc/{pid}/exe"));
@@ -67,6 +79,14 @@ mod tests {
         let line = b"42 (a) b (c)) S 1 42 42 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 987654 1 1 1";
         let expected = ProcessStat { state: b'S', start_time_ticks: 987_654 };
         assert_eq!(ProcessStat::parse(line), Some(expected));
+    }
+
+    #[test]
+    fn the_effective_user_is_the_second_of_four() {
+        let status = "Name:\tUid: 7\nUmask:\t0022\nUid:\t1\t2\t3\t4\nGid:\t5\t5\t5\t5\n";
+        assert_eq!(effective_uid_in(status), Some(2));
+        let ours = nix::unistd::geteuid().as_raw();
+        assert_eq!(effective_uid(std::process::id()).unwrap(), ours);
     }
 
     #[test]

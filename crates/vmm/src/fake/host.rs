@@ -255,6 +255,7 @@ impl FakeHost {
             console_limit_bytes: spec.console_limit_bytes,
             fingerprint,
             memory,
+            memory_mib: spec.memory_mib.get(),
         }
     }
 

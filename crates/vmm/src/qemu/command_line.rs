@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use serde_json::{Value, json};
 
 use super::spawn::FIRST_FD;
-use crate::{Accelerator, BootSpec, CpuModel, VmmError};
+use crate::{Accelerator, BootSpec, CpuModel, DiskSpec, VmmError};
 
 /// The name of the agent's port as the guest sees it in `/sys/class/virtio-ports/*/name`.
 const AGENT_PORT: &str = "skerry.agent";
@@ -28,29 +28,66 @@ const TCG_CACHE_MIB: u32 = 64;
 /// The limit of the kernel's own command line on x86 (`COMMAND_LINE_SIZE`).
 const MAX_KERNEL_COMMAND_LINE: usize = 2047;
 
-/// The order in which files are handed to the process.
+/// The base image's node in the disk's chain.
+pub(super) const BASE_NODE: &str = "base";
+/// The node of the overlay with which the process was started.
+pub(super) const ROOT_NODE: &str = "root";
+/// The nodes of the layers with which it was started, counted from the base, are named so.
+pub(super) const LAYER_NODE: &str = "layer-";
+
+/// A file handed to the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum File {
     Qmp,
     Agent,
     Console,
     Memory,
+    State,
     Kernel,
     Initramfs,
     Base,
+    /// Counted from the base upwards.
+    Layer(usize),
     Overlay,
 }
 
-impl File {
-    /// Its number in the child.
-    fn number(self) -> i32 {
-        FIRST_FD + self as i32
-    }
+/// The saved state's number in the process: the same for every life of ours.
+pub(super) const STATE_FD: i32 = FIRST_FD + 4;
 
-    /// A path that opens the same file again, whatever directory it lies in.
-    fn path(self) -> String {
-        format!("/proc/self/fd/{}", self.number())
+/// The files in the order in which they are handed over.
+pub(super) fn files(spec: &BootSpec, beginning: Beginning) -> Vec<File> {
+    let mut files = vec![File::Qmp, File::Agent, File::Console, File::Memory];
+    match beginning {
+        Beginning::Boot => files.extend([File::Kernel, File::Initramfs]),
+        Beginning::Restore(_) => files.push(File::State),
     }
+    if let Some(disk) = &spec.disk {
+        files.push(File::Base);
+        files.extend((0..disk.layers.len()).map(File::Layer));
+        files.push(File::Overlay);
+    }
+    files
+}
+
+/// How the machine's memory is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mapping {
+    /// From a file of its own.
+    Own,
+    /// Privately, from a file that the process can open for writing though nobody can write it: QEMU
+    /// before 8.2 opens it so in any case.
+    Private,
+    /// Privately, from a file opened for reading.
+    PrivateReadOnly,
+}
+
+/// What the process begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// A kernel.
+    Boot,
+    /// It waits for a saved state.
+    Restore(Mapping),
 }
 
 /// What the host adds to the spec.
@@ -62,8 +99,12 @@ pub(super) struct Host {
 }
 
 /// All arguments after the program's name.
-pub(super) fn arguments(spec: &BootSpec, host: Host) -> Result<Vec<OsString>, VmmError> {
-    let mut args = Arguments(Vec::new());
+pub(super) fn arguments(
+    spec: &BootSpec,
+    host: Host,
+    beginning: Beginning,
+) -> Result<Vec<OsString>, VmmError> {
+    let mut args = Arguments { words: Vec::new(), files: files(spec, beginning) };
     let accelerator = accelerator(host.accelerator)?;
 
     args.add("-name", format!("skerry-{}", spec.label));
@@ -77,17 +118,20 @@ pub(super) fn arguments(spec: &BootSpec, host: Host) -> Result<Vec<OsString>, Vm
     args.add("-cpu", cpu(spec.cpu_model, host.accelerator));
     args.add("-smp", spec.vcpu_count.get().to_string());
     args.add("-m", format!("{}M", spec.memory_mib.get()));
-    args.json(
-        "-object",
-        json!({
-            "qom-type": "memory-backend-file", "id": "ram", "size": spec.memory_mib.bytes(),
-            "mem-path": File::Memory.path(), "share": true,
-        }),
-    );
-
-    args.add("-kernel", File::Kernel.path());
-    args.add("-initrd", File::Initramfs.path());
-    args.add("-append", kernel_command_line(spec, host)?);
+    match beginning {
+        Beginning::Boot => {
+            args.memory(spec, Mapping::Own);
+            args.add("-kernel", args.path(File::Kernel));
+            args.add("-initrd", args.path(File::Initramfs));
+            args.add("-append", kernel_command_line(spec, host)?);
+        }
+        Beginning::Restore(mapping) => {
+            args.memory(spec, mapping);
+            // Stopped, until it is told to load and then to run.
+            args.flags(&["-S"]);
+            args.add("-incoming", "defer");
+        }
+    }
 
     args.socket("qmp", File::Qmp);
     args.add("-mon", "chardev=qmp,mode=control");
@@ -97,8 +141,8 @@ pub(super) fn arguments(spec: &BootSpec, host: Host) -> Result<Vec<OsString>, Vm
     args.add("-device", "virtio-serial-device,id=serial");
     args.add("-device", format!("virtserialport,bus=serial.0,chardev=agent,name={AGENT_PORT}"));
 
-    if spec.disk.is_some() {
-        args.root_disk();
+    if let Some(disk) = &spec.disk {
+        args.root_disk(disk);
     }
 
     // The card is there from the start, so that templates keep their device list; its cable ends in
@@ -109,19 +153,33 @@ pub(super) fn arguments(spec: &BootSpec, host: Host) -> Result<Vec<OsString>, Vm
 
     args.add("-object", "rng-builtin,id=rng");
     args.add("-device", "virtio-rng-device,rng=rng");
-    Ok(args.0)
+    Ok(args.words)
 }
 
-struct Arguments(Vec<OsString>);
+struct Arguments {
+    words: Vec<OsString>,
+    files: Vec<File>,
+}
 
 impl Arguments {
     fn add(&mut self, name: &str, value: impl Into<OsString>) {
-        self.0.push(name.into());
-        self.0.push(value.into());
+        self.words.push(name.into());
+        self.words.push(value.into());
     }
 
     fn flags(&mut self, names: &[&str]) {
-        self.0.extend(names.iter().map(OsString::from));
+        self.words.extend(names.iter().map(OsString::from));
+    }
+
+    /// The file's number in the child.
+    fn number(&self, file: File) -> i32 {
+        let before = self.files.iter().take_while(|other| **other != file).count();
+        FIRST_FD + i32::try_from(before).unwrap_or(i32::MAX)
+    }
+
+    /// A path that opens the same file again, whatever directory it lies in.
+    fn path(&self, file: File) -> String {
+        format!("/proc/self/fd/{}", self.number(file))
     }
 
     fn json(&mut self, name: &str, value: Value) {
@@ -131,30 +189,58 @@ impl Arguments {
     /// A listening socket bound by us. With nobody connected QEMU drops what the guest writes and
     /// goes on, and a later life of ours can connect again.
     fn socket(&mut self, id: &str, file: File) {
-        let number = file.number();
+        let number = self.number(file);
         self.add("-chardev", format!("socket,id={id},fd={number},server=on,wait=off"));
     }
 
-    fn root_disk(&mut self) {
+    fn memory(&mut self, spec: &BootSpec, mapping: Mapping) {
+        let mut memory = json!({
+            "qom-type": "memory-backend-file", "id": "ram", "size": spec.memory_mib.bytes(),
+            "mem-path": self.path(File::Memory), "share": mapping == Mapping::Own,
+        });
+        if mapping == Mapping::PrivateReadOnly {
+            memory["readonly"] = true.into();
+            // The guest may write all the same: into its own copy.
+            memory["rom"] = "off".into();
+        }
+        self.json("-object", memory);
+    }
+
+    /// Naming the backing node overrides whatever path a header holds. The format is named too: a
+    /// guest's bytes are never probed.
+    fn root_disk(&mut self, disk: &DiskSpec) {
         self.json(
             "-blockdev",
             json!({
-                "node-name": "base", "driver": "raw",
+                "node-name": BASE_NODE, "driver": "raw",
                 "read-only": true, "auto-read-only": false,
-                "file": { "driver": "file", "filename": File::Base.path() },
+                "file": { "driver": "file", "filename": self.path(File::Base) },
             }),
         );
+        let mut below = BASE_NODE.to_owned();
+        for layer in 0..disk.layers.len() {
+            let node = format!("{LAYER_NODE}{}", layer + 1);
+            self.json(
+                "-blockdev",
+                json!({
+                    "node-name": node, "driver": "qcow2",
+                    "read-only": true, "auto-read-only": false,
+                    "backing": below,
+                    "file": { "driver": "file", "filename": self.path(File::Layer(layer)) },
+                }),
+            );
+            below = node;
+        }
         self.json(
             "-blockdev",
-            // Naming the backing node overrides whatever path the overlay's own header holds. The
-            // format is named too: a guest's bytes are never probed.
             json!({
-                "node-name": "root", "driver": "qcow2", "discard": "unmap",
-                "backing": "base",
-                "file": { "driver": "file", "filename": File::Overlay.path() },
+                "node-name": ROOT_NODE, "driver": "qcow2", "discard": "unmap",
+                "backing": below,
+                "file": { "driver": "file", "filename": self.path(File::Overlay) },
             }),
         );
-        self.add("-device", format!("virtio-blk-device,drive=root,serial={ROOT_DISK_SERIAL}"));
+        let device = format!("virtio-blk-device,drive={ROOT_NODE},serial={ROOT_DISK_SERIAL}");
+        self.add("-device", device);
     }
 }
 
@@ -222,7 +308,7 @@ mod tests {
     use skerry_model::{MemMib, VcpuCount, spec::CpuKind};
 
     use super::*;
-    use crate::{DiskSpec, Sandbox};
+    use crate::Sandbox;
 
     fn spec() -> BootSpec {
         BootSpec {
@@ -249,7 +335,11 @@ mod tests {
     }
 
     fn lines(spec: &BootSpec, accelerator: Accelerator) -> String {
-        let args = arguments(spec, Host { accelerator, tsc_khz: 2_445_426 }).unwrap();
+        lines_of(spec, accelerator, Beginning::Boot)
+    }
+
+    fn lines_of(spec: &BootSpec, accelerator: Accelerator, beginning: Beginning) -> String {
+        let args = arguments(spec, Host { accelerator, tsc_khz: 2_445_426 }, beginning).unwrap();
         let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         args.join("\n")
             .replace("\n-", "\n\n-")
@@ -268,10 +358,47 @@ mod tests {
         insta::assert_snapshot!(lines(&spec(), Accelerator::Kvm));
     }
 
+    /// Whose disk has layers.
+    fn layered() -> BootSpec {
+        let mut spec = spec();
+        let layers = vec!["/layers/upper.qcow2".into(), "/layers/lower.qcow2".into()];
+        spec.disk.as_mut().unwrap().layers = layers;
+        spec
+    }
+
+    #[test]
+    fn a_restored_machine_is_the_booted_one_without_a_kernel() {
+        let restored = lines_of(&spec(), Accelerator::Tcg, Beginning::Restore(Mapping::Own));
+        insta::assert_snapshot!(restored);
+        // Device for device, in the same order: a state belongs to its devices.
+        let devices = |text: &str| -> Vec<String> {
+            let kinds = ["-device", "-machine", "-cpu", "-smp", "-m ", "-global", "-netdev"];
+            let is_device = |line: &&str| kinds.iter().any(|kind| line.starts_with(kind));
+            text.lines().filter(is_device).map(str::to_owned).collect()
+        };
+        assert_eq!(devices(&restored), devices(&lines(&spec(), Accelerator::Tcg)));
+    }
+
+    #[test]
+    fn a_clone_maps_the_memory_privately_and_stands_on_layers() {
+        let beginning = Beginning::Restore(Mapping::PrivateReadOnly);
+        insta::assert_snapshot!(lines_of(&layered(), Accelerator::Tcg, beginning));
+        let older = Beginning::Restore(Mapping::Private);
+        let older = lines_of(&layered(), Accelerator::Tcg, older);
+        assert!(older.contains("\"share\":false}") && !older.contains("rom"), "{older}");
+    }
+
+    #[test]
+    fn a_saved_state_has_the_number_by_which_later_lives_name_it() {
+        let files = files(&layered(), Beginning::Restore(Mapping::Own));
+        let at = files.iter().position(|file| *file == File::State).unwrap();
+        assert_eq!(FIRST_FD + i32::try_from(at).unwrap(), STATE_FD);
+    }
+
     #[test]
     fn no_path_of_the_host_is_on_the_command_line() {
-        let text = lines(&spec(), Accelerator::Tcg);
-        for path in ["/run/vm", "/images", "/vm/"] {
+        let text = lines(&layered(), Accelerator::Tcg);
+        for path in ["/run/vm", "/images", "/vm/", "/layers"] {
             assert!(!text.contains(path), "{path} in {text}");
         }
     }

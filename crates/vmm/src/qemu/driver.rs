@@ -17,17 +17,20 @@ use tokio::{
 };
 
 use super::{
-    command_line::{self, Host},
-    files::{self, Made, Sockets},
+    command_line::{self, Beginning, Host, Mapping},
+    files::{self, Made, Restored, Sockets},
+    fingerprint,
     process::{self, Facts, KillOnDrop, Process},
     qmp,
+    sealed_memory::SealedMemories,
     spawn::{Blocked, Launch, Limit},
     vm::{KILL_DEADLINE, Shared, connect},
 };
 use crate::{
-    Accelerator, BootSpec, Commit, Exit, VmmError, VmmRecord,
+    Accelerator, BootSpec, Commit, Exit, GuestMemory, RestoreSpec, RestoredMemory, VmmError,
+    VmmRecord,
     console_log::{ConsoleLog, drain},
-    procfs, spec_check,
+    procfs, spec_check, state_file,
 };
 
 /// The name in records.
@@ -62,8 +65,21 @@ pub(super) struct Driver {
     /// The group that opens `/dev/kvm` to the VM's user, where a group does.
     pub(super) kvm_group: Option<u32>,
     pub(super) boot_id: String,
+    /// Program and host as fingerprints have them.
+    pub(super) program: String,
+    /// Whether the program can map a file privately that it opens for reading only.
+    pub(super) maps_read_only: bool,
+    sealed_memories: SealedMemories,
     vms: Mutex<HashMap<u32, Arc<Shared>>>,
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// One start.
+struct Plan<'a> {
+    spec: &'a BootSpec,
+    accelerator: Accelerator,
+    beginning: Beginning,
+    restored: Option<Restored>,
 }
 
 impl Driver {
@@ -74,6 +90,9 @@ impl Driver {
             accelerator: Accelerator::Tcg,
             kvm_group: None,
             boot_id,
+            program: String::new(),
+            maps_read_only: false,
+            sealed_memories: SealedMemories::default(),
             vms: Mutex::default(),
             tasks: Mutex::default(),
         }
@@ -84,6 +103,8 @@ impl Driver {
         Self {
             accelerator: self.accelerator,
             kvm_group: self.kvm_group,
+            program: self.program.clone(),
+            maps_read_only: self.maps_read_only,
             ..Self::new(self.binary.clone(), self.tsc_khz, self.boot_id.clone())
         }
     }
@@ -96,11 +117,69 @@ impl Driver {
         committed: &mut Commit<'_>,
     ) -> Result<Arc<Shared>, VmmError> {
         spec_check::check(spec)?;
+        let plan = Plan { spec, accelerator, beginning: Beginning::Boot, restored: None };
+        self.start(plan, committed).await
+    }
+
+    /// See [`crate::Vmm::park`].
+    pub(super) async fn park(
+        self: &Arc<Self>,
+        spec: &RestoreSpec,
+        committed: &mut Commit<'_>,
+    ) -> Result<Arc<Shared>, VmmError> {
+        spec_check::check_restore(spec)?;
+        let machine = &spec.machine;
+        let fingerprint = self.fingerprint(machine, self.accelerator);
+        let state = state_file::open(&spec.state, &fingerprint, spec.memory.saved_as())?;
+        let clock = fingerprint::clock_of(self.accelerator, self.tsc_khz);
+        fingerprint::check_clock(state.label.tsc_khz, clock)?;
+
+        let (mapping, memory, template) = match &spec.memory {
+            RestoredMemory::InState => (Mapping::Own, None, None),
+            RestoredMemory::CloneOf { file } if self.maps_read_only => {
+                let memory = files::open_sealed_memory(file, machine.sandbox.uid)?;
+                (Mapping::PrivateReadOnly, Some(memory), None)
+            }
+            RestoredMemory::CloneOf { file } => {
+                let template = self.sealed_memories.of(file).await?;
+                let memory = template
+                    .open()
+                    .map_err(|source| io_error("open a template's memory", source))?;
+                (Mapping::Private, Some(memory), Some(template))
+            }
+        };
+        let plan = Plan {
+            spec: machine,
+            accelerator: self.accelerator,
+            beginning: Beginning::Restore(mapping),
+            restored: Some(Restored { state: state.file, memory }),
+        };
+        let vm = self.start(plan, committed).await?;
+        if let Some(template) = template {
+            vm.use_template(template);
+        }
+        Ok(vm)
+    }
+
+    /// See [`crate::Vmm::fingerprint`].
+    pub(super) fn fingerprint(&self, machine: &BootSpec, accelerator: Accelerator) -> String {
+        fingerprint::of_machine(&self.program, machine, accelerator)
+            // Such a machine does not start either.
+            .unwrap_or_else(|error| format!("none: {error}"))
+    }
+
+    async fn start(
+        self: &Arc<Self>,
+        plan: Plan<'_>,
+        committed: &mut Commit<'_>,
+    ) -> Result<Arc<Shared>, VmmError> {
+        let Plan { spec, accelerator, beginning, restored } = plan;
         let host = Host { accelerator, tsc_khz: self.tsc_khz };
-        let args = command_line::arguments(spec, host)?;
+        let args = command_line::arguments(spec, host, beginning)?;
 
         let mut made = Made::default();
-        let files = files::open_all(spec, &mut made)?;
+        let order = command_line::files(spec, beginning);
+        let files = files::open_all(spec, &order, restored, &mut made)?;
         let console_log = ConsoleLog::open(&spec.console_log, spec.console_limit_bytes)
             .map_err(|source| io_error("open the console log", source))?;
         let vmm_log = ConsoleLog::open(&spec.run_dir.join(VMM_LOG), VMM_LOG_LIMIT_BYTES)
@@ -118,7 +197,7 @@ impl Driver {
             limits: limits(spec),
         };
         let blocked = Blocked::fork(launch).map_err(|source| io_error("fork the VMM", source))?;
-        let vm = match self.watch_child(blocked.pid, spec) {
+        let vm = match self.watch_child(blocked.pid, spec, accelerator, beginning) {
             Ok(vm) => vm,
             Err(error) => {
                 let pid = blocked.pid;
@@ -136,7 +215,8 @@ impl Driver {
             blocked.release().await?;
             self.read_messages(&vm, messages, vmm_log)?;
             self.read_console(&vm, console_log).await?;
-            self.open_control(&vm, START_DEADLINE).await
+            self.open_control(&vm, START_DEADLINE).await?;
+            vm.prepare_for(beginning).await
         }
         .await;
         match started {
@@ -186,7 +266,11 @@ impl Driver {
             return Err(VmmError::Gone);
         }
         // What cannot be controlled must still be ours to kill, so none of these fails the adoption.
-        if let Err(error) = self.open_control(&vm, ADOPT_DEADLINE).await {
+        let controlled = match self.open_control(&vm, ADOPT_DEADLINE).await {
+            Ok(()) => vm.learn_its_state(ADOPT_DEADLINE).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = controlled {
             if vm.has_ended() {
                 return Err(VmmError::Gone);
             }
@@ -224,7 +308,13 @@ impl Driver {
         }
     }
 
-    fn watch_child(self: &Arc<Self>, pid: u32, spec: &BootSpec) -> Result<Arc<Shared>, VmmError> {
+    fn watch_child(
+        self: &Arc<Self>,
+        pid: u32,
+        spec: &BootSpec,
+        accelerator: Accelerator,
+        beginning: Beginning,
+    ) -> Result<Arc<Shared>, VmmError> {
         let process = Process::find(pid)
             .map_err(|source| io_error("open the VMM's process", source))?
             .ok_or_else(|| VmmError::EndedEarly("its process vanished".into()))?;
@@ -236,8 +326,14 @@ impl Driver {
             run_dir: spec.run_dir.clone(),
             console_log: spec.console_log.clone(),
             console_limit_bytes: spec.console_limit_bytes,
-            fingerprint: String::new(),
-            memory: crate::GuestMemory::Own,
+            fingerprint: self.fingerprint(spec, accelerator),
+            memory: match beginning {
+                Beginning::Boot | Beginning::Restore(Mapping::Own) => GuestMemory::Own,
+                Beginning::Restore(Mapping::Private | Mapping::PrivateReadOnly) => {
+                    GuestMemory::Clone
+                }
+            },
+            memory_mib: spec.memory_mib.get(),
         };
         self.watch(Arc::new(process), record)
     }
@@ -320,7 +416,7 @@ impl Driver {
         }
     }
 
-    fn own(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn own(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks();
         // Finished ones would pile up otherwise.
         while tasks.try_join_next().is_some() {}

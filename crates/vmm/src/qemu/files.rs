@@ -15,6 +15,7 @@ use std::{
 
 use nix::libc;
 
+use super::command_line::File;
 use crate::{BootSpec, VmmError};
 
 /// The sockets of a VM, by the names under which later lives of ours find them.
@@ -48,6 +49,11 @@ impl Made {
     pub(super) fn keep(mut self) {
         self.0.clear();
     }
+
+    fn listen(&mut self, path: PathBuf) -> Result<OwnedFd, VmmError> {
+        self.0.push(path.clone());
+        listen(&path).map_err(|source| failed("bind", &path, source))
+    }
 }
 
 impl Drop for Made {
@@ -59,32 +65,77 @@ impl Drop for Made {
     }
 }
 
+/// What a restored VM has in place of a kernel and of memory of its own.
+#[derive(Debug)]
+pub(super) struct Restored {
+    pub(super) state: fs::File,
+    /// The memory that it shares; `None` for one that gets its own.
+    pub(super) memory: Option<fs::File>,
+}
+
 /// Makes sockets and memory, opens everything, and gives the writable files to the VM's user. The
-/// answer is in the order of [`super::command_line::File`].
-pub(super) fn open_all(spec: &BootSpec, made: &mut Made) -> Result<Vec<OwnedFd>, VmmError> {
-    let uid = spec.sandbox.uid;
+/// answer is in the order of `files`.
+pub(super) fn open_all(
+    spec: &BootSpec,
+    files: &[File],
+    mut restored: Option<Restored>,
+    made: &mut Made,
+) -> Result<Vec<OwnedFd>, VmmError> {
     private_dir(&spec.run_dir)?;
+    files.iter().map(|file| open(*file, spec, restored.as_mut(), made)).collect()
+}
 
-    let mut files = Vec::new();
-    for path in Sockets::in_dir(&spec.run_dir).all() {
-        made.0.push(path.to_owned());
-        files.push(listen(path).map_err(|source| failed("bind", path, source))?);
+fn open(
+    file: File,
+    spec: &BootSpec,
+    restored: Option<&mut Restored>,
+    made: &mut Made,
+) -> Result<OwnedFd, VmmError> {
+    let uid = spec.sandbox.uid;
+    let sockets = Sockets::in_dir(&spec.run_dir);
+    let disk = || spec.disk.as_ref().ok_or_else(|| missing("disk"));
+    match file {
+        File::Qmp => made.listen(sockets.qmp),
+        File::Agent => made.listen(sockets.agent),
+        File::Console => made.listen(sockets.console),
+        File::Memory => match restored.and_then(|restored| restored.memory.take()) {
+            Some(memory) => Ok(memory.into()),
+            None => {
+                made.0.push(spec.memory_file.clone());
+                make_memory(&spec.memory_file, spec.memory_mib.bytes(), uid)
+                    .map_err(|source| failed("make the memory file", &spec.memory_file, source))
+            }
+        },
+        File::State => {
+            let restored = restored.ok_or_else(|| missing("state"))?;
+            let copy = restored.state.try_clone();
+            Ok(copy.map_err(|source| failed("open", Path::new("the saved state"), source))?.into())
+        }
+        File::Kernel => open_shared(&spec.kernel, uid),
+        File::Initramfs => open_shared(&spec.initramfs, uid),
+        File::Base => open_shared(&disk()?.base, uid),
+        File::Layer(from_base) => {
+            let layer = disk()?.layers.iter().rev().nth(from_base);
+            open_shared(layer.ok_or_else(|| missing("disk.layers"))?, uid)
+        }
+        File::Overlay => give_overlay(&disk()?.overlay, uid),
     }
+}
 
-    made.0.push(spec.memory_file.clone());
-    let memory = make_memory(&spec.memory_file, spec.memory_mib.bytes(), uid)
-        .map_err(|source| failed("make the memory file", &spec.memory_file, source))?;
-    files.push(memory);
+fn missing(field: &'static str) -> VmmError {
+    VmmError::InvalidSpec { field, reason: "is missing".into() }
+}
 
-    files.push(open_shared(&spec.kernel, uid)?);
-    files.push(open_shared(&spec.initramfs, uid)?);
-    if let Some(disk) = &spec.disk {
-        files.push(open_shared(&disk.base, uid)?);
-        let overlay = open_own(&disk.overlay, uid)
-            .map_err(|source| failed("open the overlay", &disk.overlay, source))?;
-        files.push(overlay);
-    }
-    Ok(files)
+/// Gives an overlay to the VM's user and opens it. The descriptor names the file and cannot write
+/// it: the process opens it again for writing, so that it holds nothing writable of ours once the
+/// overlay is frozen and somebody else's.
+pub(super) fn give_overlay(path: &Path, uid: Option<u32>) -> Result<OwnedFd, VmmError> {
+    open_own(path, uid).map_err(|source| failed("open the overlay", path, source))
+}
+
+/// A sealed memory file that the process opens for reading.
+pub(super) fn open_sealed_memory(path: &Path, uid: Option<u32>) -> Result<fs::File, VmmError> {
+    Ok(open_shared(path, uid)?.into())
 }
 
 /// A pipe for the process's messages: our reading end, its writing end.
@@ -135,8 +186,7 @@ fn open_shared(path: &Path, uid: Option<u32>) -> Result<OwnedFd, VmmError> {
 /// The VM's own file. Its last path component is not followed: what we give away must be the file
 /// itself.
 fn open_own(path: &Path, uid: Option<u32>) -> io::Result<OwnedFd> {
-    let file =
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
     give_to(&file, uid)?;
     file.set_permissions(Permissions::from_mode(0o600))?;
     Ok(file.into())

@@ -6,15 +6,26 @@
 //! the start and outlive us, so a later life of this program takes the VM over by its record.
 //!
 //! One process owns a VM's sockets at a time: QEMU answers one connection, and lets a second wait.
+//!
+//! States are QEMU's migration streams: [`states`] says what a VM may be asked, [`save`] writes one,
+//! [`sealed_memory`] is what clones are made from, [`fingerprint`] what a state depends on, and
+//! [`chain`] changes the disk under a running VM.
 
 mod accelerator;
+mod chain;
 mod clock;
 mod command_line;
+mod control;
 mod driver;
 mod files;
+mod fingerprint;
+mod host_cpu;
 mod process;
 mod qmp;
+mod save;
+mod sealed_memory;
 mod spawn;
+mod states;
 mod vm;
 
 use std::{
@@ -33,8 +44,8 @@ use driver::{Driver, io_error};
 use vm::QemuVm;
 
 use crate::{
-    Accelerator, BootSpec, Capabilities, Capability, Commit, Vm, Vmm, VmmError, VmmRecord, procfs,
-    spec_check::MAX_VCPU_COUNT,
+    Accelerator, BootSpec, Capabilities, Capability, Commit, RestoreSpec, RestoredMemory, Vm, Vmm,
+    VmmError, VmmRecord, procfs, spec_check::MAX_VCPU_COUNT,
 };
 
 /// The program looked for when none is configured.
@@ -45,6 +56,10 @@ const USUAL_DIRS: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/usr/libexec"];
 
 /// The oldest version whose options are all known to work.
 const OLDEST_VERSION: (u32, u32) = (7, 2);
+
+/// Since this version a file can be opened for reading only and mapped privately for writing
+/// (`readonly=on,rom=off` of `memory-backend-file`).
+const READ_ONLY_FILES_VERSION: (u32, u32) = (8, 2);
 
 /// `--version` takes 22 ms on a quiet host.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
@@ -87,14 +102,26 @@ impl QemuVmm {
 
         let (choice, accelerator_reason) =
             choose(&binary, tsc_khz, &boot_id, config.accelerator).await;
+        let cpu = host_cpu::identity(choice.accelerator)
+            .map_err(|source| io_error("read which processor this is", source))?;
+        let program = fingerprint::of_program(&binary, &version.text, &cpu)
+            .map_err(|source| io_error("read the hypervisor program", source))?;
+        let maps_read_only = version.number >= READ_ONLY_FILES_VERSION;
+
         let mut driver = Driver::new(binary, tsc_khz, boot_id);
         driver.accelerator = choice.accelerator;
         driver.kvm_group = choice.kvm_group;
+        driver.program = program;
+        driver.maps_read_only = maps_read_only;
+        let mut supported = vec![Capability::Pause, Capability::Snapshot, Capability::Restore];
+        if maps_read_only || sealed_memory::is_possible() {
+            supported.push(Capability::CloneMemory);
+        }
         let capabilities = Capabilities {
             accelerator: choice.accelerator,
-            supported: vec![Capability::Pause],
+            supported,
             max_vcpu_count: MAX_VCPU_COUNT,
-            version,
+            version: version.text,
         };
         Ok(Self { driver: Arc::new(driver), capabilities, accelerator_reason })
     }
@@ -147,12 +174,32 @@ impl Vmm for QemuVmm {
         committed: &mut Commit<'_>,
     ) -> Result<Arc<dyn Vm>, VmmError> {
         let shared = self.driver.boot(self.driver.accelerator, spec, committed).await?;
-        Ok(Arc::new(QemuVm { shared, _driver: self.driver.clone() }))
+        Ok(Arc::new(QemuVm { shared, driver: self.driver.clone() }))
+    }
+
+    fn fingerprint(&self, machine: &BootSpec) -> String {
+        self.driver.fingerprint(machine, self.driver.accelerator)
+    }
+
+    async fn park(
+        &self,
+        spec: &RestoreSpec,
+        committed: &mut Commit<'_>,
+    ) -> Result<Arc<dyn Vm>, VmmError> {
+        let needed = match &spec.memory {
+            RestoredMemory::InState => Capability::Restore,
+            RestoredMemory::CloneOf { .. } => Capability::CloneMemory,
+        };
+        if !self.capabilities.supported.contains(&needed) {
+            return Err(VmmError::Unsupported(needed));
+        }
+        let shared = self.driver.park(spec, committed).await?;
+        Ok(Arc::new(QemuVm { shared, driver: self.driver.clone() }))
     }
 
     async fn adopt(&self, record: &VmmRecord) -> Result<Arc<dyn Vm>, VmmError> {
         let shared = self.driver.adopt(record).await?;
-        Ok(Arc::new(QemuVm { shared, _driver: self.driver.clone() }))
+        Ok(Arc::new(QemuVm { shared, driver: self.driver.clone() }))
     }
 }
 
@@ -209,7 +256,7 @@ fn find_program() -> Result<PathBuf, VmmError> {
 }
 
 /// The version as the program prints it, without its name.
-async fn version_of(binary: &Path) -> Result<String, VmmError> {
+async fn version_of(binary: &Path) -> Result<Version, VmmError> {
     let unusable = |reason: String| VmmError::NotUsable(format!("{}: {reason}", binary.display()));
     let output = tokio::process::Command::new(binary)
         .arg("--version")
@@ -227,7 +274,7 @@ async fn version_of(binary: &Path) -> Result<String, VmmError> {
         let (major, minor) = OLDEST_VERSION;
         return Err(unusable(format!("version {} is older than {major}.{minor}", version.text)));
     }
-    Ok(version.text)
+    Ok(version)
 }
 
 #[derive(Debug, PartialEq, Eq)]

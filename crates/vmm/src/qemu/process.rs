@@ -21,7 +21,10 @@ use super::{
     qmp::{ShutdownNotice, ShutdownReason},
     spawn,
 };
-use crate::{Exit, procfs::ProcessStat};
+use crate::{
+    Exit,
+    procfs::{self, ProcessStat},
+};
 
 /// After the process's end its sockets hold at most a few buffers; reading them takes no longer.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(2);
@@ -52,6 +55,11 @@ impl Process {
             }
             Some(_) | None => Ok(None),
         }
+    }
+
+    /// The user as which it runs.
+    pub(super) fn uid(&self) -> io::Result<u32> {
+        procfs::effective_uid(self.pid)
     }
 
     pub(super) fn kill(&self) -> io::Result<()> {

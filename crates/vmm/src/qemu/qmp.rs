@@ -5,24 +5,28 @@
 //! for it are bounded here, and only the few messages we need are understood.
 
 use std::{
-    io,
+    io::{self, IoSlice},
+    os::fd::{AsRawFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use futures::{SinkExt, StreamExt};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
+    io::Interest,
     net::UnixStream,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
 };
 use tokio_util::codec::{Framed, LinesCodec};
 
 use crate::VmmError;
 
-/// The longest line we take. What we ask for is answered in far less.
-const MAX_LINE_BYTES: usize = 256 * 1024;
+/// The longest line we take. The longest that we ask for describes a disk with all the layers it may
+/// have, where each one's description contains those of all below it: some 200 KiB.
+const MAX_LINE_BYTES: usize = 1024 * 1024;
 
 /// Commands waiting to be sent. More than one at a time is rare.
 const COMMAND_QUEUE: usize = 8;
@@ -85,12 +89,17 @@ struct CommandError {
 struct Command {
     name: &'static str,
     arguments: Option<Value>,
+    /// Handed over right before the command, which takes it.
+    file: Option<OwnedFd>,
     answer: oneshot::Sender<Result<Value, VmmError>>,
 }
 
 /// Sends commands. Cheap to clone; when the connection is gone every command fails.
 #[derive(Clone, Debug)]
-pub(super) struct QmpClient(mpsc::Sender<Command>);
+pub(super) struct QmpClient {
+    commands: mpsc::Sender<Command>,
+    changes: watch::Receiver<u64>,
+}
 
 impl QmpClient {
     /// Runs one command.
@@ -104,9 +113,40 @@ impl QmpClient {
         arguments: Option<Value>,
         within: Duration,
     ) -> Result<Value, VmmError> {
+        self.exchange(name, arguments, None, within).await
+    }
+
+    /// Runs a command that takes the file handed over with it (`getfd`, `add-fd`).
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub(super) async fn execute_with_file(
+        &self,
+        name: &'static str,
+        arguments: Value,
+        file: OwnedFd,
+        within: Duration,
+    ) -> Result<Value, VmmError> {
+        self.exchange(name, Some(arguments), Some(file), within).await
+    }
+
+    /// Counts the events that tell of a migration's or a job's progress: whoever waits for one looks
+    /// again when it has changed. Closed with the connection.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    async fn exchange(
+        &self,
+        name: &'static str,
+        arguments: Option<Value>,
+        file: Option<OwnedFd>,
+        within: Duration,
+    ) -> Result<Value, VmmError> {
         let (answer, answered) = oneshot::channel();
         let exchange = async {
-            self.0.send(Command { name, arguments, answer }).await.map_err(|_| lost())?;
+            let command = Command { name, arguments, file, answer };
+            self.commands.send(command).await.map_err(|_| lost())?;
             answered.await.map_err(|_| lost())?
         };
         tokio::time::timeout(within, exchange).await.map_err(|_| VmmError::Timeout(name))?
@@ -130,6 +170,7 @@ pub(super) struct QmpConnection {
 struct Wire {
     lines: Framed<UnixStream, LinesCodec>,
     notice: ShutdownNotice,
+    changes: watch::Sender<u64>,
 }
 
 /// Takes the greeting and leaves the negotiation mode.
@@ -139,17 +180,19 @@ pub(super) async fn negotiate(
 ) -> Result<(QmpClient, QmpConnection), VmmError> {
     let (sender, commands) = mpsc::channel(COMMAND_QUEUE);
     let lines = Framed::new(stream, LinesCodec::new_with_max_length(MAX_LINE_BYTES));
-    let mut wire = Wire { lines, notice };
+    let (changes, changed) = watch::channel(0);
+    let mut wire = Wire { lines, notice, changes };
     while wire.next_message().await?.greeting.is_none() {}
 
-    wire.send("qmp_capabilities", None, 0).await?;
+    wire.send("qmp_capabilities", None, None, 0).await?;
     loop {
         let message = wire.next_message().await?;
         if let Some(error) = message.error {
             return Err(VmmError::Refused { command: "qmp_capabilities", reason: error.desc });
         }
         if message.success.is_some() {
-            return Ok((QmpClient(sender), QmpConnection { wire, commands }));
+            let client = QmpClient { commands: sender, changes: changed };
+            return Ok((client, QmpConnection { wire, commands }));
         }
     }
 }
@@ -163,8 +206,9 @@ impl QmpConnection {
             tokio::select! {
                 // One command at a time: QEMU runs them in order anyway.
                 command = self.commands.recv(), if pending.is_none() => {
-                    let Some(command) = command else { return };
-                    let sent = self.wire.send(command.name, command.arguments.clone(), next_id).await;
+                    let Some(mut command) = command else { return };
+                    let (arguments, file) = (command.arguments.take(), command.file.take());
+                    let sent = self.wire.send(command.name, arguments, file, next_id).await;
                     if let Err(error) = sent {
                         // The receiver may have given up waiting.
                         let _ = command.answer.send(Err(error));
@@ -203,8 +247,12 @@ impl Wire {
         &mut self,
         name: &'static str,
         arguments: Option<Value>,
+        file: Option<OwnedFd>,
         id: u64,
     ) -> Result<(), VmmError> {
+        if let Some(file) = file {
+            self.hand_over(&file).await?;
+        }
         let mut line = json!({ "execute": name, "id": id });
         if let Some(arguments) = arguments {
             line["arguments"] = arguments;
@@ -213,6 +261,23 @@ impl Wire {
             context: "write to the VMM's control socket".into(),
             source: io::Error::other(error),
         })
+    }
+
+    /// QEMU keeps a file that comes with any byte for the next command; a space is no command.
+    async fn hand_over(&self, file: &OwnedFd) -> Result<(), VmmError> {
+        let stream = self.lines.get_ref();
+        let send = || {
+            let space = [IoSlice::new(b" ")];
+            let files = [file.as_raw_fd()];
+            let message = [ControlMessage::ScmRights(&files)];
+            let to = stream.as_raw_fd();
+            sendmsg::<()>(to, &space, &message, MsgFlags::MSG_NOSIGNAL, None)?;
+            Ok(())
+        };
+        stream
+            .async_io(Interest::WRITABLE, send)
+            .await
+            .map_err(|source| VmmError::Io { context: "hand a file to the VMM".into(), source })
     }
 
     /// Cancel-safe: a line is either wholly taken or left in the buffer.
@@ -224,9 +289,15 @@ impl Wire {
         };
         let message: Message =
             serde_json::from_str(&line).map_err(|error| io(io::Error::other(error)))?;
-        if message.event.as_deref() == Some("SHUTDOWN") {
-            let reason = message.data["reason"].as_str().unwrap_or_default();
-            self.notice.set(ShutdownReason::from_wire(reason));
+        match message.event.as_deref() {
+            Some("SHUTDOWN") => {
+                let reason = message.data["reason"].as_str().unwrap_or_default();
+                self.notice.set(ShutdownReason::from_wire(reason));
+            }
+            Some("MIGRATION" | "JOB_STATUS_CHANGE") => {
+                self.changes.send_modify(|count| *count = count.wrapping_add(1));
+            }
+            Some(_) | None => {}
         }
         Ok(message)
     }

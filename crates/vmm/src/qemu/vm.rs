@@ -1,6 +1,7 @@
 //! The handle of one running QEMU.
 
 use std::{
+    fs::File,
     io,
     net::Shutdown,
     path::Path,
@@ -22,8 +23,10 @@ use super::{
     files::Sockets,
     process::{Facts, Process},
     qmp::QmpClient,
+    save::Save,
+    sealed_memory::SealedMemory,
 };
-use crate::{Channel, Exit, Vm, VmmError, VmmRecord};
+use crate::{Channel, Exit, SaveProgress, SavedMemory, Vm, VmmError, VmmRecord};
 
 /// SIGKILL ends a process at once, except while it waits in the kernel for a device.
 pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(30);
@@ -42,6 +45,25 @@ pub(super) struct Shared {
     pub(super) qmp: OnceLock<QmpClient>,
     /// A second hold on the open guest connection, to end it when a newer one comes.
     guest: Mutex<Option<std::os::unix::net::UnixStream>>,
+    /// What the machine does, as far as we have told it.
+    pub(super) cpus: watch::Sender<Cpus>,
+    /// The last save of this life.
+    pub(super) save: Mutex<Option<Save>>,
+    /// The template that it is a clone of, if it lies in our memory.
+    template: OnceLock<Arc<SealedMemory>>,
+}
+
+/// What a machine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cpus {
+    /// It waits for a saved state.
+    Parked,
+    /// Its guest runs.
+    Running,
+    /// Its guest stands still.
+    Stopped,
+    /// Its guest stands still for ever: its memory belongs to a saved state.
+    GivenAway,
 }
 
 impl Shared {
@@ -51,7 +73,23 @@ impl Shared {
         facts: Arc<Facts>,
         exit: watch::Receiver<Option<Exit>>,
     ) -> Self {
-        Self { record, process, facts, exit, qmp: OnceLock::new(), guest: Mutex::new(None) }
+        Self {
+            record,
+            process,
+            facts,
+            exit,
+            qmp: OnceLock::new(),
+            guest: Mutex::new(None),
+            cpus: watch::Sender::new(Cpus::Running),
+            save: Mutex::new(None),
+            template: OnceLock::new(),
+        }
+    }
+
+    /// Keeps the template's memory for the next clone as long as this one lives.
+    pub(super) fn use_template(&self, template: Arc<SealedMemory>) {
+        // There is one for each clone.
+        let _ = self.template.set(template);
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -96,25 +134,9 @@ impl Shared {
         Ok(GuestChannel(UnixStream::from_std(std_stream).map_err(context)?))
     }
 
-    async fn control(&self, command: &'static str, within: Duration) -> Result<(), VmmError> {
-        if self.has_ended() {
-            return Err(VmmError::Gone);
-        }
-        let Some(qmp) = self.qmp.get() else {
-            return Err(VmmError::Refused {
-                command,
-                reason: "the control socket did not answer when the VM was adopted".into(),
-            });
-        };
-        match qmp.execute(command, None, within).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.gone_or(error).await),
-        }
-    }
-
     /// A socket that fails because its process is ending means that the VM is gone. Only a broken
     /// connection is worth the wait for the process's end.
-    async fn gone_or(&self, error: VmmError) -> VmmError {
+    pub(super) async fn gone_or(&self, error: VmmError) -> VmmError {
         let VmmError::Io { .. } = error else { return error };
         match tokio::time::timeout(Duration::from_secs(1), self.wait_exit()).await {
             Ok(_) => VmmError::Gone,
@@ -135,7 +157,7 @@ pub(super) async fn connect(path: &Path, context: &'static str) -> Result<UnixSt
 pub(super) struct QemuVm {
     pub(super) shared: Arc<Shared>,
     /// The tasks that watch the VM live as long as any handle.
-    pub(super) _driver: Arc<Driver>,
+    pub(super) driver: Arc<Driver>,
 }
 
 #[async_trait]
@@ -160,11 +182,39 @@ impl Vm for QemuVm {
     }
 
     async fn pause(&self, within: Duration) -> Result<(), VmmError> {
-        self.shared.control("stop", within).await
+        self.shared.pause(within).await
     }
 
     async fn resume(&self, within: Duration) -> Result<(), VmmError> {
-        self.shared.control("cont", within).await
+        self.shared.resume(within).await
+    }
+
+    async fn load(&self, within: Duration) -> Result<(), VmmError> {
+        self.shared.load(within).await
+    }
+
+    async fn begin_save(&self, state: File, memory: SavedMemory) -> Result<(), VmmError> {
+        self.shared.begin_save(&self.driver, state, memory).await
+    }
+
+    async fn wait_save(&self, progress: SaveProgress, within: Duration) -> Result<(), VmmError> {
+        self.shared.wait_save(progress, within).await
+    }
+
+    async fn cancel_save(&self, within: Duration) -> Result<(), VmmError> {
+        self.shared.cancel_save(within).await
+    }
+
+    async fn push_overlay(&self, overlay: &Path, within: Duration) -> Result<(), VmmError> {
+        self.shared.push_overlay(overlay, within).await
+    }
+
+    async fn flatten_disk(&self, within: Duration) -> Result<(), VmmError> {
+        self.shared.flatten_disk(within).await
+    }
+
+    async fn grow_disk(&self, size_bytes: u64, within: Duration) -> Result<(), VmmError> {
+        self.shared.grow_disk(size_bytes, within).await
     }
 }
 

@@ -157,6 +157,7 @@ impl Harness for QemuHarness {
 }
 
 crate::contract!(QemuHarness);
+crate::states::state_contract!(QemuHarness);
 
 /// Every promise about rights, files and the root disk on one boot: boots are what costs.
 #[tokio::test]

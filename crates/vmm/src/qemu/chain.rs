@@ -1,0 +1,254 @@
+//! The root disk of a running QEMU: the chain of files the guest sees as one disk.
+//!
+//! Nodes are named by us (see [`super::command_line`]): `base`, `layer-N`, `root`, and for every
+//! overlay pushed since `overlay-N`, whose file is in the file set N. What the chain is now is asked
+//! of QEMU each time, so that a VM that was taken over from an earlier life needs no record of it.
+
+use std::{collections::BTreeSet, os::fd::OwnedFd, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{
+    command_line::{BASE_NODE, LAYER_NODE, ROOT_NODE},
+    control::{self, ANSWER_DEADLINE},
+    qmp::QmpClient,
+};
+use crate::{DiskSpec, VmmError};
+
+const OVERLAY_NODE: &str = "overlay-";
+const FLATTEN_JOB: &str = "flatten";
+
+/// How fast layers are copied together: a fraction of what a disk reads, so that guests notice little.
+const FLATTEN_BYTES_PER_SECOND: u64 = 64 << 20;
+
+/// The longest chain believed in: the process may be anybody's by now.
+const MAX_CHAIN: usize = DiskSpec::MAX_LAYERS + 2;
+
+/// The nodes from the one the guest writes to down to the base.
+async fn chain(qmp: &QmpClient) -> Result<Vec<String>, VmmError> {
+    let answer = qmp.execute("query-blockstats", None, ANSWER_DEADLINE).await?;
+    nodes_in(&answer).ok_or_else(|| no_disk("query-blockstats"))
+}
+
+fn nodes_in(blockstats: &Value) -> Option<Vec<String>> {
+    // The guest has one disk; nodes that are no device's are not listed.
+    let mut node = blockstats.as_array()?.iter().find(|one| one["node-name"].is_string())?;
+    let mut nodes = Vec::new();
+    while let Some(name) = node["node-name"].as_str() {
+        nodes.push(name.to_owned());
+        if nodes.len() > MAX_CHAIN {
+            return None;
+        }
+        node = &node["backing"];
+    }
+    Some(nodes)
+}
+
+fn no_disk(command: &'static str) -> VmmError {
+    VmmError::Refused { command, reason: "it has no disk".into() }
+}
+
+/// The number of a pushed overlay.
+fn overlay_number(node: &str) -> Option<u64> {
+    node.strip_prefix(OVERLAY_NODE)?.parse().ok()
+}
+
+/// See [`crate::Vm::push_overlay`]. `file` names the new overlay and is the VM's user's already.
+pub(super) async fn push_overlay(qmp: &QmpClient, file: OwnedFd) -> Result<(), VmmError> {
+    stop_flattening(qmp).await?;
+    let chain = chain(qmp).await?;
+    let top = chain.first().ok_or_else(|| no_disk("blockdev-snapshot"))?;
+    // The chain is the overlay, its layers and the base.
+    if chain.len() >= MAX_CHAIN {
+        let reason = format!("it has {} layers already", DiskSpec::MAX_LAYERS);
+        return Err(VmmError::Refused { command: "blockdev-snapshot", reason });
+    }
+    let number = chain.iter().filter_map(|node| overlay_number(node)).max().unwrap_or(0) + 1;
+    let node = format!("{OVERLAY_NODE}{number}");
+    // Left by a push that was broken off, if at all.
+    forget(qmp, &node, Some(number)).await;
+
+    let pushed = async {
+        let set = json!({ "fdset-id": number });
+        let answer = qmp.execute_with_file("add-fd", set, file, ANSWER_DEADLINE).await?;
+        let Some(fd) = answer["fd"].as_u64() else {
+            let reason = "it did not say under which number".to_owned();
+            return Err(VmmError::Refused { command: "add-fd", reason });
+        };
+        // By the number's path and not by the set's: that opens the file anew, with the rights its
+        // mode gives, and locks that end with the opening.
+        let overlay = json!({
+            "node-name": node, "driver": "qcow2", "discard": "unmap", "backing": null,
+            "file": { "driver": "file", "filename": format!("/proc/self/fd/{fd}") },
+        });
+        control::run(qmp, "blockdev-add", overlay).await?;
+        control::run(qmp, "blockdev-snapshot", json!({ "node": top, "overlay": node })).await
+    }
+    .await;
+    if let Err(VmmError::Refused { .. }) = pushed {
+        forget(qmp, &node, Some(number)).await;
+    }
+    pushed
+}
+
+/// See [`crate::Vm::flatten_disk`]; the caller sets the bound.
+pub(super) async fn flatten(qmp: &QmpClient) -> Result<(), VmmError> {
+    let before = chain(qmp).await?;
+    let top = before.first().ok_or_else(|| no_disk("block-stream"))?;
+    if job(qmp).await?.is_none() && before.len() > 2 {
+        let stream = json!({
+            "job-id": FLATTEN_JOB, "device": top, "base-node": BASE_NODE,
+            "speed": FLATTEN_BYTES_PER_SECOND, "auto-dismiss": false,
+        });
+        control::run(qmp, "block-stream", stream).await?;
+    }
+    let ended = control::wait_until(qmp, || async {
+        Ok(match job(qmp).await? {
+            Some(Job::Running) => None,
+            // Somebody else has dismissed it.
+            None => Some(None),
+            Some(Job::Concluded(error)) => Some(error),
+        })
+    });
+    let error = ended.await?;
+    dismiss(qmp).await;
+
+    let after = chain(qmp).await?;
+    if let Some(reason) = error {
+        return Err(VmmError::Refused { command: "block-stream", reason });
+    }
+    if after.len() > 2 {
+        let reason = "it was broken off".to_owned();
+        return Err(VmmError::Refused { command: "block-stream", reason });
+    }
+    forget_unused(qmp, &after).await
+}
+
+/// Ends a flattening under way; what it has copied stays.
+pub(super) async fn stop_flattening(qmp: &QmpClient) -> Result<(), VmmError> {
+    match job(qmp).await? {
+        None => return Ok(()),
+        Some(Job::Concluded(_)) => {}
+        Some(Job::Running) => {
+            // It may have ended in between.
+            let _ = control::run(qmp, "job-cancel", json!({ "id": FLATTEN_JOB })).await;
+            let ended = control::wait_until(qmp, || async {
+                Ok(match job(qmp).await? {
+                    Some(Job::Running) => None,
+                    Some(Job::Concluded(_)) | None => Some(()),
+                })
+            });
+            tokio::time::timeout(ANSWER_DEADLINE, ended)
+                .await
+                .map_err(|_| VmmError::Timeout("job-cancel"))??;
+        }
+    }
+    dismiss(qmp).await;
+    Ok(())
+}
+
+/// See [`crate::Vm::grow_disk`].
+pub(super) async fn grow(
+    qmp: &QmpClient,
+    size_bytes: u64,
+    within: Duration,
+) -> Result<(), VmmError> {
+    let answer = qmp.execute("query-block", None, within).await?;
+    let (node, now_bytes) = disk_in(&answer).ok_or_else(|| no_disk("block_resize"))?;
+    if size_bytes < now_bytes {
+        let reason = format!("it has {now_bytes} bytes and never shrinks");
+        return Err(VmmError::Refused { command: "block_resize", reason });
+    }
+    let arguments = json!({ "node-name": node, "size": size_bytes });
+    qmp.execute("block_resize", Some(arguments), within).await.map(|_| ())
+}
+
+/// The node that the guest writes to, and the disk's size in bytes.
+fn disk_in(query_block: &Value) -> Option<(&str, u64)> {
+    let mut disks = query_block.as_array()?.iter().map(|disk| &disk["inserted"]);
+    let disk = disks.find(|disk| disk["node-name"].is_string())?;
+    Some((disk["node-name"].as_str()?, disk["image"]["virtual-size"].as_u64()?))
+}
+
+/// Closes the files of nodes that are in no chain any more.
+async fn forget_unused(qmp: &QmpClient, chain: &[String]) -> Result<(), VmmError> {
+    let sets = qmp.execute("query-fdsets", None, ANSWER_DEADLINE).await?;
+    let sets: BTreeSet<u64> =
+        sets.as_array().into_iter().flatten().filter_map(|set| set["fdset-id"].as_u64()).collect();
+    let layers = (1..=DiskSpec::MAX_LAYERS).map(|n| format!("{LAYER_NODE}{n}"));
+    let started_with = std::iter::once(ROOT_NODE.to_owned()).chain(layers);
+    let nodes = started_with.map(|node| (node, None));
+    let pushed = sets.into_iter().map(|set| (format!("{OVERLAY_NODE}{set}"), Some(set)));
+    for (node, set) in nodes.chain(pushed) {
+        if !chain.contains(&node) {
+            forget(qmp, &node, set).await;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets a node and its file. That there is none is as good.
+async fn forget(qmp: &QmpClient, node: &str, set: Option<u64>) {
+    let _ = control::run(qmp, "blockdev-del", json!({ "node-name": node })).await;
+    if let Some(set) = set {
+        let _ = control::run(qmp, "remove-fd", json!({ "fdset-id": set })).await;
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Job {
+    Running,
+    /// With the error, if it failed or was cancelled.
+    Concluded(Option<String>),
+}
+
+async fn job(qmp: &QmpClient) -> Result<Option<Job>, VmmError> {
+    Ok(job_in(&qmp.execute("query-jobs", None, ANSWER_DEADLINE).await?))
+}
+
+fn job_in(query_jobs: &Value) -> Option<Job> {
+    let job = query_jobs.as_array()?.iter().find(|job| job["id"] == FLATTEN_JOB)?;
+    Some(match job["status"].as_str() {
+        Some("concluded") => Job::Concluded(job["error"].as_str().map(str::to_owned)),
+        Some(_) | None => Job::Running,
+    })
+}
+
+async fn dismiss(qmp: &QmpClient) {
+    let _ = control::run(qmp, "job-dismiss", json!({ "id": FLATTEN_JOB })).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chain_is_read_from_the_top_to_the_base() {
+        let stats = json!([{
+            "device": "", "qdev": "root-disk", "node-name": "overlay-2",
+            "backing": { "node-name": "root", "backing": { "node-name": "base" } },
+        }]);
+        assert_eq!(nodes_in(&stats).unwrap(), ["overlay-2", "root", "base"]);
+        assert_eq!(nodes_in(&json!([])), None);
+        assert_eq!(overlay_number("overlay-2"), Some(2));
+        assert_eq!(overlay_number("root"), None);
+    }
+
+    #[test]
+    fn a_chain_longer_than_any_can_be_is_not_believed() {
+        let mut stats = json!({ "node-name": "base" });
+        for _ in 0..MAX_CHAIN {
+            stats = json!({ "node-name": "layer", "backing": stats });
+        }
+        assert_eq!(nodes_in(&json!([stats])), None);
+    }
+
+    #[test]
+    fn a_job_is_over_when_it_says_so() {
+        let job = |status: &str| job_in(&json!([{ "id": FLATTEN_JOB, "status": status }]));
+        assert_eq!(job("running"), Some(Job::Running));
+        assert_eq!(job("pending"), Some(Job::Running));
+        assert_eq!(job("concluded"), Some(Job::Concluded(None)));
+        assert_eq!(job_in(&json!([{ "id": "other", "status": "running" }])), None);
+    }
+}

@@ -1,7 +1,17 @@
-//! The paths of the calls. All are `POST`; the leading number is the protocol generation.
+//! The paths of the calls. All are `POST`; the leading number is the protocol generation. Calls that
+//! came later than their generation say since which [`REVISION`](crate::REVISION).
 
-/// First call of every connection; every other call is refused before it. JSON both ways:
-/// [`Configure`](crate::message::Configure), [`Configured`](crate::message::Configured).
+/// First call of every connection; every other call is refused before it. It may be repeated later, to
+/// give the guest another identity. JSON both ways: [`Configure`](crate::message::Configure),
+/// [`Configured`](crate::message::Configured).
+///
+/// It is also what makes a guest that was paused, saved or cloned right again, before any process of
+/// the tenant can run a command through the agent. The agent first makes the kernel's random generator
+/// start over from the given entropy, then sets the clock, then thaws what [`FREEZE`] froze (since
+/// revision 1), and then does only what differs from the last time: host name (with `/etc/hostname`
+/// and `/etc/hosts`), machine id, SSH host keys, size of the root file system. The SSH host keys belong
+/// to the machine id: with another one the old keys are gone when the call is answered, and new ones
+/// are made after it in a guest with an SSH server.
 pub const CONFIGURE: &str = "/1/configure";
 /// Sets the wall clock. [`Clock`](crate::message::Clock), empty object.
 pub const CLOCK: &str = "/1/clock";
@@ -32,3 +42,23 @@ pub const DOWNLOAD: &str = "/1/tree/download";
 pub const STATS: &str = "/1/stats";
 /// Listening TCP ports. Empty object, [`Ports`](crate::message::Ports).
 pub const PORTS: &str = "/1/ports";
+/// Answered at once, to see whether the agent is there. Empty objects. Since revision 1; an older agent
+/// refuses it, which shows the same.
+pub const PING: &str = "/1/ping";
+/// Writes everything back to the guest's disks. Empty objects. Since revision 1.
+pub const SYNC: &str = "/1/file-systems/sync";
+/// Writes everything back and stops all writing to the guest's disks until [`THAW`], a configure call,
+/// or the end of the time given, whichever comes first: also until then if the connection ends. Freezing
+/// what is frozen begins the time anew. [`Freeze`](crate::message::Freeze), empty object. Since
+/// revision 1.
+pub const FREEZE: &str = "/1/file-systems/freeze";
+/// Lets writing go on; that it does already is no error. Empty object,
+/// [`Thawed`](crate::message::Thawed). Since revision 1.
+pub const THAW: &str = "/1/file-systems/thaw";
+/// Grows the root file system to the size of its disk, which was made larger under the running guest.
+/// [`Grow`](crate::message::Grow), [`Grown`](crate::message::Grown). Since revision 1.
+pub const GROW: &str = "/1/file-systems/grow";
+/// Makes a guest that belongs to nobody (configured with an empty machine id) fit to be cloned: removes
+/// what must not be shared. Refused by any other guest. [`Prepare`](crate::message::Prepare),
+/// [`Prepared`](crate::message::Prepared). Since revision 1.
+pub const PREPARE: &str = "/1/prepare";

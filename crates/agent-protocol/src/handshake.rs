@@ -14,14 +14,19 @@ use crate::{
     record::{Nonce, RECORD_LEN, Record, RecordKind, Synchroniser},
 };
 
-/// How long the host waits for an answer before it says hello again.
+/// How long the host waits for an answer before it says hello again, in the long run.
 pub const HELLO_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long it waits the first time; three times as long each time after that. An agent that still believes
+/// in an older connection, as in a machine that was saved with it open, has the first hello break that
+/// connection and answers the second.
+const HELLO_INTERVAL_FIRST: Duration = Duration::from_millis(5);
 
 /// How long the host waits between acknowledgement and ready before it begins again.
 pub const READY_WITHIN: Duration = Duration::from_secs(10);
 
-/// Hellos between two that are preceded by padding: the padding helps only against a peer stuck in a
-/// dead connection, and a guest that still boots has to read all of it.
+/// Slow hellos between two that are preceded by padding: the padding helps only against a
+/// peer stuck in the middle of a frame, and a guest that still boots has to read all of it.
 const HELLOS_PER_PADDING: u32 = 8;
 
 const AGENT_READ_LEN: usize = 16 * 1024;
@@ -143,10 +148,11 @@ fn record(kind: RecordKind, oldest: u16, newest: u16, nonce: Nonce) -> [u8; RECO
 /// Says hello again and again; returns only when the stream breaks.
 async fn keep_greeting<W: AsyncWrite + Unpin>(writer: &mut W, nonce: Nonce) -> std::io::Error {
     let hello = record(RecordKind::Hello, GENERATION_MIN, GENERATION_MAX, nonce);
+    let mut pause = HELLO_INTERVAL_FIRST;
     let mut count: u32 = 0;
     loop {
         let greet = async {
-            // The first goes out alone, the second is the first that may have met a stuck peer.
+            // Those in quick succession go out alone: nobody who could read them is stuck yet.
             if count % HELLOS_PER_PADDING == 1 {
                 writer.write_all(&vec![0xFF; PADDING]).await?;
             }
@@ -156,8 +162,11 @@ async fn keep_greeting<W: AsyncWrite + Unpin>(writer: &mut W, nonce: Nonce) -> s
         if let Err(error) = greet.await {
             return error;
         }
-        count = count.wrapping_add(1);
-        sleep_until(Instant::now() + HELLO_INTERVAL).await;
+        sleep_until(Instant::now() + pause).await;
+        if pause > HELLO_INTERVAL / 2 {
+            count = count.wrapping_add(1);
+        }
+        pause = (pause * 3).min(HELLO_INTERVAL);
     }
 }
 
@@ -187,6 +196,7 @@ async fn find<R: AsyncRead + Unpin>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::HTTP2_FRAME_MAX;
 
     #[tokio::test(start_paused = true)]
     async fn both_ends_meet_after_garbage_in_both_directions() {
@@ -215,6 +225,39 @@ mod tests {
         });
         connect(&mut host, [1; 16], Duration::from_secs(30)).await.unwrap();
         assert!(agent.await.unwrap().0.is_ok());
+    }
+
+    /// An agent whose older connection is broken by the first hello and that listens from then on.
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_loses_the_first_hello_hears_one_soon_after() {
+        let (mut host, mut guest) = tokio::io::duplex(256 * 1024);
+        let agent = tokio::spawn(async move {
+            guest.read_exact(&mut [0; 9]).await.unwrap();
+            accept(&mut guest).await.unwrap();
+            guest
+        });
+        let began = Instant::now();
+        connect(&mut host, [7; 16], Duration::from_secs(30)).await.unwrap();
+        assert!(began.elapsed() <= Duration::from_millis(10), "{:?}", began.elapsed());
+        drop(agent.await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_stuck_in_the_middle_of_a_frame_is_freed_by_padding() {
+        let (mut host, mut guest) = tokio::io::duplex(256 * 1024);
+        let agent = tokio::spawn(async move {
+            guest.read_exact(&mut vec![0; HTTP2_FRAME_MAX as usize]).await.unwrap();
+            accept(&mut guest).await.unwrap();
+            guest
+        });
+        let began = Instant::now();
+        connect(&mut host, [7; 16], Duration::from_secs(30)).await.unwrap();
+        assert!(
+            began.elapsed() <= HELLO_INTERVAL + Duration::from_millis(50),
+            "{:?}",
+            began.elapsed()
+        );
+        drop(agent.await);
     }
 
     #[tokio::test(start_paused = true)]

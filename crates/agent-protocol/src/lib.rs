@@ -25,5 +25,16 @@ pub const GENERATION_MIN: u16 = 1;
 /// The newest generation of this protocol that this build speaks.
 pub const GENERATION_MAX: u16 = 1;
 
+/// How much of the newest generation this build serves. Generations tell what breaks, revisions what was
+/// added: a call of a later revision is refused by an agent of an earlier one, and JSON fields of a
+/// later revision are ignored by it. An agent says its own in
+/// [`Configured`](message::Configured::revision); one that says nothing has revision 0.
+///
+/// | revision | added |
+/// | --- | --- |
+/// | 0 | |
+/// | 1 | [`call::PING`], [`call::SYNC`], [`call::FREEZE`], [`call::THAW`], [`call::GROW`], [`call::PREPARE`]; an empty machine id in configure, which also thaws and grows |
+pub const REVISION: u16 = 1;
+
 /// The name of the virtio-serial port the agent serves on.
 pub const PORT_NAME: &str = "skerry.agent";

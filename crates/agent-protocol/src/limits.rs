@@ -49,6 +49,9 @@ pub const ENTROPY_MIN: usize = 32;
 /// Most bytes of entropy in a configure call.
 pub const ENTROPY_MAX: usize = 512;
 
+/// The longest a freeze may last without being asked for again, in milliseconds of the guest's time.
+pub const THAW_AFTER_MAX_MS: u64 = 120_000;
+
 /// Ports in one answer.
 pub const PORTS_MAX: usize = 1024;
 

@@ -5,19 +5,20 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 
 /// Makes the guest a particular workspace's guest. Sent first on every connection; applying it again
-/// is harmless.
+/// is harmless. What it does, and in which order: [`CONFIGURE`](crate::call::CONFIGURE).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configure {
     /// A DNS label.
     pub hostname: String,
-    /// 32 lower-case hexadecimal digits.
+    /// 32 lower-case hexadecimal digits. Empty (since revision 1) in a guest that belongs to nobody yet
+    /// because it is going to be cloned: it keeps no identity at all.
     pub machine_id: String,
     /// Fresh random bytes for the guest's kernel,
     /// [`ENTROPY_MIN`](crate::limits::ENTROPY_MIN) to [`ENTROPY_MAX`](crate::limits::ENTROPY_MAX).
     pub entropy: Vec<u8>,
     /// Wall clock, nanoseconds since 1970.
     pub unix_time_ns: i64,
-    /// Environment of every process.
+    /// Environment of every process that is started from now on, in place of any earlier one.
     pub env: BTreeMap<String, String>,
     /// Which start of the workspace this is; repeated in the answer.
     pub incarnation: u64,
@@ -41,6 +42,9 @@ pub struct Configured {
     pub boot_id: String,
     /// The generation the agent serves.
     pub generation: u16,
+    /// How much of it: [`REVISION`](crate::REVISION).
+    #[serde(default)]
+    pub revision: u16,
     /// As asked.
     pub incarnation: u64,
 }
@@ -50,6 +54,51 @@ pub struct Configured {
 pub struct Clock {
     /// Nanoseconds since 1970.
     pub unix_time_ns: i64,
+}
+
+/// For how long the file systems may stay frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeze {
+    /// The agent thaws by itself after so many milliseconds of the guest's own time, 1 to
+    /// [`THAW_AFTER_MAX_MS`](crate::limits::THAW_AFTER_MAX_MS): a host that dies must not leave a guest
+    /// that cannot write. While a VM is paused or saved its time stands still.
+    pub thaw_after_ms: u64,
+}
+
+/// The file systems take writes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thawed {
+    /// Whether they had been frozen without a gap since the last freeze call: a copy of the disk made
+    /// in between is of one moment. False also when nothing was frozen.
+    pub held: bool,
+}
+
+/// The root disk was made larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grow {
+    /// Its size now. The agent waits for the guest's kernel to see it.
+    pub disk_size_bytes: u64,
+}
+
+/// The root file system is as large as its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grown {
+    /// What it gained.
+    pub gained_bytes: u64,
+}
+
+/// What to do to a guest that is going to be cloned, beside removing what must not be shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepare {
+    /// Give up what the kernel keeps of files already read.
+    pub drop_caches: bool,
+}
+
+/// The guest can be cloned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Memory that is in use for anything, caches included.
+    pub memory_used_bytes: u64,
 }
 
 /// No parameters, or nothing to say.
@@ -320,4 +369,22 @@ pub struct Failure {
     pub code: FailureCode,
     /// A sentence.
     pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_of_the_first_build_is_understood() {
+        let said = r#"{"agent_version":"0.1.0","boot_id":"b","generation":1,"incarnation":7}"#;
+        let configured: Configured = serde_json::from_str(said).unwrap();
+        assert_eq!((configured.revision, configured.incarnation), (0, 7));
+    }
+
+    #[test]
+    fn a_host_that_says_more_is_understood() {
+        let said = r#"{"thaw_after_ms":5,"word_of_the_future":[1]}"#;
+        assert_eq!(serde_json::from_str::<Freeze>(said).unwrap(), Freeze { thaw_after_ms: 5 });
+    }
 }

@@ -2,15 +2,18 @@
 //!
 //! PID 1 has to reap orphans it never started, and must not take away the exit of a command it did
 //! start. So there is one place that reaps: a thread that learns of a zombie without reaping it,
-//! takes the table's lock, reaps, and hands the exit to whoever is registered. Starting a process
-//! holds the same lock from fork to registration, so an exit never comes too early; signals are sent
-//! under it only to what is still registered, so they never reach a stranger who got the number next.
+//! takes the table's lock, reaps, and hands the exit to whoever is registered. A process is registered
+//! before it exists, under a number that the kernel fills in when it makes it, so an exit never comes
+//! too early, and starting one holds no lock: a program that takes for ever to load (from a file system
+//! that hangs) holds up nobody else. Signals are sent under the lock and only to what is still
+//! registered, so they never reach a stranger who got the number next.
 
 use std::{
-    collections::HashMap,
-    fs, io,
-    process::Command,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    fs,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
     thread,
 };
 
@@ -25,10 +28,20 @@ use nix::{
 use skerry_agent_protocol::message::ExecEnd;
 use tokio::sync::oneshot;
 
+use crate::exec::launch::{Launch, LaunchError};
+
+/// One of our own processes.
+#[derive(Debug)]
+struct Own {
+    /// 0 until the process exists.
+    pid: Arc<AtomicI32>,
+    ended: oneshot::Sender<ExecEnd>,
+}
+
 /// The table of our own processes.
 #[derive(Debug)]
 pub(crate) struct Children {
-    table: Mutex<HashMap<i32, oneshot::Sender<ExecEnd>>>,
+    table: Mutex<Vec<Own>>,
     started: Condvar,
     reaping: Reaping,
 }
@@ -59,27 +72,45 @@ impl Children {
     /// Starts a process; the receiver gets its end. Blocks until the program is running.
     pub(crate) fn start(
         self: &Arc<Self>,
-        command: &mut Command,
-    ) -> io::Result<(Pid, oneshot::Receiver<ExecEnd>)> {
-        let (sender, receiver) = oneshot::channel();
-        let mut table = self.lock();
-        let child = command.spawn()?;
-        // Process ids fit pid_t by definition.
-        let pid = i32::try_from(child.id()).map_err(|_| io::Error::from(Errno::ERANGE))?;
-        table.insert(pid, sender);
-        drop(table);
+        launch: &Launch<'_>,
+    ) -> Result<(Pid, oneshot::Receiver<ExecEnd>), LaunchError> {
+        let (ended, receiver) = oneshot::channel();
+        let pid = Arc::new(AtomicI32::new(0));
+        self.lock().push(Own { pid: Arc::clone(&pid), ended });
+        let started = launch.start(&pid);
+        // The reaper has seen the number by now, or is where it can be woken.
+        drop(self.lock());
         self.started.notify_all();
-        let pid = Pid::from_raw(pid);
+        let leader = match started {
+            Ok(leader) => leader,
+            Err(error) => {
+                self.forget(&pid);
+                return Err(error);
+            }
+        };
         if self.reaping == Reaping::OwnOnly {
             let children = Arc::clone(self);
             thread::spawn(move || {
-                while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
+                while waitid(Id::Pid(leader), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
                     == Err(Errno::EINTR)
                 {}
-                children.reap(pid);
+                children.reap(leader);
             });
         }
-        Ok((pid, receiver))
+        Ok((leader, receiver))
+    }
+
+    /// Takes back what did not start.
+    fn forget(&self, pid: &Arc<AtomicI32>) {
+        let mut table = self.lock();
+        // Not there: the reaper was faster, and the number may be somebody else's by now.
+        let Some(index) = table.iter().position(|own| Arc::ptr_eq(&own.pid, pid)) else { return };
+        table.swap_remove(index);
+        let pid = pid.load(Ordering::Acquire);
+        if pid > 0 {
+            // A process that failed to become the program has ended, or is about to.
+            let _ = waitpid(Pid::from_raw(pid), None);
+        }
     }
 
     /// Reaps until the machine goes down. PID 1 alone may call this.
@@ -94,7 +125,7 @@ impl Children {
                 Err(Errno::ECHILD) => {
                     // No process is left but us; only a start of ours can change that.
                     let table = self.lock();
-                    if table.is_empty() {
+                    if table.iter().all(|own| own.pid.load(Ordering::Acquire) == 0) {
                         drop(self.started.wait(table));
                     }
                 }
@@ -118,16 +149,16 @@ impl Children {
             | WaitStatus::PtraceSyscall(_)
             | WaitStatus::StillAlive => return,
         };
-        if let Some(waiting) = table.remove(&pid.as_raw()) {
+        if let Some(index) = position(&table, pid) {
             // Nobody may be interested any more.
-            let _ = waiting.send(end);
+            let _ = table.swap_remove(index).ended.send(end);
         }
     }
 
     /// Signals the process group that `leader` leads, if we still own it.
     pub(crate) fn signal_group(&self, leader: Pid, signal: Signal) {
         let table = self.lock();
-        if table.contains_key(&leader.as_raw()) {
+        if position(&table, leader).is_some() {
             // The group may be empty by now.
             let _ = killpg(leader, signal);
         }
@@ -136,7 +167,7 @@ impl Children {
     /// Signals every process of the session that `leader` leads, whatever group it moved to.
     pub(crate) fn signal_session(&self, leader: Pid, signal: Signal) {
         let table = self.lock();
-        if !table.contains_key(&leader.as_raw()) {
+        if position(&table, leader).is_none() {
             return;
         }
         let _ = killpg(leader, signal);
@@ -145,9 +176,14 @@ impl Children {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<ExecEnd>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Own>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where the table has this process.
+fn position(table: &[Own], pid: Pid) -> Option<usize> {
+    table.iter().position(|own| own.pid.load(Ordering::Acquire) == pid.as_raw())
 }
 
 /// The processes whose session is `leader`'s and that are not in its own group.

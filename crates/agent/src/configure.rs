@@ -1,11 +1,33 @@
 //! Making the guest a particular workspace's: name, identity, clock, entropy, environment.
 
+use std::sync::Arc;
+
 use skerry_agent_protocol::{
+    REVISION,
     limits::{ENTROPY_MAX, ENTROPY_MIN},
     message::{Clock, Configure, Configured},
 };
 
-use crate::{AgentError, Guest, init::identity, session::Session};
+use crate::{
+    AgentError, Guest, host_keys,
+    init::{disk::RootDisk, identity, log},
+    session::Session,
+};
+
+/// Who the machine is, as far as it is written into its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    hostname: String,
+    /// Empty while the machine is nobody.
+    machine_id: String,
+}
+
+impl Identity {
+    /// Whether the machine belongs to a workspace, and not to whatever is cloned from it.
+    pub(crate) fn is_somebodys(&self) -> bool {
+        !self.machine_id.is_empty()
+    }
+}
 
 /// Applies `request`; doing so again changes nothing but the clock and the random state.
 pub(crate) async fn configure(
@@ -14,30 +36,81 @@ pub(crate) async fn configure(
 ) -> Result<Configured, AgentError> {
     check(request)?;
     let guest = &session.guest;
-    if guest.is_machine() {
-        let request = request.clone();
-        guest
-            .blocking(move || {
-                // Randomness first: whatever is made after this is this guest's alone.
-                identity::reseed(&request.entropy)?;
-                identity::set_clock(request.unix_time_ns)?;
-                identity::set_hostname(&request.hostname)?;
-                identity::set_machine_id(&request.machine_id)
-            })
-            .await?;
+    if guest.as_machine().is_some() {
+        // Randomness first: whatever is made after this is this guest's alone. Neither waits for
+        // anything.
+        identity::reseed(&request.entropy)?;
+        identity::set_clock(request.unix_time_ns)?;
     }
+    // A guest may have been saved while frozen. Nothing can be written before this.
+    guest.freezer().thaw().await?;
+    assume(guest, &request.hostname, &request.machine_id).await?;
     guest.set_env(request.env.clone());
     Ok(Configured {
         agent_version: String::from(env!("CARGO_PKG_VERSION")),
         boot_id: guest.boot_id().to_owned(),
         generation: session.generation,
+        revision: REVISION,
         incarnation: request.incarnation,
     })
 }
 
+/// Makes the machine this one, in as few steps as it takes: none on a mere reconnection.
+async fn assume(guest: &Arc<Guest>, hostname: &str, machine_id: &str) -> Result<(), AgentError> {
+    let wanted = Identity { hostname: hostname.to_owned(), machine_id: machine_id.to_owned() };
+    let mut current = guest.identity().lock().await;
+    if let Some(machine) = guest.as_machine() {
+        let grown = machine.root_disk.as_ref().filter(|disk| disk.has_grown());
+        if let Some(disk) = grown.cloned() {
+            guest
+                .blocking(move || {
+                    fill(&disk);
+                    Ok(())
+                })
+                .await?;
+        }
+        if current.as_ref() != Some(&wanted) {
+            let (before, after) = (current.take(), wanted.clone());
+            if before.as_ref().is_some_and(|before| before.machine_id != after.machine_id) {
+                guest.key_maker().stop().await;
+            }
+            guest.blocking(move || change(before.as_ref(), &after)).await?;
+            if wanted.is_somebodys() {
+                guest.key_maker().make_missing(guest).await;
+            }
+        }
+    }
+    *current = Some(wanted);
+    Ok(())
+}
+
+fn fill(disk: &RootDisk) {
+    // Smaller than asked for is better than no workspace.
+    if let Err(error) = disk.grow("/") {
+        log(&format!("root file system not grown: {error}"));
+    }
+}
+
+fn change(before: Option<&Identity>, after: &Identity) -> Result<(), AgentError> {
+    if before.is_none_or(|before| before.hostname != after.hostname) {
+        identity::set_hostname(&after.hostname)?;
+    }
+    if before.is_none_or(|before| before.machine_id != after.machine_id)
+        && identity::machine_id()? != after.machine_id
+    {
+        // Before the id they belong to: should this break off in between, they are still gone.
+        host_keys::remove()?;
+        identity::set_machine_id(&after.machine_id)?;
+    }
+    Ok(())
+}
+
 /// Sets the wall clock.
 pub(crate) fn set_clock(guest: &Guest, clock: Clock) -> Result<(), AgentError> {
-    if guest.is_machine() { identity::set_clock(clock.unix_time_ns) } else { Ok(()) }
+    match guest.as_machine() {
+        Some(_) => identity::set_clock(clock.unix_time_ns),
+        None => Ok(()),
+    }
 }
 
 fn check(request: &Configure) -> Result<(), AgentError> {
@@ -47,8 +120,8 @@ fn check(request: &Configure) -> Result<(), AgentError> {
         return Err(AgentError::invalid("hostname: 1 to 63 of a-z, 0-9, - and ."));
     }
     let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    if request.machine_id.len() != 32 || !request.machine_id.bytes().all(digit) {
-        return Err(AgentError::invalid("machine_id: 32 lower-case hexadecimal digits"));
+    if !matches!(request.machine_id.len(), 0 | 32) || !request.machine_id.bytes().all(digit) {
+        return Err(AgentError::invalid("machine_id: 32 lower-case hexadecimal digits, or none"));
     }
     if !(ENTROPY_MIN..=ENTROPY_MAX).contains(&request.entropy.len()) {
         return Err(AgentError::invalid(format!("entropy: {ENTROPY_MIN} to {ENTROPY_MAX} bytes")));

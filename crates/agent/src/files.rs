@@ -23,6 +23,7 @@ use tokio::io::AsyncReadExt;
 use crate::{
     AgentError, Guest,
     body::{self, Answer},
+    freeze::OffThread,
     users::Account,
 };
 
@@ -114,23 +115,22 @@ pub(crate) async fn read(guest: &Guest, request: message::Read) -> Result<Answer
     let offset = request.offset;
     let file = guest.blocking(move || open_regular(&path, offset)).await?;
     let left = request.length.unwrap_or(u64::MAX);
-    let file = tokio::fs::File::from_std(file);
+    // The tenant may remove the file meanwhile: closing it is the end of its blocks then.
+    let file = OffThread::new(tokio::fs::File::from_std(file));
     Ok(body::stream(futures::stream::try_unfold((file, left), next_piece)))
 }
 
 async fn next_piece(
-    (mut file, left): (tokio::fs::File, u64),
-) -> io::Result<Option<(Bytes, (tokio::fs::File, u64))>> {
+    (mut reading, left): (OffThread<tokio::fs::File>, u64),
+) -> io::Result<Option<(Bytes, (OffThread<tokio::fs::File>, u64))>> {
     let wanted = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-    if wanted == 0 {
-        return Ok(None);
-    }
+    let Some(file) = reading.get_mut().filter(|_| wanted > 0) else { return Ok(None) };
     let mut piece = BytesMut::with_capacity(wanted);
-    let length = (&mut file).take(wanted as u64).read_buf(&mut piece).await?;
+    let length = file.take(wanted as u64).read_buf(&mut piece).await?;
     if length == 0 {
         return Ok(None);
     }
-    Ok(Some((piece.freeze(), (file, left - length as u64))))
+    Ok(Some((piece.freeze(), (reading, left - length as u64))))
 }
 
 fn open_regular(path: &Path, offset: u64) -> Result<File, AgentError> {

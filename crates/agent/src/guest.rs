@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -18,6 +19,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     AgentError,
     children::Children,
+    configure::Identity,
+    freeze::{FileSystem, Freezer},
+    host_keys::KeyMaker,
+    init::disk::RootDisk,
+    signals::IgnoredSignals,
     users::{Account, Accounts},
 };
 
@@ -30,8 +36,13 @@ const TREE_TRANSFERS: usize = 16;
 pub struct Guest {
     kind: Kind,
     env: Mutex<BTreeMap<String, String>>,
+    /// What the last configure call made of the machine; held while one is at it.
+    identity: tokio::sync::Mutex<Option<Identity>>,
     boot_id: String,
+    ignored_signals: IgnoredSignals,
     children: Arc<Children>,
+    freezer: Freezer,
+    key_maker: KeyMaker,
     file_operations: Arc<Semaphore>,
     tree_transfers: Arc<Semaphore>,
     power_off: CancellationToken,
@@ -48,33 +59,46 @@ impl fmt::Debug for Guest {
 #[derive(Debug)]
 enum Kind {
     /// PID 1 of a machine that is ours alone.
-    Machine,
+    Machine(Machine),
     /// A guest in name only, inside somebody else's process.
     Hosted { home: PathBuf },
 }
 
+/// What the boot has found.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// `None` on a machine that stays in its initial file system.
+    pub(crate) root_disk: Option<Arc<RootDisk>>,
+    /// The directory of the control group that commands run in; `None` where there are none.
+    pub(crate) workload_cgroup: Option<OwnedFd>,
+}
+
 impl Guest {
-    /// The guest of which this process is PID 1.
-    #[must_use]
-    pub fn machine() -> Self {
-        Self::new(Kind::Machine, Arc::new(Children::of_init()))
+    /// The guest of which this process is PID 1. `file_systems` are those on its disks.
+    pub(crate) fn machine(machine: Machine, file_systems: Vec<FileSystem>) -> Self {
+        Self::new(Kind::Machine(machine), Arc::new(Children::of_init()), Freezer::new(file_systems))
     }
 
     /// A guest for tests: commands run as the current user with `home` as their home directory,
-    /// paths are the real machine's, and nothing is mounted, renamed, reseeded or powered off.
+    /// paths are the real machine's, and nothing is mounted, renamed, reseeded, frozen or powered off.
     #[must_use]
     pub fn hosted(home: PathBuf) -> Self {
-        Self::new(Kind::Hosted { home }, Arc::new(Children::of_a_process()))
+        let children = Arc::new(Children::of_a_process());
+        Self::new(Kind::Hosted { home }, children, Freezer::new(Vec::new()))
     }
 
-    fn new(kind: Kind, children: Arc<Children>) -> Self {
+    fn new(kind: Kind, children: Arc<Children>, freezer: Freezer) -> Self {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_or_else(|_| String::from("unknown"), |text| text.trim().to_owned());
         Self {
             kind,
             env: Mutex::default(),
+            identity: tokio::sync::Mutex::default(),
             boot_id,
+            ignored_signals: IgnoredSignals::of_this_process(),
             children,
+            freezer,
+            key_maker: KeyMaker::default(),
             file_operations: Arc::new(Semaphore::new(FILE_OPERATIONS)),
             tree_transfers: Arc::new(Semaphore::new(TREE_TRANSFERS)),
             power_off: CancellationToken::new(),
@@ -108,8 +132,32 @@ impl Guest {
         self.power_off.cancel();
     }
 
-    pub(crate) const fn is_machine(&self) -> bool {
-        matches!(self.kind, Kind::Machine)
+    /// The machine, if it is ours alone.
+    pub(crate) const fn as_machine(&self) -> Option<&Machine> {
+        match &self.kind {
+            Kind::Machine(machine) => Some(machine),
+            Kind::Hosted { .. } => None,
+        }
+    }
+
+    pub(crate) const fn identity(&self) -> &tokio::sync::Mutex<Option<Identity>> {
+        &self.identity
+    }
+
+    pub(crate) const fn freezer(&self) -> &Freezer {
+        &self.freezer
+    }
+
+    pub(crate) const fn key_maker(&self) -> &KeyMaker {
+        &self.key_maker
+    }
+
+    pub(crate) const fn ignored_signals(&self) -> &IgnoredSignals {
+        &self.ignored_signals
+    }
+
+    pub(crate) fn workload_cgroup(&self) -> Option<&OwnedFd> {
+        self.as_machine()?.workload_cgroup.as_ref()
     }
 
     pub(crate) fn boot_id(&self) -> &str {
@@ -131,7 +179,7 @@ impl Guest {
     /// Who `user` is in this guest. Reads files: call it where blocking is allowed.
     pub(crate) fn account(&self, user: &message::User) -> Result<Account, AgentError> {
         match &self.kind {
-            Kind::Machine => Accounts::load()?.find(user),
+            Kind::Machine(_) => Accounts::load()?.find(user),
             Kind::Hosted { home } => Ok(Account::current(home)),
         }
     }

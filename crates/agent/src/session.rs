@@ -20,7 +20,7 @@ use skerry_agent_protocol::{
     limits::{
         CONCURRENT_STREAMS, CONNECTION_WINDOW, HEADER_LIST_MAX, HTTP2_FRAME_MAX, STREAM_WINDOW,
     },
-    message::{Empty, FailureCode},
+    message::{Empty, FailureCode, Freeze, Grow, Grown, Thawed},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -31,7 +31,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     AgentError, Guest,
     body::{Answer, RequestBody, failure, json},
-    configure, exec, files, ports, stats, tree, write,
+    configure, exec, files,
+    freeze::Freezer,
+    ports, prepare, stats, tree, write,
 };
 
 /// How long the last answers may take once power off was asked for.
@@ -181,6 +183,27 @@ async fn dispatch(
             configure::set_clock(guest, body.head().await?)?;
             json(&Empty {})?
         }
+        call::PING => {
+            let Empty {} = body.head().await?;
+            json(&Empty {})?
+        }
+        call::SYNC => {
+            let Empty {} = body.head().await?;
+            let file_systems = guest.freezer().file_systems();
+            guest.blocking(move || Freezer::sync(&file_systems)).await?;
+            json(&Empty {})?
+        }
+        call::FREEZE => {
+            let Freeze { thaw_after_ms } = body.head().await?;
+            guest.freezer().freeze(Duration::from_millis(thaw_after_ms)).await?;
+            json(&Empty {})?
+        }
+        call::THAW => {
+            let Empty {} = body.head().await?;
+            json(&Thawed { held: guest.freezer().thaw().await? })?
+        }
+        call::GROW => json(&grow(guest, body.head().await?).await?)?,
+        call::PREPARE => json(&prepare::prepare(guest, body.head().await?).await?)?,
         call::POWER_OFF => {
             let Empty {} = body.head().await?;
             guest.request_power_off();
@@ -206,4 +229,18 @@ async fn dispatch(
         _ => return Err(AgentError::invalid(format!("there is no call {path}"))),
     };
     Ok(Dispatched::Answered(answer))
+}
+
+/// Grows the root file system to the size of its disk.
+async fn grow(guest: &Guest, request: Grow) -> Result<Grown, AgentError> {
+    let disk = guest.as_machine().and_then(|machine| machine.root_disk.clone());
+    let Some(disk) = disk else { return Ok(Grown { gained_bytes: 0 }) };
+    guest
+        .blocking(move || {
+            let grown = disk.wait_for(request.disk_size_bytes).and_then(|()| disk.grow("/"));
+            let gained_bytes =
+                grown.map_err(|error| AgentError::from_io("the root file system", &error))?;
+            Ok(Grown { gained_bytes })
+        })
+        .await
 }

@@ -30,6 +30,12 @@ pub(crate) fn read() -> Result<Stats, AgentError> {
     })
 }
 
+/// Memory that is in use for anything, caches included. Blocks.
+pub(crate) fn memory_used_bytes() -> Result<u64, AgentError> {
+    let memory = text("/proc/meminfo")?;
+    Ok(memory_bytes(&memory, "MemTotal:").saturating_sub(memory_bytes(&memory, "MemFree:")))
+}
+
 fn text(path: &str) -> Result<String, AgentError> {
     fs::read_to_string(path).map_err(about(Path::new(path)))
 }

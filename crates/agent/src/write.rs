@@ -17,19 +17,27 @@ use crate::{
     AgentError, Guest,
     body::{self, Answer, RequestBody},
     files::{about, checked, make_dirs, refuse_irregular},
+    freeze::OffThread,
     users::Account,
 };
 
 /// A file under way. Dropped before its end it leaves nothing behind, except that what was appended
 /// stays appended.
-struct Draft {
-    file: File,
+struct Draft<F> {
+    file: F,
     target: PathBuf,
     account: Account,
     /// The name it has until it is whole; `None` when it is appended in place.
     temporary: Option<TempPath>,
     /// Whether owner and permission bits are ours to set: not on a file that was there.
     is_new: bool,
+}
+
+impl<F> Draft<F> {
+    fn map<G>(self, change: impl FnOnce(F) -> G) -> Draft<G> {
+        let Self { file, target, account, temporary, is_new } = self;
+        Draft { file: change(file), target, account, temporary, is_new }
+    }
 }
 
 pub(crate) async fn write(
@@ -41,21 +49,32 @@ pub(crate) async fn write(
     let (how, mode) = (request.how, request.mode & 0o7777);
     let shared = Arc::clone(guest);
     let draft = guest.blocking(move || begin(&path, how, shared.account(&request.user)?)).await?;
-    let Draft { file, target, account, temporary, is_new } = draft;
 
-    let mut file = tokio::fs::File::from_std(file);
+    // The host may go away at any moment: the draft is not given up on this thread.
+    let mut draft = OffThread::new(draft.map(tokio::fs::File::from_std));
     while let Some(bytes) = content.chunk().await? {
-        file.write_all(&bytes).await.map_err(about(&target))?;
+        let Some(Draft { file, target, .. }) = draft.get_mut() else { break };
+        file.write_all(&bytes).await.map_err(about(target))?;
     }
-    file.flush().await.map_err(about(&target))?;
-    let file = file.into_std().await;
+    if let Some(Draft { file, target, .. }) = draft.get_mut() {
+        file.flush().await.map_err(about(target))?;
+    }
 
-    let draft = Draft { file, target, account, temporary, is_new };
-    let written = guest.blocking(move || finish(draft, how, mode)).await?;
+    let written = guest
+        .blocking(move || {
+            let given_up = || AgentError::refused(FailureCode::Other, "the write was given up");
+            let draft = draft.into_inner().ok_or_else(given_up)?;
+            // Everything was flushed: nothing of it is under way any more.
+            let in_use = |_| AgentError::refused(FailureCode::Other, "the file is still in use");
+            let Draft { file, target, account, temporary, is_new } = draft;
+            let file = file.try_into_std().map_err(in_use)?;
+            finish(Draft { file, target, account, temporary, is_new }, how, mode)
+        })
+        .await?;
     body::json(&written)
 }
 
-fn begin(path: &Path, how: WriteMode, account: Account) -> Result<Draft, AgentError> {
+fn begin(path: &Path, how: WriteMode, account: Account) -> Result<Draft<File>, AgentError> {
     // A link stays a link: what it points to is what is written.
     let target = match how {
         WriteMode::Replace => fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
@@ -85,7 +104,7 @@ fn begin(path: &Path, how: WriteMode, account: Account) -> Result<Draft, AgentEr
     Ok(Draft { file, target, account, temporary: Some(temporary), is_new: true })
 }
 
-fn begin_append(target: PathBuf, account: Account) -> Result<Draft, AgentError> {
+fn begin_append(target: PathBuf, account: Account) -> Result<Draft<File>, AgentError> {
     let open = |create_new: bool| {
         File::options()
             .append(true)
@@ -104,7 +123,7 @@ fn begin_append(target: PathBuf, account: Account) -> Result<Draft, AgentError> 
     Ok(Draft { file, target, account, temporary: None, is_new })
 }
 
-fn finish(draft: Draft, how: WriteMode, mode: u32) -> Result<Written, AgentError> {
+fn finish(draft: Draft<File>, how: WriteMode, mode: u32) -> Result<Written, AgentError> {
     let Draft { file, target, account, temporary, is_new } = draft;
     let failed = about(&target);
     if is_new {

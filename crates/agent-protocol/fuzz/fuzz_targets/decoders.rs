@@ -32,6 +32,11 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(Some(json)) = head::take(&mut buffer) {
         let _ = serde_json::from_slice::<message::Exec>(&json);
         let _ = serde_json::from_slice::<message::Configure>(&json);
+        let _ = serde_json::from_slice::<message::Configured>(&json);
+        let _ = serde_json::from_slice::<message::Freeze>(&json);
+        let _ = serde_json::from_slice::<message::Thawed>(&json);
+        let _ = serde_json::from_slice::<message::Grow>(&json);
+        let _ = serde_json::from_slice::<message::Prepare>(&json);
         let _ = serde_json::from_slice::<message::Listing>(&json);
     }
 });

@@ -1,5 +1,6 @@
 //! Commands: start them, carry their streams, end them.
 
+pub(crate) mod launch;
 mod spawn;
 mod streams;
 
@@ -10,7 +11,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 use skerry_agent_protocol::{
     frame::{Input, Output},
     limits::{ARGV_MAX, FRAME_PAYLOAD_MAX, PATH_MAX},
-    message::{Exec, ExecEnd},
+    message::{Exec, ExecEnd, FailureCode},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -58,6 +59,26 @@ pub(crate) async fn start(guest: &Arc<Guest>, request: Exec) -> Result<Command, 
             .map_err(|error| AgentError::from_io("the command's streams", &error))?,
         timeout,
     })
+}
+
+/// Runs a program of the agent's own, as root and without any streams, for at most `within` or until it
+/// is given up, and returns when it has ended.
+pub(crate) async fn run_quietly(
+    guest: &Arc<Guest>,
+    argv: &'static [&'static str],
+    within: Duration,
+    given_up: &CancellationToken,
+) -> Result<ExecEnd, AgentError> {
+    let shared = Arc::clone(guest);
+    let (leader, mut ended) = guest.blocking(move || spawn::spawn_quietly(&shared, argv)).await?;
+    let end = tokio::select! {
+        end = &mut ended => end,
+        () = async { tokio::select! { () = sleep(within) => {}, () = given_up.cancelled() => {} } } => {
+            guest.children().signal_session(leader, Signal::SIGKILL);
+            ended.await
+        }
+    };
+    end.map_err(|_| AgentError::refused(FailureCode::Other, "the agent is stopping"))
 }
 
 fn check(request: &Exec) -> Result<(), AgentError> {

@@ -3,25 +3,26 @@
 use std::{
     collections::BTreeMap,
     ffi::CString,
-    fs, io,
+    fs::{self, File},
+    io,
     os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::MetadataExt, process::CommandExt},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use nix::{
-    errno::Errno,
+    fcntl::OFlag,
     libc,
-    pty::{Winsize, openpty},
+    pty::{Winsize, posix_openpt, unlockpt},
     unistd::{Gid, Pid, Uid, fchown},
 };
 use skerry_agent_protocol::message::{Exec, ExecEnd, FailureCode, Terminal};
 use tokio::sync::oneshot;
 
-use crate::{AgentError, Guest, init::layout, users::Account};
+use super::launch::{Launch, LaunchError};
+use crate::{AgentError, Guest, users::Account};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -45,38 +46,80 @@ pub(super) fn spawn(guest: &Guest, request: &Exec) -> Result<Started, AgentError
     let working_dir = working_dir(request, &account)?;
     let program = find_program(&request.argv[0], &env, &working_dir)?;
 
-    let mut command = Command::new(&program);
-    command.arg0(&request.argv[0]).args(&request.argv[1..]).env_clear().envs(&env);
-    let parent_ends = attach_streams(&mut command, request.terminal, &account)
+    let (parent_ends, child_ends) = open_streams(request.terminal, &account)
         .map_err(|error| AgentError::from_io("the command's streams", &error))?;
-    let setup = ChildSetup {
+    let launch = Launch {
+        program: c_string(program.as_os_str().as_bytes())?,
+        argv: request
+            .argv
+            .iter()
+            .map(|word| c_string(word.as_bytes()))
+            .collect::<Result<_, _>>()?,
+        env: env
+            .iter()
+            .map(|(key, value)| c_string(format!("{key}={value}").as_bytes()))
+            .collect::<Result<_, _>>()?,
+        stdio: child_ends.stdio(),
         has_terminal: request.terminal.is_some(),
         ids: account.switch.then(|| (account.uid, account.gid, account.groups.clone())),
-        is_machine: guest.is_machine(),
-        working_dir: CString::new(working_dir.as_os_str().as_bytes())
-            .map_err(|_| AgentError::invalid("working_dir: no NUL is possible"))?,
+        working_dir: c_string(working_dir.as_os_str().as_bytes())?,
+        cgroup: guest.workload_cgroup(),
+        ignored_signals: guest.ignored_signals(),
     };
-    // SAFETY: between fork and exec the closure makes only async-signal-safe system calls on values
-    // prepared before the fork; it allocates nothing and takes no lock.
-    unsafe {
-        command.pre_exec(move || setup.apply());
-    }
-    let (leader, ended) = guest
-        .children()
-        .start(&mut command)
-        .map_err(|error| refusal_of_start(&request.argv[0], &error))?;
+    let (leader, ended) =
+        guest.children().start(&launch).map_err(|error| refusal_of_start(request, &error))?;
     Ok(Started { leader, ended, parent_ends })
 }
 
-fn refusal_of_start(program: &str, error: &io::Error) -> AgentError {
-    // The program was found: what is missing now is its interpreter or loader.
-    if error.raw_os_error() == Some(libc::ENOENT) {
-        return AgentError::refused(
-            FailureCode::NoSuchCommand,
-            format!("{program}: its interpreter is missing"),
-        );
+/// Starts a program of the agent's own as root, without any streams.
+pub(super) fn spawn_quietly(
+    guest: &Guest,
+    argv: &[&str],
+) -> Result<(Pid, oneshot::Receiver<ExecEnd>), AgentError> {
+    let nothing = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(|error| AgentError::from_io("/dev/null", &error))?;
+    let program = argv.first().copied().unwrap_or_default();
+    let launch = Launch {
+        program: c_string(program.as_bytes())?,
+        argv: argv.iter().map(|word| c_string(word.as_bytes())).collect::<Result<_, _>>()?,
+        env: vec![c_string(format!("PATH={DEFAULT_PATH}").as_bytes())?],
+        stdio: [nothing.as_fd(); 3],
+        has_terminal: false,
+        ids: None,
+        working_dir: c_string(b"/")?,
+        cgroup: guest.workload_cgroup(),
+        ignored_signals: guest.ignored_signals(),
+    };
+    guest.children().start(&launch).map_err(|error| match error {
+        LaunchError::WorkingDir(error) => AgentError::from_io("/", &error),
+        LaunchError::Program(error) => AgentError::from_io(program, &error),
+    })
+}
+
+/// What was checked to be without NUL when the request came, or comes from a file of text.
+fn c_string(bytes: &[u8]) -> Result<CString, AgentError> {
+    CString::new(bytes).map_err(|_| AgentError::invalid("no NUL is possible"))
+}
+
+fn refusal_of_start(request: &Exec, error: &LaunchError) -> AgentError {
+    let program = &request.argv[0];
+    match error {
+        LaunchError::WorkingDir(error) => {
+            let dir = request.working_dir.as_deref().unwrap_or("the user's home");
+            AgentError::from_io(dir, error)
+        }
+        // The program was found: what is missing now is its interpreter or loader.
+        LaunchError::Program(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            AgentError::refused(
+                FailureCode::NoSuchCommand,
+                format!("{program}: its interpreter is missing"),
+            )
+        }
+        LaunchError::Program(error) => AgentError::from_io(program, error),
     }
-    AgentError::from_io(program, error)
 }
 
 /// Defaults, then the workspace's, then the request's.
@@ -149,104 +192,64 @@ fn no_such_command(name: &str) -> AgentError {
     AgentError::refused(FailureCode::NoSuchCommand, format!("{name}: command not found"))
 }
 
-/// Gives the command its three descriptors; returns ours. All are close-on-exec.
-fn attach_streams(
-    command: &mut Command,
+/// The command's ends of its streams.
+enum ChildEnds {
+    Pipes { stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd },
+    Terminal { slave: OwnedFd },
+}
+
+impl ChildEnds {
+    fn stdio(&self) -> [BorrowedFd<'_>; 3] {
+        match self {
+            Self::Pipes { stdin, stdout, stderr } => [stdin, stdout, stderr].map(AsFd::as_fd),
+            Self::Terminal { slave } => [slave.as_fd(); 3],
+        }
+    }
+}
+
+/// Both ends of three pipes or of a terminal. All are close-on-exec.
+fn open_streams(
     terminal: Option<Terminal>,
     account: &Account,
-) -> io::Result<ParentEnds> {
+) -> io::Result<(ParentEnds, ChildEnds)> {
     let Some(size) = terminal else {
         let (child_stdin, stdin) = io::pipe()?;
         let (stdout, child_stdout) = io::pipe()?;
         let (stderr, child_stderr) = io::pipe()?;
-        command.stdin(child_stdin).stdout(child_stdout).stderr(child_stderr);
-        return Ok(ParentEnds::Pipes {
-            stdin: stdin.into(),
-            stdout: stdout.into(),
-            stderr: stderr.into(),
-        });
+        let ours =
+            ParentEnds::Pipes { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() };
+        let theirs = ChildEnds::Pipes {
+            stdin: child_stdin.into(),
+            stdout: child_stdout.into(),
+            stderr: child_stderr.into(),
+        };
+        return Ok((ours, theirs));
     };
-    let size = Winsize { ws_col: size.columns, ws_row: size.rows, ws_xpixel: 0, ws_ypixel: 0 };
-    let pty = openpty(Some(&size), None)?;
-    set_close_on_exec(&pty.master)?;
-    set_close_on_exec(&pty.slave)?;
+    let (master, slave) = open_terminal(size)?;
     if account.switch {
         // The user must be able to open its own terminal again (sudo, screen); a file system that
         // cannot do that is no reason to fail.
-        let _ = fchown(&pty.slave, Some(Uid::from_raw(account.uid)), None::<Gid>);
+        let _ = fchown(&slave, Some(Uid::from_raw(account.uid)), None::<Gid>);
     }
-    command
-        .stdin(Stdio::from(pty.slave.try_clone()?))
-        .stdout(Stdio::from(pty.slave.try_clone()?))
-        .stderr(Stdio::from(pty.slave));
-    Ok(ParentEnds::Terminal { master: pty.master })
+    Ok((ParentEnds::Terminal { master }, ChildEnds::Terminal { slave }))
 }
 
-fn set_close_on_exec(fd: &OwnedFd) -> io::Result<()> {
-    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-    fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    Ok(())
-}
+nix::ioctl_write_int_bad!(
+    /// Opens the other end of a terminal; the argument is flags of `open`.
+    open_peer, libc::TIOCGPTPEER
+);
+nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, Winsize);
 
-/// What the child does to itself between fork and exec.
-struct ChildSetup {
-    has_terminal: bool,
-    ids: Option<(u32, u32, Vec<u32>)>,
-    is_machine: bool,
-    working_dir: CString,
-}
-
-impl ChildSetup {
-    fn apply(&self) -> io::Result<()> {
-        // SAFETY: plain system calls with valid arguments, see the caller.
-        unsafe {
-            check(libc::setsid())?;
-            if self.has_terminal {
-                check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
-            }
-            libc::umask(0o022);
-        }
-        default_signals();
-        if self.is_machine {
-            // The agent is protected from the memory killer and has its own cgroup; its commands
-            // are neither. Where that cannot be said the command runs all the same.
-            write_to(c"/proc/self/oom_score_adj", b"0");
-            write_to(layout::WORKLOAD_CGROUP_PROCS, b"0");
-        }
-        // SAFETY: as above; the group list outlives the call.
-        unsafe {
-            if let Some((uid, gid, groups)) = &self.ids {
-                check(libc::setgroups(groups.len(), groups.as_ptr()))?;
-                check(libc::setgid(*gid))?;
-                check(libc::setuid(*uid))?;
-            }
-            // As the user, who may not be allowed there.
-            check(libc::chdir(self.working_dir.as_ptr()))?;
-        }
-        Ok(())
-    }
-}
-
-/// What a process ignores its children ignore too, and a shell cannot even trap such a signal. Whoever
-/// started the agent must not decide how a tenant's commands take a hang-up.
-fn default_signals() {
-    for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: a plain system call. Those that may not be changed answer with an error.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
-    }
-}
-
-fn check(outcome: libc::c_int) -> io::Result<()> {
-    if outcome < 0 { Err(io::Error::from_raw_os_error(Errno::last_raw())) } else { Ok(()) }
-}
-
-fn write_to(path: &std::ffi::CStr, bytes: &[u8]) {
-    // SAFETY: plain system calls with valid arguments.
-    unsafe {
-        let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-        if fd.as_raw_fd() >= 0 {
-            libc::write(fd, bytes.as_ptr().cast(), bytes.len());
-            libc::close(fd);
-        }
-    }
+/// Both ends, close-on-exec from the start: another command may be starting at this moment.
+fn open_terminal(size: Terminal) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = posix_openpt(flags)?;
+    unlockpt(&master)?;
+    let size = Winsize { ws_col: size.columns, ws_row: size.rows, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the descriptor is open; the kernel reads one `winsize` and makes a new descriptor.
+    let slave = unsafe {
+        set_window_size(master.as_raw_fd(), &raw const size)?;
+        OwnedFd::from_raw_fd(open_peer(master.as_raw_fd(), flags.bits())?)
+    };
+    Ok((master.into(), slave))
 }

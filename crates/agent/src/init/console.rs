@@ -15,7 +15,7 @@ pub(super) fn open() {
 }
 
 /// One line on the console. A full or missing console is no reason to stop.
-pub(super) fn log(message: &str) {
+pub(crate) fn log(message: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "skerry-agent: {message}");
 }

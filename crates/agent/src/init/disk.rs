@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,10 @@ use super::layout;
 const DEVICE_WITHIN: Duration = Duration::from_secs(1);
 /// How long the disk of a machine that has one may take to be usable.
 const DISK_WITHIN: Duration = Duration::from_secs(20);
+/// How long the kernel may take to notice that a disk was made larger.
+const GROWTH_WITHIN: Duration = Duration::from_secs(5);
+/// Between two looks at it.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The device type of disks on the virtio bus (virtio 1.2, section 5).
 const VIRTIO_BLOCK: &str = "0x0002";
 
@@ -117,25 +122,67 @@ fn by_serial() -> Option<String> {
     })
 }
 
-/// Grows the file system mounted at `mount_point` to the size of `device`. Returns the number of
-/// bytes gained; an up-to-date file system is left alone.
-pub(super) fn grow(device: &str, mount_point: &str) -> io::Result<u64> {
-    let name = device.trim_start_matches("/dev/");
-    let sectors: u64 = fs::read_to_string(format!("/sys/block/{name}/size"))?
-        .trim()
-        .parse()
-        .map_err(io::Error::other)?;
-    let before = statvfs(mount_point)?;
-    let block_size = before.fragment_size();
-    let blocks = sectors * 512 / block_size;
-    // `blocks()` leaves out the file system's own tables: an equal size looks a little smaller. The
-    // kernel knows better and does nothing when nothing is to be done.
-    if blocks <= before.blocks() {
-        return Ok(0);
+/// The root disk and the file system on it.
+#[derive(Debug)]
+pub(crate) struct RootDisk {
+    /// Its device file.
+    device: String,
+    /// How large the disk was when its file system was last made to fill it, in bytes; 0 before.
+    filled_bytes: AtomicU64,
+}
+
+impl RootDisk {
+    pub(super) fn new(device: String) -> Self {
+        Self { device, filled_bytes: AtomicU64::new(0) }
     }
-    let directory = File::open(mount_point)?;
-    // SAFETY: the descriptor is open and the kernel reads one 64-bit number.
-    unsafe { ext4_resize(directory.as_raw_fd(), &raw const blocks) }?;
-    let after = statvfs(mount_point)?;
-    Ok(after.blocks().saturating_sub(before.blocks()).saturating_mul(block_size))
+
+    /// Whether the disk is larger than when [`RootDisk::grow`] was last called.
+    pub(crate) fn has_grown(&self) -> bool {
+        self.size_bytes().is_ok_and(|size| size > self.filled_bytes.load(Ordering::Relaxed))
+    }
+
+    /// The size the kernel knows.
+    fn size_bytes(&self) -> io::Result<u64> {
+        let name = self.device.trim_start_matches("/dev/");
+        let sectors = fs::read_to_string(format!("/sys/block/{name}/size"))?;
+        let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
+        // The unit is 512 bytes whatever the disk's own sectors are.
+        Ok(sectors * 512)
+    }
+
+    /// Waits until the kernel sees a disk of at least so many bytes, which was announced to it. Blocks.
+    pub(crate) fn wait_for(&self, size_bytes: u64) -> io::Result<()> {
+        let deadline = Instant::now() + GROWTH_WITHIN;
+        loop {
+            let seen = self.size_bytes()?;
+            if seen >= size_bytes {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(io::Error::other(format!(
+                    "the disk still has {seen} bytes instead of {size_bytes}"
+                )));
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Grows the file system, mounted at `mount_point`, to the size of the disk. Returns the number of
+    /// bytes gained; an up-to-date file system is left alone. Blocks.
+    pub(crate) fn grow(&self, mount_point: &str) -> io::Result<u64> {
+        let disk_bytes = self.size_bytes()?;
+        let before = statvfs(mount_point)?;
+        let block_size = before.fragment_size();
+        let blocks = disk_bytes / block_size;
+        // `blocks()` leaves out the file system's own tables: an equal size looks a little smaller. The
+        // kernel knows better and does nothing when nothing is to be done.
+        if blocks > before.blocks() {
+            let directory = File::open(mount_point)?;
+            // SAFETY: the descriptor is open and the kernel reads one 64-bit number.
+            unsafe { ext4_resize(directory.as_raw_fd(), &raw const blocks) }?;
+        }
+        self.filled_bytes.store(disk_bytes, Ordering::Relaxed);
+        let after = statvfs(mount_point)?;
+        Ok(after.blocks().saturating_sub(before.blocks()).saturating_mul(block_size))
+    }
 }

@@ -2,8 +2,11 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
-    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    io::{self, Read, Write},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    },
     path::Path,
 };
 
@@ -69,10 +72,8 @@ pub(crate) fn set_clock(unix_time_ns: i64) -> Result<(), AgentError> {
 /// Sets the host name and the files that repeat it.
 pub(crate) fn set_hostname(hostname: &str) -> Result<(), AgentError> {
     sethostname(hostname).map_err(|errno| AgentError::from_io("the host name", &errno.into()))?;
-    write_if_different(Path::new("/etc/hostname"), &format!("{hostname}\n"))?;
-    let hosts = Path::new("/etc/hosts");
-    let before = fs::read_to_string(hosts).unwrap_or_default();
-    write_if_different(hosts, &hosts_with(&before, hostname))
+    rewrite(Path::new("/etc/hostname"), |_| format!("{hostname}\n"))?;
+    rewrite(Path::new("/etc/hosts"), |before| hosts_with(before, hostname))
 }
 
 /// `hosts` with our own name at 127.0.1.1 (Debian's place for it) and with localhost.
@@ -92,30 +93,71 @@ fn hosts_with(hosts: &str, hostname: &str) -> String {
     format!("{}\n127.0.1.1 {hostname}\n", lines.join("\n"))
 }
 
-/// Sets the machine id: 32 hexadecimal digits.
-pub(crate) fn set_machine_id(machine_id: &str) -> Result<(), AgentError> {
-    write_if_different(Path::new("/etc/machine-id"), &format!("{machine_id}\n"))
+const MACHINE_ID: &str = "/etc/machine-id";
+/// More than this of a file that we keep is somebody else's doing.
+const FILE_MAX: u64 = 1024 * 1024;
+
+/// The machine id in its file; empty when there is none.
+pub(crate) fn machine_id() -> Result<String, AgentError> {
+    match fs::read_to_string(MACHINE_ID) {
+        Ok(text) => Ok(text.trim_end().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        // Not text, so nobody's id.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(String::new()),
+        Err(error) => Err(about(Path::new(MACHINE_ID))(error)),
+    }
 }
 
-/// Replaces the file in one step, unless it holds `content` already.
-fn write_if_different(path: &Path, content: &str) -> Result<(), AgentError> {
+/// Sets the machine id: 32 hexadecimal digits, or none. An empty file is what machine-id(5) has for
+/// systems that are yet to be cloned.
+pub(crate) fn set_machine_id(machine_id: &str) -> Result<(), AgentError> {
+    rewrite(Path::new(MACHINE_ID), |_| match machine_id {
+        "" => String::new(),
+        machine_id => format!("{machine_id}\n"),
+    })
+}
+
+/// Gives the file the content that `change` makes of its present one, and leaves it alone if that is
+/// the same. It is written in place, not replaced by a new one, because a clone's first command waits
+/// for it; and not synced, because the next start writes it again.
+fn rewrite(path: &Path, change: impl FnOnce(&str) -> String) -> Result<(), AgentError> {
     let failed = about(path);
-    match fs::read_to_string(path) {
-        Ok(before) if before == content => return Ok(()),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
+    let mut file = open_plain(path).map_err(&failed)?;
+    let mut before = Vec::new();
+    (&mut file).take(FILE_MAX).read_to_end(&mut before).map_err(&failed)?;
+    let after = change(&String::from_utf8_lossy(&before));
+    if before == after.as_bytes() {
+        return Ok(());
     }
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(dir).map_err(&failed)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".skerry-")
-        .permissions(fs::Permissions::from_mode(0o644))
-        .tempfile_in(dir)
-        .map_err(&failed)?;
-    file.write_all(content.as_bytes()).map_err(&failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
+    file.write_all_at(after.as_bytes(), 0).map_err(&failed)?;
+    if after.len() < before.len() {
+        file.set_len(after.len() as u64).map_err(&failed)?;
+    }
     Ok(())
+}
+
+/// Opens the file for reading and writing. If it is missing, or a link, or has other names, it is made
+/// anew: what we write is meant for this name alone.
+fn open_plain(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o644).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    match options.open(path) {
+        Ok(file) => {
+            let metadata = file.metadata()?;
+            if metadata.is_file() && metadata.nlink() == 1 {
+                return Ok(file);
+            }
+            fs::remove_file(path)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Some(dir) = path.parent() {
+                fs::create_dir_all(dir)?;
+            }
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => fs::remove_file(path)?,
+        Err(error) => return Err(error),
+    }
+    options.create_new(true).open(path)
 }
 
 #[cfg(test)]
@@ -132,5 +174,36 @@ mod tests {
         let second = hosts_with(&first, "two");
         assert_eq!(second, first.replace("one", "two"));
         assert_eq!(hosts_with(&second, "two"), second);
+    }
+
+    #[test]
+    fn a_file_is_rewritten_in_place_and_only_if_it_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("etc/file");
+        rewrite(&path, |before| format!("{before}long content")).unwrap();
+        let made = fs::metadata(&path).unwrap();
+        assert_eq!(made.mode() & 0o777 & !0o022, 0o644);
+        rewrite(&path, |before| before.replace("long ", "")).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "content");
+        assert_eq!(fs::metadata(&path).unwrap().ino(), made.ino());
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+        rewrite(&path, str::to_owned).unwrap();
+        rewrite(&path, |_| String::new()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+    }
+
+    #[test]
+    fn what_a_file_is_linked_with_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("other");
+        let path = dir.path().join("file");
+        fs::write(&other, "precious").unwrap();
+        for link in [|to, at| std::os::unix::fs::symlink(to, at), |to, at| fs::hard_link(to, at)] {
+            let _ = fs::remove_file(&path);
+            link(&other, &path).unwrap();
+            rewrite(&path, |_| String::from("ours")).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), "ours");
+            assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
+        }
     }
 }

@@ -1,7 +1,5 @@
 //! Where things are in the guest.
 
-use std::ffi::CStr;
-
 /// Kernel modules of the initial file system.
 pub(super) const MODULES: &str = "/modules";
 /// Their order: a file name a line.
@@ -18,5 +16,3 @@ pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 pub(super) const AGENT_CGROUP: &str = "/sys/fs/cgroup/agent";
 /// Everybody else's.
 pub(super) const WORKLOAD_CGROUP: &str = "/sys/fs/cgroup/workload";
-/// Where a process enters it.
-pub(crate) const WORKLOAD_CGROUP_PROCS: &CStr = c"/sys/fs/cgroup/workload/cgroup.procs";

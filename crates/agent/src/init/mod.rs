@@ -1,9 +1,9 @@
 //! What the agent does as PID 1: bring the machine up, serve its port, take the machine down.
 
 mod console;
-mod disk;
+pub(crate) mod disk;
 pub(crate) mod identity;
-pub(crate) mod layout;
+mod layout;
 mod modules;
 mod mounts;
 mod network;
@@ -13,8 +13,10 @@ mod process;
 
 use std::{sync::Arc, thread, time::Duration};
 
-use crate::{AgentError, Guest, serve};
-use console::log;
+use tokio::time::Instant;
+
+use crate::{AgentError, Guest, freeze, guest::Machine, serve};
+pub(crate) use console::log;
 use port::VirtioPort;
 
 /// On the kernel's command line: power off at once. A guest that does so has proven that the
@@ -24,7 +26,8 @@ const PROBE_ARGUMENT: &str = "skerry.probe";
 const PORT_WITHIN: Duration = Duration::from_secs(10);
 /// Threads for file operations and transfers; see the limits in [`Guest`].
 const BLOCKING_THREADS: usize = 48;
-/// Between two connections, so that a port that fails at once does not keep a CPU busy.
+/// From the beginning of one connection to the next, so that a port that fails at once does not keep a
+/// CPU busy.
 const BETWEEN_CONNECTIONS: Duration = Duration::from_millis(10);
 
 /// Runs the machine from its first process to its power off. PID 1 alone may call this.
@@ -45,23 +48,32 @@ fn boot_and_serve() -> Result<(), AgentError> {
     log(&format!("agent {} starts", env!("CARGO_PKG_VERSION")));
     let uevents = disk::Uevents::open();
     modules::load_all();
-    match disk::find_root(&uevents).map_err(AgentError::boot("find the root disk"))? {
-        Some(device) => {
-            log(&format!("root disk {device}"));
-            mounts::enter_root(&device)?;
-        }
-        None => log("no root disk, staying in the initial file system"),
-    }
+    let root_disk =
+        match disk::find_root(&uevents).map_err(AgentError::boot("find the root disk"))? {
+            Some(device) => {
+                log(&format!("root disk {device}"));
+                Some(Arc::new(mounts::enter_root(device)?))
+            }
+            None => {
+                log("no root disk, staying in the initial file system");
+                None
+            }
+        };
     mounts::mount_the_rest();
     process::protect();
     if let Err(error) = network::bring_up_loopback() {
         log(&format!("loopback: {error}"));
     }
-    serve_port(&uevents)
+    let file_systems = match root_disk {
+        Some(_) => vec![freeze::hold("/").map_err(AgentError::boot("open the root directory"))?],
+        None => Vec::new(),
+    };
+    let machine = Machine { root_disk, workload_cgroup: process::workload_cgroup() };
+    serve_port(&uevents, Guest::machine(machine, file_systems))
 }
 
-fn serve_port(uevents: &disk::Uevents) -> Result<(), AgentError> {
-    let guest = Arc::new(Guest::machine());
+fn serve_port(uevents: &disk::Uevents, guest: Guest) -> Result<(), AgentError> {
+    let guest = Arc::new(guest);
     let children = Arc::clone(guest.children());
     thread::Builder::new()
         .name(String::from("reaper"))
@@ -72,6 +84,8 @@ fn serve_port(uevents: &disk::Uevents) -> Result<(), AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
+        // One that has to be made anew makes the call that needs it wait.
+        .thread_keep_alive(Duration::MAX)
         .build()
         .map_err(AgentError::boot("start the runtime"))?;
     log("ready for the host");
@@ -87,6 +101,7 @@ async fn serve_connections(guest: &Arc<Guest>, port: &VirtioPort) -> std::io::Re
             waited = port.wait_for_host() => waited?,
             () = guest.powering_off() => return Ok(()),
         }
+        let began = Instant::now();
         if let Err(error) = serve(port.connect()?, guest).await {
             log(&format!("connection ended: {}", with_causes(&error)));
         }
@@ -94,7 +109,8 @@ async fn serve_connections(guest: &Arc<Guest>, port: &VirtioPort) -> std::io::Re
             log("power off was asked for");
             return Ok(());
         }
-        tokio::time::sleep(BETWEEN_CONNECTIONS).await;
+        // Over already, after a connection that was one.
+        tokio::time::sleep_until(began + BETWEEN_CONNECTIONS).await;
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use nix::mount::{MsFlags, mount};
 
-use super::{console::log, disk, layout};
+use super::{console::log, disk::RootDisk, layout};
 use crate::AgentError;
 
 /// `/proc`, `/sys` and `/dev`: without them nothing can be found.
@@ -19,18 +19,19 @@ pub(super) fn mount_kernel_views() -> io::Result<()> {
     attach("devtmpfs", "/dev", MsFlags::MS_NOSUID, Some("mode=0755"))
 }
 
-/// Mounts the root disk, grows it, and makes it `/`.
-pub(super) fn enter_root(device: &str) -> Result<(), AgentError> {
+/// Mounts the root disk, grows its file system, and makes it `/`.
+pub(super) fn enter_root(device: String) -> Result<RootDisk, AgentError> {
     make_dir(layout::NEW_ROOT);
     mount(
-        Some(device),
+        Some(device.as_str()),
         layout::NEW_ROOT,
         Some("ext4"),
         MsFlags::MS_RELATIME,
         Some("discard,errors=remount-ro"),
     )
     .map_err(|errno| AgentError::boot("mount the root disk")(errno.into()))?;
-    match disk::grow(device, layout::NEW_ROOT) {
+    let disk = RootDisk::new(device);
+    match disk.grow(layout::NEW_ROOT) {
         Ok(0) => {}
         Ok(gained) => log(&format!("root file system grown by {} MiB", gained / 1024 / 1024)),
         // Smaller than asked for is better than no workspace.
@@ -42,7 +43,8 @@ pub(super) fn enter_root(device: &str) -> Result<(), AgentError> {
     for view in ["/dev", "/sys", "/proc"] {
         carry_over(view);
     }
-    move_root().map_err(AgentError::boot("move into the root disk"))
+    move_root().map_err(AgentError::boot("move into the root disk"))?;
+    Ok(disk)
 }
 
 /// Takes a mount along into the new root, or mounts it there anew.

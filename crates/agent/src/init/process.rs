@@ -1,6 +1,10 @@
-//! The agent's own protection: it must be the last to be killed for memory.
+//! The agent's own protection. From the memory killer it needs none: the kernel never picks the first
+//! process.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    os::fd::OwnedFd,
+};
 
 use nix::sys::resource::{Resource, setrlimit};
 
@@ -9,10 +13,9 @@ use super::{console::log, layout};
 const FILES_SOFT: u64 = 65_536;
 const FILES_HARD: u64 = 1_048_576;
 
-/// Exempts the agent from the memory killer, puts it into a cgroup of its own and raises the limit
-/// of open files. Whatever does not work is reported: the agent works without.
+/// Puts the agent into a cgroup of its own and raises the limit of open files. Whatever does not work
+/// is reported: the agent works without.
 pub(super) fn protect() {
-    report("oom_score_adj", fs::write("/proc/self/oom_score_adj", "-1000"));
     for group in [layout::AGENT_CGROUP, layout::WORKLOAD_CGROUP] {
         report(group, fs::create_dir_all(group));
     }
@@ -21,6 +24,11 @@ pub(super) fn protect() {
         "open files",
         setrlimit(Resource::RLIMIT_NOFILE, FILES_SOFT, FILES_HARD).map_err(Into::into),
     );
+}
+
+/// The cgroup of everybody else, for starting processes in it.
+pub(super) fn workload_cgroup() -> Option<OwnedFd> {
+    File::open(layout::WORKLOAD_CGROUP).ok().map(OwnedFd::from)
 }
 
 fn report(what: &str, outcome: std::io::Result<()>) {

@@ -20,14 +20,15 @@ use skerry_agent_protocol::{
 use skerry_internal_api::{ByteStream, NodeError};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
-    connection::Requests,
+    connection::{Connected, Requests},
     failure::{lost, node_error},
+    hold::Hold,
 };
 
 /// The body of every request.
@@ -57,8 +58,20 @@ impl Shared {
         within: Duration,
     ) -> Result<A, NodeError> {
         let _permit = self.permit(&self.short_streams).await?;
-        let mut requests = self.requests().await?;
-        ask(&mut requests, path, question, within).await
+        let mut requests = self.connected().await?.requests;
+        bounded(&self.hold, path, within, ask(&mut requests, path, question)).await
+    }
+
+    /// Like [`Shared::ask`], on a stream that the guest's users cannot take away.
+    pub(super) async fn command<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &'static str,
+        question: &Q,
+        within: Duration,
+    ) -> Result<A, NodeError> {
+        let _permit = self.permit(&self.control_streams).await?;
+        let mut requests = self.connected().await?.requests;
+        bounded(&self.hold, path, within, ask(&mut requests, path, question)).await
     }
 
     /// Like [`Shared::ask`], with room for a whole directory.
@@ -70,9 +83,9 @@ impl Shared {
     ) -> Result<A, NodeError> {
         let _listing = self.permit(&self.listings).await?;
         let _permit = self.permit(&self.short_streams).await?;
-        let mut requests = self.requests().await?;
+        let mut requests = self.connected().await?.requests;
         let body = full(head_of(question)?);
-        bounded(path, within, async {
+        bounded(&self.hold, path, within, async {
             json(send(&mut requests, path, body).await?, LISTING_MAX).await
         })
         .await
@@ -80,15 +93,16 @@ impl Shared {
 
     /// A call that is answered by raw bytes.
     pub(super) async fn download<Q: Serialize>(
-        &self,
+        self: &Arc<Self>,
         path: &'static str,
         question: &Q,
     ) -> Result<ByteStream, NodeError> {
         let permit = self.permit(&self.long_streams).await?;
-        let mut requests = self.requests().await?;
+        let mut requests = self.connected().await?.requests;
         let body = full(head_of(question)?);
-        let answer = bounded(path, ANSWER_BEGINS_WITHIN, send(&mut requests, path, body)).await?;
-        Ok(pieces(answer.into_body(), permit))
+        let answer = send(&mut requests, path, body);
+        let answer = bounded(&self.hold, path, ANSWER_BEGINS_WITHIN, answer).await?;
+        Ok(pieces(answer.into_body(), Arc::clone(self), permit))
     }
 
     /// A call whose question goes on in raw bytes.
@@ -99,7 +113,7 @@ impl Shared {
         content: ByteStream,
     ) -> Result<A, NodeError> {
         let _permit = self.permit(&self.long_streams).await?;
-        let mut requests = self.requests().await?;
+        let mut requests = self.connected().await?.requests;
         let progress = Arc::new(Notify::new());
         let source_error = Arc::new(Mutex::new(None));
         // Once the agent has answered it reads no further.
@@ -122,7 +136,7 @@ impl Shared {
             tokio::select! {
                 outcome = &mut exchange => break outcome,
                 () = progress.notified() => {}
-                () = sleep(PROGRESS_WITHIN) => break Err(too_late(path, PROGRESS_WITHIN)),
+                () = self.hold.sleep(PROGRESS_WITHIN) => break Err(too_late(path, PROGRESS_WITHIN)),
             }
         };
         // The source's own failure says more than the stream that broke for it.
@@ -132,21 +146,33 @@ impl Shared {
         }
     }
 
-    /// Where to put requests: now, or after the gap between two connections.
-    pub(super) async fn requests(&self) -> Result<Requests, NodeError> {
-        let mut watching = self.requests.subscribe();
-        let connected = watching
-            .wait_for(|requests| requests.as_ref().is_some_and(|requests| !requests.is_closed()));
+    /// The connection to put requests in: now, or after the gap between two, or after a short pause.
+    pub(super) async fn connected(&self) -> Result<Connected, NodeError> {
         let unreachable = |why: &str| NodeError::GuestUnreachable(why.to_owned());
         tokio::select! {
             biased;
             () = self.closed.cancelled() => Err(unreachable("the line to it is closed")),
-            connected = timeout(CONNECTED_WITHIN, connected) => match connected {
-                Ok(Ok(requests)) => {
-                    requests.clone().ok_or_else(|| unreachable("it is not connected"))
-                }
-                Ok(Err(_)) | Err(_) => Err(unreachable("its agent is not connected")),
+            connected = timeout(CONNECTED_WITHIN, self.next_connected()) => match connected {
+                Ok(Some(connected)) => Ok(connected),
+                Ok(None) => Err(unreachable("it is not connected")),
+                Err(_) if self.hold.is_held() => Err(unreachable("its VM is paused")),
+                Err(_) => Err(unreachable("its agent is not connected")),
             },
+        }
+    }
+
+    async fn next_connected(&self) -> Option<Connected> {
+        let mut watching = self.connected.subscribe();
+        loop {
+            self.hold.released().await;
+            let is_open = |connected: &Option<Connected>| {
+                connected.as_ref().is_some_and(|connected| !connected.requests.is_closed())
+            };
+            // The sender is ours: there is no error.
+            let connected = watching.wait_for(is_open).await.ok()?.clone();
+            if !self.hold.is_held() {
+                return connected;
+            }
         }
     }
 
@@ -170,19 +196,19 @@ pub(super) async fn ask<Q: Serialize, A: DeserializeOwned>(
     requests: &mut Requests,
     path: &'static str,
     question: &Q,
-    within: Duration,
 ) -> Result<A, NodeError> {
     let body = full(head_of(question)?);
-    bounded(path, within, async { json(send(requests, path, body).await?, ANSWER_MAX).await }).await
+    json(send(requests, path, body).await?, ANSWER_MAX).await
 }
 
-/// Bounds `exchange`.
+/// Bounds `exchange` by the time in which the guest could have answered.
 pub(super) async fn bounded<T>(
+    hold: &Hold,
     path: &'static str,
     within: Duration,
     exchange: impl Future<Output = Result<T, NodeError>>,
 ) -> Result<T, NodeError> {
-    timeout(within, exchange).await.unwrap_or_else(|_| Err(too_late(path, within)))
+    hold.bounded(within, exchange).await.unwrap_or_else(|| Err(too_late(path, within)))
 }
 
 fn too_late(path: &'static str, within: Duration) -> NodeError {
@@ -240,27 +266,28 @@ pub(super) fn streaming(
     BodyExt::boxed_unsync(StreamBody::new(all.map(|piece| piece.map(Frame::data))))
 }
 
-fn pieces(body: Incoming, permit: OwnedSemaphorePermit) -> ByteStream {
+fn pieces(body: Incoming, shared: Arc<Shared>, permit: OwnedSemaphorePermit) -> ByteStream {
     struct State {
         body: Incoming,
+        shared: Arc<Shared>,
         rest: Bytes,
         failed: bool,
         _permit: OwnedSemaphorePermit,
     }
-    let state = State { body, rest: Bytes::new(), failed: false, _permit: permit };
+    let state = State { body, shared, rest: Bytes::new(), failed: false, _permit: permit };
     Box::pin(stream::unfold(state, |mut state| async move {
         if state.failed {
             return None;
         }
         while state.rest.is_empty() {
-            match timeout(PIECE_WITHIN, state.body.frame()).await {
-                Ok(Some(Ok(frame))) => state.rest = frame.into_data().unwrap_or_default(),
-                Ok(None) => return None,
-                Ok(Some(Err(error))) => {
+            match state.shared.hold.bounded(PIECE_WITHIN, state.body.frame()).await {
+                Some(Some(Ok(frame))) => state.rest = frame.into_data().unwrap_or_default(),
+                Some(None) => return None,
+                Some(Some(Err(error))) => {
                     state.failed = true;
                     return Some((Err(lost(error)), state));
                 }
-                Err(_) => {
+                None => {
                     state.failed = true;
                     return Some((Err(too_late("guest_stream", PIECE_WITHIN)), state));
                 }

@@ -8,7 +8,7 @@ use skerry_agent_protocol::{
     GENERATION_MAX, call as path,
     handshake::connect,
     limits::{CONNECTION_WINDOW, HEADER_LIST_MAX, HTTP2_FRAME_MAX, STREAM_WINDOW},
-    message::{Configure, Configured},
+    message::{Configure, Configured, Empty},
     record::Nonce,
 };
 use skerry_internal_api::NodeError;
@@ -17,12 +17,26 @@ use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Dial, GuestHello, Shared,
+    CONTROL_STREAMS, Dial, GuestHello, LONG_STREAMS, SHORT_STREAMS, Shared,
     call::{self, RequestBody},
+    failure::lost,
+    hold::Hold,
 };
 
 /// Where requests of one connection are put in.
 pub(super) type Requests = SendRequest<RequestBody>;
+
+/// A connection whose guest is configured.
+#[derive(Clone)]
+pub(super) struct Connected {
+    pub(super) requests: Requests,
+    /// Which one of the link's.
+    pub(super) number: u64,
+    /// How much of the protocol the agent has.
+    pub(super) revision: u16,
+    /// Which hello the guest was last configured with.
+    pub(super) hello_version: u64,
+}
 
 /// One try to meet the agent. Dialling again wakes an agent that waits in a dead connection.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -31,21 +45,30 @@ const DIAL_WITHIN: Duration = Duration::from_secs(5);
 const CONFIGURE_WITHIN: Duration = Duration::from_secs(30);
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MOST: Duration = Duration::from_secs(1);
-/// While something is under way, a silent guest is asked for a sign of life this often,
+/// While something is under way, the guest is asked for a sign of life this often,
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// and given up after this long. Generous: a guest under emulation shares a CPU with many.
 const PING_WITHIN: Duration = Duration::from_secs(30);
+/// and so long after a pause.
+const PING_AFTER_PAUSE: Duration = Duration::from_secs(1);
 /// How long the tasks of a connection that has ended may take to notice.
 const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes of a request that wait for one slow guest.
 const SEND_BUFFER: usize = 128 * 1024;
 
 /// Connects again and again until the link is closed.
-pub(super) async fn keep_connected(shared: Arc<Shared>, dial: Arc<dyn Dial>, hello: GuestHello) {
+pub(super) async fn keep_connected(shared: Arc<Shared>, dial: Arc<dyn Dial>) {
     let mut backoff = BACKOFF_FIRST;
+    let mut number: u64 = 0;
     loop {
+        number += 1;
+        let next = async {
+            // Nobody answers in a VM that is paused.
+            shared.hold.released().await;
+            one_connection(&shared, &*dial, number).await
+        };
         let (was_ready, ended) = tokio::select! {
-            ended = one_connection(&shared, &*dial, &hello) => ended,
+            ended = next => ended,
             () = shared.closed.cancelled() => break,
         };
         if was_ready {
@@ -60,12 +83,13 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, dial: Arc<dyn Dial>, hel
         }
         backoff = (backoff * 2).min(BACKOFF_MOST);
     }
-    shared.requests.send_replace(None);
+    shared.connected.send_replace(None);
 }
 
 /// From dialling to the end of the connection. Returns whether the guest was ready meanwhile, and why
 /// it ended. Cancelling it ends the connection as well.
-async fn one_connection(shared: &Shared, dial: &dyn Dial, hello: &GuestHello) -> (bool, String) {
+async fn one_connection(shared: &Shared, dial: &dyn Dial, number: u64) -> (bool, String) {
+    let (hello_version, hello) = shared.hello();
     let mut channel = match timeout(DIAL_WITHIN, dial.dial()).await {
         Ok(Ok(channel)) => channel,
         Ok(Err(error)) => return (false, error.to_string()),
@@ -89,8 +113,6 @@ async fn one_connection(shared: &Shared, dial: &dyn Dial, hello: &GuestHello) ->
         .max_frame_size(HTTP2_FRAME_MAX)
         .max_header_list_size(HEADER_LIST_MAX)
         .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_WITHIN)
         .handshake::<_, RequestBody>(TokioIo::new(channel))
         .await;
     let (mut requests, connection) = match started {
@@ -100,23 +122,30 @@ async fn one_connection(shared: &Shared, dial: &dyn Dial, hello: &GuestHello) ->
     tokio::pin!(connection);
     let configured = tokio::select! {
         ended = &mut connection => return (false, words(ended)),
-        configured = configure(&mut requests, hello) => configured,
+        configured = configure(&mut requests, &hello, &shared.hold) => configured,
     };
-    match configured {
-        Ok(configured) => tracing::info!(
-            agent.version = %call::printable(&configured.agent_version),
-            "the guest is ready"
-        ),
+    let revision = match configured {
+        Ok(configured) => {
+            tracing::info!(
+                agent.version = %call::printable(&configured.agent_version),
+                "the guest is ready"
+            );
+            configured.revision
+        }
         Err(error) => return (false, error.to_string()),
-    }
-    shared.requests.send_replace(Some(requests));
+    };
+    let connected = Connected { requests: requests.clone(), number, revision, hello_version };
+    shared.connected.send_replace(Some(connected));
     let disconnect = Disconnect(shared);
-    let ended = connection.await;
+    let ended = tokio::select! {
+        ended = &mut connection => words(ended),
+        () = falls_silent(shared, requests) => String::from("the guest does not answer any more"),
+    };
     drop(disconnect);
     // Answers that came before the end are still on their way to their callers.
     last_answers.close();
     let _ = timeout(LAST_ANSWERS_WITHIN, last_answers.wait()).await;
-    (true, words(ended))
+    (true, ended)
 }
 
 /// Takes the connection's sender back however its future ends.
@@ -124,7 +153,7 @@ struct Disconnect<'a>(&'a Shared);
 
 impl Drop for Disconnect<'_> {
     fn drop(&mut self) {
-        self.0.requests.send_replace(None);
+        self.0.connected.send_replace(None);
     }
 }
 
@@ -132,7 +161,43 @@ fn words(ended: hyper::Result<()>) -> String {
     ended.map_or_else(|error| error.to_string(), |()| String::from("closed"))
 }
 
-async fn configure(requests: &mut Requests, hello: &GuestHello) -> Result<Configured, NodeError> {
+/// Completes when the guest, which is not paused, does not answer. It is asked only while something is
+/// under way, so that an idle guest stays idle, and after every pause.
+async fn falls_silent(shared: &Shared, mut requests: Requests) {
+    loop {
+        let was_paused = tokio::select! {
+            () = shared.hold.held() => {
+                shared.hold.released().await;
+                // Whoever has let it run on is asking it something right now.
+                shared.hold.sleep(PING_AFTER_PAUSE).await;
+                true
+            }
+            () = shared.hold.sleep(PING_EVERY) => false,
+        };
+        if !was_paused && !is_busy(shared) {
+            continue;
+        }
+        let Ok(_permit) = shared.permit(&shared.control_streams).await else { continue };
+        let ping = call::ask::<_, Empty>(&mut requests, path::PING, &Empty {});
+        // An agent that does not know the call refuses it, and is there.
+        if shared.hold.bounded(PING_WITHIN, ping).await.is_none() {
+            return;
+        }
+    }
+}
+
+fn is_busy(shared: &Shared) -> bool {
+    shared.long_streams.available_permits() < LONG_STREAMS
+        || shared.short_streams.available_permits() < SHORT_STREAMS
+        || shared.control_streams.available_permits() < CONTROL_STREAMS
+}
+
+/// Makes the guest what `hello` says.
+pub(super) async fn configure(
+    requests: &mut Requests,
+    hello: &GuestHello,
+    hold: &Hold,
+) -> Result<Configured, NodeError> {
     let fresh = (hello.fresh)();
     let request = Configure {
         hostname: hello.hostname.clone(),
@@ -142,12 +207,11 @@ async fn configure(requests: &mut Requests, hello: &GuestHello) -> Result<Config
         env: hello.env.clone(),
         incarnation: hello.incarnation,
     };
+    let asked = call::ask(requests, path::CONFIGURE, &request);
     let configured: Configured =
-        call::ask(requests, path::CONFIGURE, &request, CONFIGURE_WITHIN).await?;
+        call::bounded(hold, path::CONFIGURE, CONFIGURE_WITHIN, asked).await?;
     if configured.incarnation != hello.incarnation || configured.generation > GENERATION_MAX {
-        return Err(NodeError::GuestUnreachable(String::from(
-            "the agent's answer to configure does not fit the question",
-        )));
+        return Err(lost("the agent's answer to configure does not fit the question"));
     }
     Ok(configured)
 }

@@ -41,7 +41,7 @@ impl GuestLink {
     ) -> Result<ExecSession, NodeError> {
         let shared = &self.shared;
         let permit = shared.permit(&shared.long_streams).await?;
-        let mut requests = shared.requests().await?;
+        let mut requests = shared.connected().await?.requests;
         let (control, to_command) = mpsc::channel(WAITING);
         let (to_caller, output) = mpsc::channel(WAITING);
         let (finished, hung_up) = (CancellationToken::new(), CancellationToken::new());
@@ -49,9 +49,8 @@ impl GuestLink {
             InputEnd { finished: finished.clone(), _hang_up: hung_up.clone().drop_guard() };
         let head = head_of(&convert::exec(request))?;
         let body = streaming(head, input(to_command, finished, hung_up));
-        let answer =
-            bounded(path::EXEC, ANSWER_BEGINS_WITHIN, send(&mut requests, path::EXEC, body))
-                .await?;
+        let answer = send(&mut requests, path::EXEC, body);
+        let answer = bounded(&shared.hold, path::EXEC, ANSWER_BEGINS_WITHIN, answer).await?;
         let shared = Arc::clone(shared);
         self.shared.tasks.spawn(async move {
             let carry = carry(answer.into_body(), to_caller, input_end, permit);

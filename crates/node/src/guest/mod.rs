@@ -4,6 +4,10 @@
 //! and dials again whenever the connection breaks. Calls made in a gap wait for the next connection
 //! for a bounded time; what was under way when the connection broke fails.
 //!
+//! A VM that is paused answers nothing and has lost nothing. Whoever pauses it tells its link
+//! ([`GuestLink::hold`]), for which time then stands still: nothing under way is given up, however long
+//! it takes until [`GuestLink::release`].
+//!
 //! The guest is a stranger. Everything it sends has a bound (header lists, frames, JSON, listings,
 //! what is buffered in all: [`CONNECTION_WINDOW`](skerry_agent_protocol::limits::CONNECTION_WINDOW)
 //! bytes for a whole VM), every wait has one, and whatever it does only its own calls fail.
@@ -14,10 +18,18 @@ mod connection;
 mod convert;
 mod exec;
 mod failure;
+mod hold;
+mod state;
+mod template;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use skerry_agent_protocol::{call as path, message};
@@ -30,15 +42,22 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use connection::{Requests, keep_connected};
+use connection::{Connected, keep_connected};
+use hold::Hold;
+pub use state::Frozen;
+pub use template::Prepared;
 
 /// Streams that may last: commands and transfers.
 const LONG_STREAMS: usize = 112;
-/// Streams of short calls, kept apart so that a guest busy with commands can still be asked how it is
-/// and told to power off. Together they are the protocol's limit.
-const SHORT_STREAMS: usize = 16;
+/// Streams of short calls, kept apart so that a guest busy with commands can still be asked how it is.
+const SHORT_STREAMS: usize = 12;
+/// Streams of the node's own calls, kept apart so that a guest can always be asked whether it is there,
+/// told to power off and, above all, to thaw: file operations may all be waiting for that. Together they
+/// are the protocol's limit.
+const CONTROL_STREAMS: usize = 4;
 const _: () = assert!(
-    LONG_STREAMS + SHORT_STREAMS == skerry_agent_protocol::limits::CONCURRENT_STREAMS as usize
+    LONG_STREAMS + SHORT_STREAMS + CONTROL_STREAMS
+        == skerry_agent_protocol::limits::CONCURRENT_STREAMS as usize
 );
 /// Listings at the same time: an answer may be large, and a guest must not fill the host's memory.
 const LISTINGS: usize = 2;
@@ -59,7 +78,8 @@ pub trait Dial: Send + Sync {
 pub struct GuestHello {
     /// A DNS label.
     pub hostname: String,
-    /// 32 lower-case hexadecimal digits.
+    /// 32 lower-case hexadecimal digits; empty for a guest that belongs to nobody yet and keeps no
+    /// identity.
     pub machine_id: String,
     /// Environment of every process; may hold secrets.
     pub env: BTreeMap<String, String>,
@@ -95,12 +115,28 @@ pub struct GuestLink {
 
 /// What calls and the connection's task share.
 struct Shared {
-    requests: watch::Sender<Option<Requests>>,
+    connected: watch::Sender<Option<Connected>>,
+    /// What the guest is to be, and how often that has changed.
+    hello: std::sync::Mutex<(u64, Arc<GuestHello>)>,
+    hold: Hold,
     long_streams: Arc<Semaphore>,
     short_streams: Arc<Semaphore>,
+    control_streams: Arc<Semaphore>,
     listings: Arc<Semaphore>,
     tasks: TaskTracker,
     closed: CancellationToken,
+}
+
+impl Shared {
+    fn hello(&self) -> (u64, Arc<GuestHello>) {
+        self.hello.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_hello(&self, hello: GuestHello) -> u64 {
+        let mut current = self.hello.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = (current.0 + 1, Arc::new(hello));
+        current.0
+    }
 }
 
 impl fmt::Debug for GuestLink {
@@ -120,17 +156,20 @@ impl GuestLink {
         deadline: Duration,
     ) -> Result<Arc<Self>, NodeError> {
         let shared = Arc::new(Shared {
-            requests: watch::Sender::new(None),
+            connected: watch::Sender::new(None),
+            hello: std::sync::Mutex::new((0, Arc::new(hello))),
+            hold: Hold::default(),
             long_streams: Arc::new(Semaphore::new(LONG_STREAMS)),
             short_streams: Arc::new(Semaphore::new(SHORT_STREAMS)),
+            control_streams: Arc::new(Semaphore::new(CONTROL_STREAMS)),
             listings: Arc::new(Semaphore::new(LISTINGS)),
             tasks: TaskTracker::new(),
             closed: CancellationToken::new(),
         });
-        let mut requests = shared.requests.subscribe();
-        let keeper = tokio::spawn(keep_connected(Arc::clone(&shared), dial, hello));
+        let mut connected = shared.connected.subscribe();
+        let keeper = tokio::spawn(keep_connected(Arc::clone(&shared), dial));
         let link = Arc::new(Self { shared, keeper: Mutex::new(Some(keeper)) });
-        let ready = requests.wait_for(Option::is_some);
+        let ready = connected.wait_for(Option::is_some);
         let is_ready = matches!(timeout(deadline, ready).await, Ok(Ok(_)));
         if is_ready {
             return Ok(link);
@@ -142,7 +181,7 @@ impl GuestLink {
     /// Whether the agent is connected and configured at this moment.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.shared.requests.borrow().is_some()
+        self.shared.connected.borrow().is_some()
     }
 
     /// Asks the guest to end everything and power itself off. Returns when it has agreed; the VM's
@@ -152,7 +191,7 @@ impl GuestLink {
     /// [`NodeError::GuestUnreachable`] and [`NodeError::Timeout`].
     pub async fn power_off(&self) -> Result<(), NodeError> {
         let message::Empty {} =
-            self.shared.ask(path::POWER_OFF, &message::Empty {}, SHORT_CALL).await?;
+            self.shared.command(path::POWER_OFF, &message::Empty {}, SHORT_CALL).await?;
         Ok(())
     }
 
@@ -162,7 +201,7 @@ impl GuestLink {
     /// [`NodeError::GuestUnreachable`] and [`NodeError::Timeout`].
     pub async fn sync_clock(&self, now: Timestamp) -> Result<(), NodeError> {
         let clock = message::Clock { unix_time_ns: connection::unix_time_ns(now) };
-        let message::Empty {} = self.shared.ask(path::CLOCK, &clock, SHORT_CALL).await?;
+        let message::Empty {} = self.shared.command(path::CLOCK, &clock, SHORT_CALL).await?;
         Ok(())
     }
 

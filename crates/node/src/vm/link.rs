@@ -1,6 +1,6 @@
 //! Connecting to a VM's agent.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use skerry_internal_api::{NodeError, VmSpec};
@@ -16,6 +16,9 @@ use crate::{
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// How long one such try may take.
 const TRY_BOUND: Duration = Duration::from_secs(30);
+
+/// What a guest is called that is nobody's.
+const UNCLAIMED_HOSTNAME: &str = "unclaimed";
 
 /// Connections to one VM's agent.
 struct VmDial(Arc<dyn Vm>);
@@ -38,6 +41,35 @@ pub(crate) async fn open(
 ) -> Result<Arc<GuestLink>, NodeError> {
     let hello = hello(spec, identity, environment.clone());
     GuestLink::open(Arc::new(VmDial(Arc::clone(vm))), hello, bound).await
+}
+
+/// Connects to the agent of a VM that belongs to no workspace yet: it is going to be a template, or
+/// waits in the pool. The guest keeps no identity. Returns once it is ready.
+pub(crate) async fn open_unclaimed(
+    vm: &Arc<dyn Vm>,
+    environment: &NodeEnvironment,
+    bound: Duration,
+) -> Result<Arc<GuestLink>, NodeError> {
+    let hello = GuestHello {
+        hostname: UNCLAIMED_HOSTNAME.to_owned(),
+        machine_id: String::new(),
+        env: BTreeMap::new(),
+        incarnation: 0,
+        fresh: fresh(environment.clone()),
+    };
+    GuestLink::open(Arc::new(VmDial(Arc::clone(vm))), hello, bound).await
+}
+
+/// Makes the guest at the other end of an open link the workspace's, whoever's it was: in one round
+/// trip, and on every later connection.
+pub(crate) async fn claim(
+    link: &GuestLink,
+    spec: &VmSpec,
+    identity: &GuestIdentity,
+    environment: &NodeEnvironment,
+    bound: Duration,
+) -> Result<(), NodeError> {
+    link.reconfigure(hello(spec, identity, environment.clone()), bound).await
 }
 
 /// Connects to the agent of a VM that was taken over, trying as long as the VM is there.
@@ -64,9 +96,10 @@ fn hello(spec: &VmSpec, identity: &GuestIdentity, environment: NodeEnvironment) 
         machine_id: identity.machine_id.clone(),
         env: spec.env.iter().map(|var| (var.key.clone(), var.value.clone())).collect(),
         incarnation: spec.incarnation.0,
-        fresh: Arc::new(move || Fresh {
-            entropy: environment.random::<64>().to_vec(),
-            now: environment.now(),
-        }),
+        fresh: fresh(environment),
     }
+}
+
+fn fresh(environment: NodeEnvironment) -> Arc<dyn Fn() -> Fresh + Send + Sync> {
+    Arc::new(move || Fresh { entropy: environment.random::<64>().to_vec(), now: environment.now() })
 }

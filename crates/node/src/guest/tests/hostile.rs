@@ -29,6 +29,7 @@ impl Dial for Liar {
                         agent_version: "\u{1b}[31mliar".into(),
                         boot_id: String::new(),
                         generation: 1,
+                        revision: 0,
                         incarnation: 3,
                     };
                     let is_configure = request.uri().path() == call::CONFIGURE;
@@ -136,11 +137,29 @@ async fn the_agent_refuses_everything_before_configure() {
     .unwrap();
     let refused = tokio::select! {
         ended = connection => panic!("{ended:?}"),
-        refused = super::super::call::ask::<_, message::Stats>(
-            &mut requests, call::STATS, &message::Empty {}, TEST_WITHIN,
-        ) => refused,
+        refused = within(super::super::call::ask::<_, message::Stats>(
+            &mut requests, call::STATS, &message::Empty {},
+        )) => refused,
     };
     assert!(matches!(refused, Err(NodeError::GuestUnreachable(_))), "{refused:?}");
     drop(requests);
     let _ = within(serving).await;
+}
+
+#[tokio::test]
+async fn an_agent_of_an_older_node_is_told_apart() {
+    let link = liar(422, br#"{"code":"invalid","message":"there is no call"}"#.to_vec()).await;
+    let bound = TEST_WITHIN;
+    let refusals = [
+        within(link.sync(bound)).await.err(),
+        within(link.freeze(bound)).await.err(),
+        within(link.thaw(bound)).await.err(),
+        within(link.grow_root(1, bound)).await.err(),
+        within(link.prepare_template()).await.err(),
+    ];
+    for refusal in refusals {
+        assert!(matches!(refusal, Some(NodeError::Unsupported(_))), "{refusal:?}");
+    }
+    // What was there from the start is enough for this.
+    within(link.reconfigure(hello(), bound)).await.unwrap();
 }

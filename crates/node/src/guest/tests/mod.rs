@@ -4,6 +4,8 @@ mod exec;
 mod files;
 mod hostile;
 mod line;
+mod pause;
+mod state;
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +25,7 @@ use skerry_vmm::{Channel, VmmError};
 use tokio::{io::AsyncWriteExt, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dial, Fresh, GuestHello, GuestLink};
+use super::{Dial, Fresh, Frozen, GuestHello, GuestLink};
 
 /// Every test ends within this.
 const TEST_WITHIN: Duration = Duration::from_secs(60);

@@ -26,8 +26,8 @@ pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
 pub use id::{AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, SnapshotId, WorkspaceId};
 pub use lifecycle::{
-    Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd, Lifecycle,
-    RestartMode, RestartPolicy, SnapshotOnTerminate, Timer,
+    Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd,
+    Lifecycle, RestartMode, RestartPolicy, SnapshotOnTerminate, Timer,
 };
 pub use limits::{Demand, Plan, Pool, Range, RequestedShape, Usage};
 pub use name::{DisplayName, Slug};

@@ -131,7 +131,7 @@ impl Backoff {
     }
 }
 
-/// What happens when a VM ends without being asked. A start that a request asked for is never repeated
+/// What happens when the VM of a workspace that should run ends without being asked. A start that a request asked for is never repeated
 /// by this policy; one that this policy made is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RestartPolicy {

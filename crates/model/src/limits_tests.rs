@@ -50,12 +50,8 @@ fn what_is_invalid_is_said_before_what_is_too_much() {
 #[test]
 fn the_count_is_checked_before_the_owned_pool_and_that_before_the_running_pool() {
     let full = Pool { vcpu_count: 4, memory_mib: 4096, disk_mib: 8192 };
-    let usage = |workspaces, owned, running| Usage {
-        workspaces,
-        owned,
-        running,
-        ..Usage::default()
-    };
+    let usage =
+        |workspaces, owned, running| Usage { workspaces, owned, running, ..Usage::default() };
     let size = shape(1, 512, 1024);
     let demand = Demand::CreateAndStart;
     let check = |usage: Usage| limit_of(admit(&plan(), &usage, &size, demand)).map(|l| l.0);

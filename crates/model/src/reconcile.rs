@@ -170,7 +170,11 @@ fn towards_deleted(workspace: &Workspace, live: Option<&NodeView>) -> Step {
 fn towards_stopped(workspace: &Workspace, live: Option<&NodeView>) -> Step {
     match workspace.state {
         State::Provisioned | State::Stopped | State::Failed(_) => {
-            if live.is_some() { stop(workspace, live) } else { Step::Nothing }
+            if live.is_some() {
+                stop(workspace, live)
+            } else {
+                Step::Nothing
+            }
         }
         State::Starting
         | State::Running { .. }
@@ -277,12 +281,7 @@ fn starting(
 }
 
 /// The next step with a VM that is, or should be, there.
-fn with_vm(
-    workspace: &Workspace,
-    observed: Option<&NodeView>,
-    now: Timestamp,
-    aim: Aim,
-) -> Step {
+fn with_vm(workspace: &Workspace, observed: Option<&NodeView>, now: Timestamp, aim: Aim) -> Step {
     let incarnation = workspace.incarnation;
     let view = match observed {
         Some(view) if view.incarnation == incarnation => view,
@@ -307,15 +306,12 @@ fn with_vm(
         }
         (VmViewPhase::Running, Aim::Paused) => Step::Pause { incarnation },
         (VmViewPhase::Paused, Aim::Paused) if is_paused => Step::Nothing,
-        (VmViewPhase::Paused, Aim::Paused) => {
-            Step::Record(Event::VmPaused(incarnation, ready_at))
-        }
+        (VmViewPhase::Paused, Aim::Paused) => Step::Record(Event::VmPaused(incarnation, ready_at)),
         (VmViewPhase::Paused, Aim::Running)
         | (VmViewPhase::Suspending, Aim::Running | Aim::Paused) => Step::Resume { incarnation },
-        (
-            VmViewPhase::Running | VmViewPhase::Paused | VmViewPhase::Suspending,
-            Aim::Suspended,
-        ) => Step::Suspend { incarnation },
+        (VmViewPhase::Running | VmViewPhase::Paused | VmViewPhase::Suspending, Aim::Suspended) => {
+            Step::Suspend { incarnation }
+        }
     }
 }
 

@@ -198,10 +198,7 @@ impl Snapshot {
                 SnapshotState::Creating | SnapshotState::Ready | SnapshotState::Failed(_),
                 SnapshotEvent::DeletionBegun,
             ) => SnapshotState::Deleting,
-            (
-                SnapshotState::Creating | SnapshotState::Failed(_),
-                SnapshotEvent::Taken(facts),
-            ) => {
+            (SnapshotState::Creating | SnapshotState::Failed(_), SnapshotEvent::Taken(facts)) => {
                 self.contents = facts.contents;
                 self.shape = facts.shape;
                 self.size_bytes = facts.size_bytes;

@@ -1,11 +1,16 @@
 //! The record of a workspace.
 
+mod timers;
+mod wish;
+
 use crate::{
-    AccountId, Cause, Desired, DisplayName, Event, ExpiryAction, Failure, FailureCode,
-    FinalSnapshot, IdleAction, Incarnation, LastEnd, Lifecycle, NodeId, Origin, ProjectId, Refusal,
-    RestartMode, RestartPolicy, Secret, Slug, SnapshotContents, SnapshotId, StartFrom, State, Timer,
-    Timestamp, Transition, WorkspaceId, WorkspaceSpec, lifecycle::after, transition,
+    AccountId, Cause, Desired, DisplayName, Event, Failure, FailureCode, FinalSnapshot,
+    Incarnation, LastEnd, Lifecycle, NodeId, Origin, ProjectId, RestartMode, RestartPolicy, Secret,
+    Slug, SnapshotContents, SnapshotId, StartFrom, State, Timestamp, Transition, WorkspaceId,
+    WorkspaceSpec, lifecycle::after, transition,
 };
+
+pub use wish::{AfterRestore, Wish};
 
 /// How long after a failed one a rule tries again to pause or suspend: a minute.
 const REST_RETRY_SECONDS: u32 = 60;
@@ -60,44 +65,6 @@ pub struct Workspace {
     pub revision: u64,
 }
 
-/// What a request, or a rule, wants a workspace to become.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// A VM runs; one that is paused or suspended goes on where it was.
-    Start,
-    /// A VM that is paused, suspended or being suspended goes on where it was. Refused where there is
-    /// none.
-    Resume,
-    /// The virtual CPUs stand still; memory stays resident. Refused where no guest is ready.
-    Pause,
-    /// Memory goes to disk and the process ends. Refused where no guest is ready.
-    Suspend,
-    /// No VM; saved memory is discarded.
-    Stop,
-    /// A VM runs that began after now, booted; saved memory is discarded.
-    Restart,
-    /// Disk, and memory if it is in there, are those of a snapshot. What the workspace had is kept
-    /// until that has succeeded; a [`Wish::Stop`] after it failed gives it up.
-    Restore {
-        /// Of which.
-        snapshot_id: SnapshotId,
-        /// What comes after it.
-        then: AfterRestore,
-    },
-    /// Nothing is left, except a snapshot if the workspace is to leave one.
-    Delete,
-}
-
-/// What a workspace is after a restore.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AfterRestore {
-    /// It runs.
-    Run,
-    /// It runs if it had, or was to have, a VM or saved memory; else its next start begins from the
-    /// snapshot.
-    AsBefore,
-}
-
 impl Workspace {
     /// Applies something that happened. The record changes only when the answer is
     /// [`Transition::Moved`].
@@ -143,7 +110,8 @@ impl Workspace {
                 self.expires_at = None;
                 self.lifecycle.resting_since = Some(now);
                 self.lifecycle.start_from = StartFrom::SavedMemory;
-                self.lifecycle.last_end = Some(LastEnd { cause: self.lifecycle.desired_by, at: now });
+                self.lifecycle.last_end =
+                    Some(LastEnd { cause: self.lifecycle.desired_by, at: now });
             }
             State::Failed(failure) => {
                 if let Event::StartFailed(..) = event {
@@ -267,7 +235,8 @@ impl Workspace {
         {
             self.lifecycle.restart_count = 0;
         }
-        if self.restarts_after(cause, event) {
+        // One that was to rest is not brought back up.
+        if self.desired == Desired::Running && self.restarts_after(cause, event) {
             self.lifecycle.restart_count = self.lifecycle.restart_count.saturating_add(1);
             let pause = self.spec.restart.backoff.seconds_before(self.lifecycle.restart_count);
             self.lifecycle.restart_at = Some(after(now, pause));
@@ -299,151 +268,6 @@ impl Workspace {
             | (RestartMode::Always, Cause::GuestExit) => true,
             (RestartMode::OnFailure | RestartMode::Always, _) => false,
         }
-    }
-
-    /// Records a wish: what is desired from now on, and the state that follows at once. Returns
-    /// whether anything changed.
-    ///
-    /// # Errors
-    /// [`Refusal::BeingDeleted`] for everything but a deletion once one was wished for. For a pause,
-    /// resume or suspension, why the workspace is not in a state for it.
-    pub fn wish(&mut self, wish: Wish, by: Cause, now: Timestamp) -> Result<bool, Refusal> {
-        let before = self.clone();
-        match wish {
-            Wish::Delete => {
-                self.want(Desired::Deleted, by);
-                self.lifecycle.restart_at = None;
-                if !self.awaits_final_snapshot() {
-                    self.apply(&Event::DeleteBegun, now);
-                }
-                return Ok(*self != before);
-            }
-            Wish::Start
-            | Wish::Resume
-            | Wish::Pause
-            | Wish::Suspend
-            | Wish::Stop
-            | Wish::Restart
-            | Wish::Restore { .. } => {
-                if self.desired == Desired::Deleted || self.state == State::Deleting {
-                    return Err(Refusal::BeingDeleted);
-                }
-            }
-        }
-        self.lifecycle.rest_failure = None;
-        match wish {
-            Wish::Start => self.want_running(by),
-            Wish::Resume => {
-                self.may_resume()?;
-                self.want_running(by);
-            }
-            Wish::Pause => {
-                self.may_rest(Desired::Paused)?;
-                self.want(Desired::Paused, by);
-            }
-            Wish::Suspend => {
-                self.may_rest(Desired::Suspended)?;
-                self.want(Desired::Suspended, by);
-            }
-            Wish::Stop => {
-                if let State::Failed(_) = self.state {
-                    self.give_up_restore();
-                }
-                self.want(Desired::Stopped, by);
-                self.lifecycle.restart_at = None;
-                self.apply(&Event::StopBegun, now);
-            }
-            Wish::Restart => {
-                self.give_up_restore();
-                self.want_running(by);
-                self.replace_vm(now);
-            }
-            Wish::Restore { snapshot_id, then } => self.restore(snapshot_id, then, by, now),
-            Wish::Delete => {}
-        }
-        Ok(*self != before)
-    }
-
-    fn want(&mut self, desired: Desired, by: Cause) {
-        if self.desired != desired {
-            self.desired = desired;
-            self.lifecycle.desired_by = by;
-        }
-    }
-
-    /// A start that is asked for does not wait for the restart policy's pause, and ends its series.
-    fn want_running(&mut self, by: Cause) {
-        if self.desired != Desired::Running || self.lifecycle.restart_at.is_some() {
-            self.lifecycle.restart_at = None;
-            self.lifecycle.restart_count = 0;
-            self.lifecycle.desired_by = by;
-        }
-        self.desired = Desired::Running;
-    }
-
-    fn may_resume(&self) -> Result<(), Refusal> {
-        match self.state {
-            State::Running { .. } | State::Paused { .. } | State::Suspending | State::Suspended => {
-                Ok(())
-            }
-            // A resume from saved memory that is under way.
-            State::Starting if self.lifecycle.start_from == StartFrom::SavedMemory => Ok(()),
-            State::Starting => Err(Refusal::NotReady),
-            State::Stopping => Err(Refusal::BeingStopped),
-            State::Provisioned | State::Stopped | State::Failed(_) => Err(Refusal::NoVm),
-            State::Deleting => Err(Refusal::BeingDeleted),
-        }
-    }
-
-    fn may_rest(&self, rest: Desired) -> Result<(), Refusal> {
-        match self.state {
-            State::Running { .. } | State::Paused { .. } => Ok(()),
-            State::Suspending | State::Suspended if rest == Desired::Suspended => Ok(()),
-            State::Suspending => Err(Refusal::BeingSuspended),
-            State::Starting => Err(Refusal::NotReady),
-            State::Stopping => Err(Refusal::BeingStopped),
-            State::Provisioned | State::Suspended | State::Stopped | State::Failed(_) => {
-                Err(Refusal::NoVm)
-            }
-            State::Deleting => Err(Refusal::BeingDeleted),
-        }
-    }
-
-    /// Forgets a restore that did not come about. A workspace that was made from a snapshot and has no
-    /// disk yet has nothing else to begin with.
-    fn give_up_restore(&mut self) {
-        if self.lifecycle.start_from.snapshot_id().is_some() && self.owns_disk() {
-            self.lifecycle.start_from = StartFrom::Disk;
-        }
-    }
-
-    /// No VM of this incarnation satisfies what is desired any more, and no saved memory.
-    fn replace_vm(&mut self, now: Timestamp) {
-        self.replace_through = self.incarnation;
-        if self.state.has_vm() || self.lifecycle.start_from == StartFrom::SavedMemory {
-            self.apply(&Event::StopBegun, now);
-        }
-    }
-
-    fn restore(&mut self, snapshot_id: SnapshotId, then: AfterRestore, by: Cause, now: Timestamp) {
-        let lived = self.state.has_vm()
-            || match self.desired {
-                Desired::Running | Desired::Paused | Desired::Suspended => true,
-                Desired::Stopped | Desired::Deleted => false,
-            };
-        let runs = match then {
-            AfterRestore::Run => true,
-            AfterRestore::AsBefore => lived,
-        };
-        if runs {
-            self.want_running(by);
-        }
-        self.replace_through = self.incarnation;
-        // Asked to power off, not killed: if the restore fails, the old disk has everything.
-        if self.state.has_vm() {
-            self.apply(&Event::StopBegun, now);
-        }
-        self.lifecycle.start_from = StartFrom::Snapshot { snapshot_id };
     }
 
     /// Whether the workspace has a disk with something on it.
@@ -507,99 +331,6 @@ impl Workspace {
             self.lifecycle.final_snapshot = FinalSnapshot::NotBegun;
             self.desired = Desired::Stopped;
             self.apply(&Event::StopBegun, now);
-        }
-    }
-
-    /// Every timer that runs, and when it rings.
-    pub fn timers(&self) -> impl Iterator<Item = (Timer, Timestamp)> {
-        let is_running = matches!(self.state, State::Running { .. });
-        let may_end = match self.desired {
-            Desired::Running | Desired::Paused => true,
-            Desired::Suspended | Desired::Stopped | Desired::Deleted => false,
-        };
-        let rests = match self.desired {
-            Desired::Paused => matches!(self.state, State::Paused { .. }),
-            Desired::Suspended => self.state == State::Suspended,
-            Desired::Running | Desired::Stopped | Desired::Deleted => false,
-        };
-        let expiry = self.expires_at.filter(|_| may_end);
-        let restart = self.lifecycle.restart_at.filter(|_| self.desired == Desired::Running);
-        let idle = self
-            .spec
-            .idle
-            .filter(|_| is_running && self.desired == Desired::Running && !self.spec.keep_active)
-            .and_then(|policy| Some(after(self.last_active_at?, policy.after_seconds)));
-        let discard = self
-            .spec
-            .idle
-            .filter(|_| rests && self.lifecycle.desired_by == Cause::Idle)
-            .and_then(|policy| policy.discard_memory_after_seconds)
-            .and_then(|kept| Some(after(self.lifecycle.resting_since?, kept)));
-        [
-            (Timer::Expiry, expiry),
-            (Timer::Restart, restart),
-            (Timer::Idle, idle),
-            (Timer::DiscardMemory, discard),
-        ]
-        .into_iter()
-        .filter_map(|(timer, at)| Some((timer, at?)))
-    }
-
-    /// When the next timer rings.
-    #[must_use]
-    pub fn due_at(&self) -> Option<Timestamp> {
-        self.timers().map(|(_, at)| at).min()
-    }
-
-    /// Lets the first timer that is due ring and applies what follows; `None` when none is due. The
-    /// timer does not ring again for the same reason.
-    pub fn ring(&mut self, now: Timestamp) -> Option<Timer> {
-        let (timer, _) = self.timers().find(|(_, at)| *at <= now)?;
-        match timer {
-            Timer::Expiry => {
-                self.expires_at = None;
-                if let Some(expiry) = self.spec.expiry {
-                    let wish = match expiry.action {
-                        ExpiryAction::Stop => Wish::Stop,
-                        ExpiryAction::Delete => Wish::Delete,
-                        ExpiryAction::Pause => Wish::Pause,
-                        ExpiryAction::Suspend => Wish::Suspend,
-                    };
-                    // A rest is refused where there is no VM; then there is nothing to end.
-                    let _refused = self.wish(wish, Cause::Expiry, now);
-                }
-            }
-            Timer::Restart => self.lifecycle.restart_at = None,
-            Timer::Idle => {
-                let wish = match self.spec.idle.map(|policy| policy.action) {
-                    Some(IdleAction::Pause) => Wish::Pause,
-                    Some(IdleAction::Suspend) => Wish::Suspend,
-                    Some(IdleAction::Stop) | None => Wish::Stop,
-                };
-                // It runs, so none of them is refused.
-                let _refused = self.wish(wish, Cause::Idle, now);
-            }
-            Timer::DiscardMemory => {
-                // It rests, so this is not refused.
-                let _refused = self.wish(Wish::Stop, Cause::Idle, now);
-            }
-        }
-        Some(timer)
-    }
-
-    /// A rule about idleness is new or holds again: it counts from now on, not from a use that nobody
-    /// had to record.
-    pub fn begin_idle_time_anew(&mut self, now: Timestamp) {
-        self.last_active_at = self.last_active_at.map(|last| last.max(now));
-    }
-
-    /// Ends the wait for a restart that the restart policy, changed since, does not know any more.
-    pub fn give_up_restart_unless_permitted(&mut self) {
-        let policy = self.spec.restart;
-        let within = policy.max_restarts == 0 || self.lifecycle.restart_count <= policy.max_restarts;
-        if self.lifecycle.restart_at.is_some() && (policy.mode == RestartMode::Never || !within) {
-            self.lifecycle.restart_at = None;
-            self.desired = Desired::Stopped;
         }
     }
 

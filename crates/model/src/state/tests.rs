@@ -40,6 +40,14 @@ fn events() -> Vec<(String, Event)> {
         add("guest_ready", Event::GuestReady(n, at(9)));
         add("vm_found", Event::VmFound(n, at(9)));
         add("start_failed", Event::StartFailed(n, failure()));
+        add("vm_paused", Event::VmPaused(n, at(9)));
+        add("vm_resumed", Event::VmResumed(n, at(9)));
+        add("suspend_begun", Event::SuspendBegun(n));
+        add("vm_suspended", Event::VmSuspended(n));
+        let runs = StillThere::Running { since: at(9) };
+        add("rest_failed, runs", Event::RestFailed(n, runs, failure()));
+        let paused = StillThere::Paused { since: at(9) };
+        add("rest_failed, paused", Event::RestFailed(n, paused, failure()));
         add("vm_stopped", Event::VmStopped(n));
         add("vm_ended", Event::VmEnded(n));
         add("vm_crashed", Event::VmCrashed(n, failure()));
@@ -72,7 +80,7 @@ fn the_whole_table_is_as_reviewed() {
 
 fn any_event() -> impl Strategy<Value = Event> {
     let n = (0_u64..6).prop_map(Incarnation);
-    (0..9, n).prop_map(|(kind, n)| match kind {
+    (0..14, n).prop_map(|(kind, n)| match kind {
         0 => Event::StartBegun(n),
         1 => Event::GuestReady(n, at(9)),
         2 => Event::VmFound(n, at(9)),
@@ -80,7 +88,12 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => Event::VmStopped(n),
         5 => Event::VmEnded(n),
         6 => Event::VmCrashed(n, failure()),
-        7 => Event::StopBegun,
+        7 => Event::VmPaused(n, at(9)),
+        8 => Event::VmResumed(n, at(9)),
+        9 => Event::SuspendBegun(n),
+        10 => Event::VmSuspended(n),
+        11 => Event::RestFailed(n, StillThere::Running { since: at(9) }, failure()),
+        12 => Event::StopBegun,
         _ => Event::DeleteBegun,
     })
 }
@@ -96,7 +109,11 @@ proptest! {
             prop_assert!(state != State::Deleting, "a deletion is the end");
             prop_assert!(moved.incarnation >= current, "an incarnation never goes back");
             if let State::Running { .. } = moved.next {
-                let (Event::GuestReady(of, _) | Event::VmFound(of, _)) = &event else {
+                let (Event::GuestReady(of, _)
+                | Event::VmFound(of, _)
+                | Event::VmResumed(of, _)
+                | Event::RestFailed(of, ..)) = &event
+                else {
                     return Err(TestCaseError::fail("only a ready guest makes it running"));
                 };
                 prop_assert_eq!(*of, moved.incarnation);
@@ -106,6 +123,9 @@ proptest! {
             }
             if let Event::GuestReady(..) = event {
                 prop_assert_eq!(&state, &State::Starting, "a stopped start is never ready");
+            }
+            if let State::Suspended = moved.next {
+                prop_assert!(matches!(event, Event::VmSuspended(_)), "only saved memory suspends");
             }
             state = moved.next;
             current = moved.incarnation;
@@ -123,6 +143,10 @@ proptest! {
             state = moved.next;
             current = moved.incarnation;
             let again = transition(&state, current, &event);
+            // What a failed rest changes is what is desired; the state may stay.
+            if let Event::RestFailed(..) = event {
+                continue;
+            }
             prop_assert!(!matches!(again, Transition::Moved(_)), "{event:?} twice: {again:?}");
         }
     }

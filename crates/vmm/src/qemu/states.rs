@@ -216,16 +216,17 @@ impl Shared {
             None => return Err(nothing_is_saved()),
         };
         let mut cpus = self.cpus.subscribe();
-        tokio::select! {
-            biased;
-            // A closed channel tells below.
-            _ = progress.wait_for(Progress::is_over) => {}
-            // The sender is ours.
-            _ = cpus.wait_for(|cpus| *cpus != Cpus::Running) => {
-                if let Some(save) = &*self.save.lock().await {
-                    save.finish();
-                }
+        {
+            let over = async { drop(progress.wait_for(Progress::is_over).await) };
+            let stopped = async { drop(cpus.wait_for(|cpus| *cpus != Cpus::Running).await) };
+            tokio::select! {
+                biased;
+                () = over => {}
+                () = stopped => {}
             }
+        }
+        if let Some(save) = &*self.save.lock().await {
+            save.finish();
         }
         self.outcome(progress.wait_for(Progress::is_over).await.as_deref())?;
         match memory {

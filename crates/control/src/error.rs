@@ -24,6 +24,14 @@ impl Error {
         Self { kind: ErrorKind::Internal, cause: Some(cause.into()) }
     }
 
+    /// An error of this kind; `cause` is for the log only.
+    pub fn with_cause(
+        kind: ErrorKind,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { kind, cause: Some(cause.into()) }
+    }
+
     /// A value that was not acceptable.
     #[must_use]
     pub fn invalid(

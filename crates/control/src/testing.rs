@@ -2,7 +2,7 @@
 //! set, seeded randomness and the simulated node.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -14,8 +14,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    Caller, Control, ControlConfig, Credential, Environment, Error, Rng, sim_node::SimNode,
-    store::Store,
+    Caller, Control, ControlConfig, Credential, Environment, Error, Rng,
+    sim_node::SimNode,
+    store::{KeyRing, Store},
 };
 
 /// The bootstrap key of every control plane opened here.
@@ -134,6 +135,15 @@ pub async fn open_with(config: ControlConfig) -> TestControl {
     test
 }
 
+/// Opens the store at `database`; its key file is beside it.
+///
+/// # Errors
+/// As [`Store::open`].
+pub async fn open_store(database: &Path) -> Result<Store, Error> {
+    let keys = KeyRing::open(&database.with_extension("key"), Arc::new(SeededRng::new(0)))?;
+    Store::open(database, keys).await
+}
+
 async fn assemble(
     config: ControlConfig,
     clock: TestClock,
@@ -142,7 +152,7 @@ async fn assemble(
     seed: u64,
 ) -> Result<TestControl, Error> {
     let environment = Environment { now: clock.as_fn(), rng: Arc::new(SeededRng::new(seed)) };
-    let store = Store::open(&database).await?;
+    let store = open_store(&database).await?;
     let control = Control::open(config.clone(), environment, store, node.clone()).await?;
     let token = CancellationToken::new();
     let running = control.clone();

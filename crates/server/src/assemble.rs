@@ -5,7 +5,11 @@ use std::{num::NonZero, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use axum::Router;
 use skerry_api::{ApiConfig, ApiState};
-use skerry_control::{Control, ControlConfig, Environment, internal_api::NodeApi, store::Store};
+use skerry_control::{
+    Control, ControlConfig, Environment,
+    internal_api::NodeApi,
+    store::{KeyRing, Store},
+};
 use skerry_model::{Plan, Secret};
 use skerry_node::{Node, NodeConfig, NodeEnvironment, UidRange};
 use skerry_vmm::Vmm;
@@ -41,8 +45,10 @@ pub async fn assemble(
         Some(plan) => plan.clone(),
         None => host_plan(&node).await,
     };
-    let store =
-        Store::open(&config.data_dir.join("skerry.db")).await.context("opening the database")?;
+    let keys = KeyRing::open(&config.data_dir.join("secret.key"), environment.rng.clone())
+        .context("opening the keys of the database")?;
+    let database = config.data_dir.join("skerry.db");
+    let store = Store::open(&database, keys).await.context("opening the database")?;
     let node_api: Arc<dyn NodeApi> = Arc::new(node.clone());
     let control = Control::open(control_config(config, plan), environment, store, node_api)
         .await

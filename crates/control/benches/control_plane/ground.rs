@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Instant};
 use skerry_control::{
     Caller, Control, ControlConfig, Credential, Environment,
     sim_node::SimNode,
-    store::Store,
+    store::{KeyRing, Store},
     testing::{KEY, SeededRng},
 };
 use skerry_model::{Plan, Pool, Secret, Timestamp};
@@ -36,7 +36,10 @@ impl Ground {
         let endless = Pool { vcpu_count: 1 << 40, memory_mib: 1 << 40, disk_mib: 1 << 40 };
         let plan = Plan::self_hosted(1 << 40, endless, endless);
         let config = ControlConfig::new(Secret::new(KEY), plan);
-        let store = Store::open(&directory.path().join("skerry.db")).await.expect("a database");
+        let keys = KeyRing::open(&directory.path().join("secret.key"), environment.rng.clone())
+            .expect("a key file");
+        let store =
+            Store::open(&directory.path().join("skerry.db"), keys).await.expect("a database");
         let control = Control::open(config, environment, store, SimNode::new(now))
             .await
             .expect("a control plane");

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use skerry_model::{
-    AccountId, DisplayName, ErrorKind, Snapshot, SnapshotEvent, SnapshotId, SnapshotPurpose, SnapshotState,
-    spec::check_metadata,
+    AccountId, DisplayName, ErrorKind, Snapshot, SnapshotEvent, SnapshotId, SnapshotPurpose,
+    SnapshotState, spec::check_metadata,
 };
 
 use super::{DeletedSnapshot, ListSnapshots, SnapshotRef, UpdateSnapshot};
@@ -191,7 +191,7 @@ impl Inner {
             SnapshotDeletion::Begun(begun) => {
                 self.snapshot_watchers.announce(begun.id);
                 self.wake_snapshot(begun.id);
-                Ok(Some(begun))
+                Ok(Some(*begun))
             }
             SnapshotDeletion::Stale => Ok(None),
             SnapshotDeletion::NeededBy(workspace) => {

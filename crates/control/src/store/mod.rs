@@ -7,16 +7,20 @@
 #[cfg(test)]
 mod contract;
 mod row;
+pub mod sealing;
 mod sqlite;
 
 use std::{ops::Deref, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use skerry_model::{
-    AccountId, ApiKeyId, Demand, Plan, ProjectId, Timestamp, Usage, Workspace, WorkspaceId,
+    AccountId, ApiKeyId, Demand, Plan, ProjectId, Snapshot, SnapshotId, Timestamp, Usage,
+    Workspace, WorkspaceId,
 };
 
-use crate::{ApiKey, Error, ListWorkspaces, Page, Project};
+pub use sealing::KeyRing;
+
+use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project};
 
 /// A handle on a store. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -24,12 +28,13 @@ pub struct Store(Arc<dyn StateStore>);
 
 impl Store {
     /// Opens (or makes) the embedded database at `path`, a file only its owner can read, and brings
-    /// its schema up to date.
+    /// its schema up to date. What workspaces keep secret is encrypted in it with `keys`. Only one
+    /// process may have it open.
     ///
     /// # Errors
-    /// When the file cannot be opened or a migration fails.
-    pub async fn open(path: &Path) -> Result<Self, Error> {
-        Ok(Self(Arc::new(sqlite::Sqlite::open(path).await?)))
+    /// When the file cannot be opened, a migration fails, or the keys are not the database's.
+    pub async fn open(path: &Path, keys: KeyRing) -> Result<Self, Error> {
+        Ok(Self(Arc::new(sqlite::Sqlite::open(path, keys).await?)))
     }
 
     /// A handle on another implementation.
@@ -111,8 +116,30 @@ pub enum Write<T> {
     Done(T),
     /// The record has changed since it was read, or is gone.
     Stale,
-    /// The slug, or the project's name, belongs to another record.
+    /// The slug, the project's name or the identifier belongs to another record.
     Taken,
+}
+
+impl<T> Write<T> {
+    /// The same outcome with another value.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Write<U> {
+        match self {
+            Self::Done(value) => Write::Done(change(value)),
+            Self::Stale => Write::Stale,
+            Self::Taken => Write::Taken,
+        }
+    }
+}
+
+/// What came of beginning a snapshot's deletion.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SnapshotDeletion {
+    /// It is being deleted: the record as it now is.
+    Begun(Box<Snapshot>),
+    /// The record has changed since it was read, or is gone.
+    Stale,
+    /// This workspace cannot start without it ([`Workspace::needed_snapshot`]).
+    NeededBy(Box<Workspace>),
 }
 
 /// What a database has to offer.
@@ -159,15 +186,31 @@ pub trait StateStore: Send + Sync {
     async fn project(&self, account_id: AccountId, id: ProjectId)
     -> Result<Option<Project>, Error>;
 
-    /// Records a workspace if the plan admits it; [`Write::Taken`] when the slug is.
+    /// Records a workspace if the plan admits it; [`Write::Taken`] when the slug is. A workspace that
+    /// needs a snapshot ([`Workspace::needed_snapshot`]) is refused with `NotFound` (`snapshot`)
+    /// unless that is a ready one of the same account at the moment of the write.
     async fn insert_workspace(
         &self,
         workspace: &Workspace,
         admission: Admission<'_>,
     ) -> Result<Write<Workspace>, Error>;
 
+    /// Records a fork's snapshot and the workspaces that are made from it, all or nothing: each is
+    /// admitted as if those before it were there already. [`Write::Taken`] when a slug is.
+    async fn insert_fork(
+        &self,
+        snapshot: &Snapshot,
+        workspaces: &[Workspace],
+        admission: Admission<'_>,
+    ) -> Result<Write<Vec<Workspace>>, Error> {
+        let _ = (snapshot, workspaces, admission);
+        Err(Error::internal("this store keeps no snapshots"))
+    }
+
     /// Replaces the record if its revision is still `workspace.revision` (and the plan admits what
-    /// it adds). The written record has the next revision.
+    /// it adds). The written record has the next revision. A snapshot it needs now and did not need
+    /// before has to be there as for [`StateStore::insert_workspace`]. `last_active_at` never goes
+    /// back within one incarnation: the later one is kept.
     async fn update_workspace(
         &self,
         workspace: &Workspace,
@@ -210,16 +253,105 @@ pub trait StateStore: Send + Sync {
         limit: u32,
     ) -> Result<Vec<Workspace>, Error>;
 
+    /// At most `limit` workspaces that cannot start without this snapshot.
+    async fn workspaces_needing(
+        &self,
+        snapshot: SnapshotId,
+        limit: u32,
+    ) -> Result<Vec<Workspace>, Error> {
+        let _ = (snapshot, limit);
+        Ok(Vec::new())
+    }
+
+    /// Records that a workspace was used at `at`, and when its next timer rings after that
+    /// ([`Workspace::due_at`]), if its revision is still this one; `Stale` otherwise. Neither the
+    /// revision nor `updated_at` change: use is no change of the record.
+    async fn note_activity(
+        &self,
+        id: WorkspaceId,
+        revision: u64,
+        at: Timestamp,
+        due_at: Option<Timestamp>,
+    ) -> Result<Write<()>, Error> {
+        let _ = (id, revision, at, due_at);
+        Ok(Write::Stale)
+    }
+
     /// What the account uses.
     async fn usage(&self, account_id: AccountId) -> Result<Usage, Error>;
 
-    /// When the next workspace expires.
-    async fn next_expiry(&self) -> Result<Option<Timestamp>, Error>;
+    /// When the next timer of any workspace rings: the least [`Workspace::due_at`].
+    async fn next_due(&self) -> Result<Option<Timestamp>, Error>;
 
-    /// At most `limit` workspaces whose time is over, longest first.
-    async fn expired_workspaces(
+    /// At most `limit` workspaces with a timer that is due, longest due first.
+    async fn due_workspaces(&self, now: Timestamp, limit: u32) -> Result<Vec<WorkspaceId>, Error>;
+
+    /// Records a snapshot, if the plan admits it where one is given
+    /// ([`skerry_model::limits::admit_snapshot`]); [`Write::Taken`] when there is one of its
+    /// identifier. The written record has revision 1.
+    async fn insert_snapshot(
         &self,
-        now: Timestamp,
+        snapshot: &Snapshot,
+        plan: Option<&Plan>,
+    ) -> Result<Write<Snapshot>, Error> {
+        let _ = (snapshot, plan);
+        Err(Error::internal("this store keeps no snapshots"))
+    }
+
+    /// Replaces the record if its revision is still `snapshot.revision`. The written record has the
+    /// next revision.
+    async fn update_snapshot(&self, snapshot: &Snapshot) -> Result<Write<Snapshot>, Error> {
+        let _ = snapshot;
+        Ok(Write::Stale)
+    }
+
+    /// Replaces the record by `snapshot`, whose deletion has begun, if its revision is still
+    /// `snapshot.revision` and no workspace needs it at the moment of the write.
+    async fn begin_snapshot_deletion(
+        &self,
+        snapshot: &Snapshot,
+    ) -> Result<SnapshotDeletion, Error> {
+        let _ = snapshot;
+        Ok(SnapshotDeletion::Stale)
+    }
+
+    /// Removes the record if its revision is still this one; `Stale` otherwise.
+    async fn remove_snapshot(&self, id: SnapshotId, revision: u64) -> Result<Write<()>, Error> {
+        let _ = (id, revision);
+        Ok(Write::Stale)
+    }
+
+    /// One snapshot, of any account.
+    async fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
+        let _ = id;
+        Ok(None)
+    }
+
+    /// A part of the account's snapshots, newest first, and how many there are.
+    async fn list_snapshots(
+        &self,
+        account_id: AccountId,
+        filter: &ListSnapshots,
+    ) -> Result<Page<Snapshot>, Error> {
+        let _ = (account_id, filter);
+        Ok(Page { items: Vec::new(), total: 0 })
+    }
+
+    /// At most `limit` snapshots of all accounts with an identifier after `after`, in order of
+    /// identifiers: for walking over everything without holding it.
+    async fn snapshots_after(
+        &self,
+        after: Option<SnapshotId>,
         limit: u32,
-    ) -> Result<Vec<WorkspaceId>, Error>;
+    ) -> Result<Vec<Snapshot>, Error> {
+        let _ = (after, limit);
+        Ok(Vec::new())
+    }
+
+    /// At most `limit` snapshots of purpose fork that no workspace needs and that are not being
+    /// created or deleted.
+    async fn unneeded_fork_snapshots(&self, limit: u32) -> Result<Vec<SnapshotId>, Error> {
+        let _ = limit;
+        Ok(Vec::new())
+    }
 }

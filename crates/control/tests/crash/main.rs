@@ -38,7 +38,7 @@ impl Life {
     async fn begin(database: &Path, node: &Arc<SimNode>, seed: u64, fuse: Arc<Fuse>) -> Self {
         let clock = TestClock::at(Timestamp::from_second(1_767_225_600).unwrap());
         let environment = Environment { now: clock.as_fn(), rng: Arc::new(SeededRng::new(seed)) };
-        let store = Store::open(database).await.unwrap();
+        let store = testing::open_store(database).await.unwrap();
         let store = Store::from_backend(Arc::new(FusedStore(store, Arc::clone(&fuse))));
         let node: Arc<dyn NodeApi> = Arc::new(FusedNode(Arc::clone(node), Arc::clone(&fuse)));
         let config = testing::config();
@@ -106,7 +106,7 @@ impl UseCase {
 }
 
 async fn records(database: &Path) -> Vec<Workspace> {
-    Store::open(database).await.unwrap().workspaces_after(None, 100).await.unwrap()
+    testing::open_store(database).await.unwrap().workspaces_after(None, 100).await.unwrap()
 }
 
 /// Whether this is how `before` may have ended.
@@ -117,13 +117,16 @@ fn keeps_the_wish(before: &Workspace, after: Option<&Workspace>) -> bool {
             matches!(now.state, State::Running { .. }) && now.incarnation > before.replace_through
         }
         (Desired::Stopped, Some(now)) => !now.state.has_vm(),
-        (Desired::Deleted, Some(_)) | (Desired::Running | Desired::Stopped, None) => false,
+        (Desired::Paused, Some(now)) => matches!(now.state, State::Paused { .. }),
+        (Desired::Suspended, Some(now)) => now.state == State::Suspended,
+        (Desired::Deleted, Some(_)) => false,
+        (Desired::Running | Desired::Paused | Desired::Suspended | Desired::Stopped, None) => false,
     }
 }
 
 /// Waits until record and node agree, then checks that they agree on the right thing.
 async fn check(database: &Path, node: &SimNode, before: &[Workspace], what: &str) {
-    let store = Store::open(database).await.unwrap();
+    let store = testing::open_store(database).await.unwrap();
     let agreed = async {
         loop {
             let now = store.workspaces_after(None, 100).await.unwrap();

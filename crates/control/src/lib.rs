@@ -30,9 +30,7 @@ pub use error::Error;
 pub use keys::{ApiKey, NewApiKey};
 pub use projects::{CreateProject, Project};
 pub use quota::Quota;
-pub use snapshots::{
-    CreateSnapshot, DeletedSnapshot, ListSnapshots, SnapshotRef, UpdateSnapshot,
-};
+pub use snapshots::{CreateSnapshot, DeletedSnapshot, ListSnapshots, SnapshotRef, UpdateSnapshot};
 pub use workspaces::{
     AllStopped, ConditionalWish, CreateWorkspace, Deleted, ExpiryRenewal, ForkWorkspace, Forked,
     LifecycleChange, ListWorkspaces, Page, RestoreWorkspace, Setting, StartPolicy, UpdateWorkspace,

@@ -284,7 +284,8 @@ fn a_vm_that_ran_steadily_begins_a_new_series_of_restarts() {
 
 #[test]
 fn which_ends_are_followed_by_a_restart_is_as_reviewed() {
-    let ends: [(&str, fn(Incarnation) -> Event); 4] = [
+    type End = fn(Incarnation) -> Event;
+    let ends: [(&str, End); 4] = [
         ("guest powered off", Event::VmEnded),
         ("died", |of| Event::VmCrashed(of, failure(FailureCode::VmCrashed))),
         ("lost with its host", |of| Event::VmCrashed(of, failure(FailureCode::VmLost))),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use skerry_internal_api::{
-    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, ListeningPort,
-    NodeError, User, WriteMode,
+    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats,
+    ListeningPort, NodeError, User, WriteMode,
 };
 use skerry_model::WorkspaceId;
 use tokio::sync::mpsc;

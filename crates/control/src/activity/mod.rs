@@ -68,9 +68,9 @@ impl Activity {
 
     /// Whether the caller is the one to record this workspace's use now.
     fn begin_recording(&self, id: WorkspaceId) -> bool {
-        self.entries().get_mut(&id).is_some_and(|entry| {
-            !std::mem::replace(&mut entry.is_being_recorded, true)
-        })
+        self.entries()
+            .get_mut(&id)
+            .is_some_and(|entry| !std::mem::replace(&mut entry.is_being_recorded, true))
     }
 
     /// A use up to `recorded` is in the record: nothing older has to be remembered.
@@ -174,7 +174,8 @@ impl Inner {
     /// Records every use that is remembered, and forgets those that no rule asks about.
     pub(crate) async fn record_all_activity(&self) -> Result<(), Error> {
         for id in self.activity.unrecorded() {
-            let asked = self.store.workspace(id).await?.is_some_and(|found| idle_rule(&found).is_some());
+            let asked =
+                self.store.workspace(id).await?.is_some_and(|found| idle_rule(&found).is_some());
             if asked && self.activity.begin_recording(id) {
                 let recorded = self.record_activity(id).await;
                 self.activity.end_recording(id, *recorded.as_ref().unwrap_or(&None));

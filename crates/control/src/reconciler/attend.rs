@@ -4,7 +4,10 @@ use std::{hash::Hash, sync::Arc};
 
 use tokio::sync::Notify;
 
-use super::{backoff, registry::{Post, Workers}};
+use super::{
+    backoff,
+    registry::{Post, Workers},
+};
 use crate::{Error, control::Inner};
 
 /// What a worker is about.

@@ -89,7 +89,9 @@ impl Inner {
             // Whoever needs it since then keeps it: the store decides in one transaction.
             true => match self.begin_snapshot_deletion(snapshot).await {
                 Ok(_) => Ok(()),
-                Err(error) if matches!(error.kind(), skerry_model::ErrorKind::Conflict(_)) => Ok(()),
+                Err(error) if matches!(error.kind(), skerry_model::ErrorKind::Conflict(_)) => {
+                    Ok(())
+                }
                 Err(error) => Err(error),
             },
             false => Ok(()),

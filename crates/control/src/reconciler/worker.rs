@@ -166,7 +166,7 @@ impl Worker {
         };
         let event = match self.while_wanted(boot, wanted).await? {
             // What is wanted instead includes the call that cancels this bring-up on the node.
-            Call::Overtaken => return Ok(()),
+            Call::Overtaken | Call::Returned(Err(NodeError::Cancelled)) => return Ok(()),
             Call::Returned(Ok(report)) if report.incarnation == incarnation => {
                 Event::GuestReady(incarnation, report.ready_at.unwrap_or_else(|| inner.now()))
             }
@@ -203,9 +203,8 @@ impl Worker {
         };
         let bound = inner.config.node_call_timeout;
         let call = tokio::time::timeout(bound, inner.node.ensure_stopped(self.id, through, mode));
-        let wanted = |fresh: &Workspace| {
-            fresh.desired != Desired::Deleted || fresh.awaits_final_snapshot()
-        };
+        let wanted =
+            |fresh: &Workspace| fresh.desired != Desired::Deleted || fresh.awaits_final_snapshot();
         match self.while_wanted(call, wanted).await? {
             Call::Overtaken => Ok(()),
             Call::Returned(Ok(())) => {

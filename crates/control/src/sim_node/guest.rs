@@ -51,6 +51,37 @@ struct Inner {
     programs: BTreeMap<String, SimCommand>,
     ports: Vec<ListeningPort>,
     log: Vec<u8>,
+    /// What a running program would hold: lost by a boot, kept by what saves memory.
+    held: BTreeMap<String, String>,
+}
+
+/// What is on a disk.
+#[derive(Clone)]
+pub(super) struct Disk {
+    files: BTreeMap<String, Node>,
+    programs: BTreeMap<String, SimCommand>,
+}
+
+impl Disk {
+    pub(super) fn bytes(&self) -> u64 {
+        let contents = self.files.values().filter_map(|node| node.content.as_ref());
+        contents.map(|content| content.len() as u64).sum()
+    }
+}
+
+/// What is in the memory of a machine of this shape.
+#[derive(Clone)]
+pub(super) struct Memory {
+    shape: Shape,
+    held: BTreeMap<String, String>,
+    ports: Vec<ListeningPort>,
+}
+
+impl Memory {
+    /// Whether a machine of this shape can take it over.
+    pub(super) fn is_of(&self, shape: Shape) -> bool {
+        self.shape.vcpu_count == shape.vcpu_count && self.shape.memory_mib == shape.memory_mib
+    }
 }
 
 #[derive(Clone)]
@@ -124,6 +155,7 @@ impl SimGuest {
                 programs: BTreeMap::new(),
                 ports: Vec::new(),
                 log: Vec::new(),
+                held: BTreeMap::new(),
             }),
         };
         {
@@ -146,12 +178,47 @@ impl SimGuest {
         (self.now)().as_millisecond()
     }
 
-    /// What each start gives the guest anew; files stay.
-    pub(super) fn begin_start(&self, spec: &VmSpec) {
+    /// A boot: files stay, memory is empty.
+    pub(super) fn boot(&self, spec: &VmSpec) {
         let mut inner = self.inner();
-        inner.hostname.clone_from(&spec.hostname);
-        inner.shape = spec.shape;
-        inner.env = spec.env.iter().map(|v| (v.key.clone(), v.value.clone())).collect();
+        inner.held.clear();
+        inner.ports.clear();
+        inner.configure(spec);
+    }
+
+    /// A restore: memory is as it was when it was saved.
+    pub(super) fn wake(&self, spec: &VmSpec, memory: Memory) {
+        let mut inner = self.inner();
+        inner.held = memory.held;
+        inner.ports = memory.ports;
+        inner.configure(spec);
+    }
+
+    pub(super) fn disk(&self) -> Disk {
+        let inner = self.inner();
+        Disk { files: inner.files.clone(), programs: inner.programs.clone() }
+    }
+
+    pub(super) fn replace_disk(&self, disk: Disk) {
+        let mut inner = self.inner();
+        inner.files = disk.files;
+        inner.programs = disk.programs;
+    }
+
+    pub(super) fn memory(&self) -> Memory {
+        let inner = self.inner();
+        Memory { shape: inner.shape, held: inner.held.clone(), ports: inner.ports.clone() }
+    }
+
+    /// A program in the guest holds this in memory from now on.
+    pub fn hold(&self, key: &str, value: &str) {
+        self.inner().held.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// What a program in the guest holds in memory.
+    #[must_use]
+    pub fn held(&self, key: &str) -> Option<String> {
+        self.inner().held.get(key).cloned()
     }
 
     pub(super) fn command_log(&self) -> Vec<u8> {
@@ -208,6 +275,13 @@ impl Node {
 }
 
 impl Inner {
+    /// What each start gives the guest anew.
+    fn configure(&mut self, spec: &VmSpec) {
+        self.hostname.clone_from(&spec.hostname);
+        self.shape = spec.shape;
+        self.env = spec.env.iter().map(|v| (v.key.clone(), v.value.clone())).collect();
+    }
+
     fn make_parents(&mut self, path: &str, uid: u32, now: i64) {
         let mut at = parent(path);
         while at != "/" {

@@ -1,11 +1,14 @@
 //! The simulated node: a [`NodeApi`] in memory, for tests.
 //!
-//! It keeps the node's promises (idempotence, incarnations, a stop that cancels a bring-up, events
-//! for what nobody asked for) without a host. Like a real node it goes on when control is dropped:
-//! a bring-up is its own task, and a caller that goes away does not end it. Tests may slow it down,
-//! make it fail or hang at a named [`Point`], end VMs, lose them or grow unknown ones.
+//! It keeps the node's promises (idempotence, incarnations, a stop that cancels a bring-up, a resume
+//! that cancels a suspension, events for what nobody asked for) without a host. Like a real node it
+//! goes on when control is dropped: a bring-up or a suspension is its own task, and a caller that goes
+//! away does not end it. Tests may slow it down, make it fail or hang at a named [`Point`], end VMs,
+//! lose them, grow unknown ones, damage what is saved, or restart the host.
 
+mod boot;
 mod guest;
+mod saved;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,10 +19,11 @@ use std::{
 use async_trait::async_trait;
 use skerry_internal_api::{
     ByteStream, DoctorCheck, DoctorLevel, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity,
-    NodeDoctor, NodeError, NodeEvent, StopMode, VmExit, VmPhase, VmReport, VmSpec,
+    NodeDoctor, NodeError, NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics, StopMode,
+    VmExit, VmPhase, VmReport, VmSpec,
 };
 use skerry_model::{
-    Incarnation, NodeId, Timestamp, WorkspaceId,
+    Incarnation, NodeId, SnapshotId, Timestamp, WorkspaceId,
     spec::{ImageDigest, ImageRef},
 };
 use tokio::{
@@ -28,6 +32,9 @@ use tokio::{
 };
 
 pub use guest::{SimCommand, SimGuest};
+
+use guest::{Disk, Memory};
+use saved::SimSnapshot;
 
 /// Where the simulated node can be made to fail or hang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +45,29 @@ pub enum Point {
     EnsureStopped,
     /// Removing everything of a workspace.
     EnsureDeleted,
+    /// Stopping virtual CPUs.
+    EnsurePaused,
+    /// Letting a VM run on.
+    EnsureResumed,
+    /// Saving memory. One that hangs is under way: a resume or stop cancels it.
+    EnsureSuspended,
+    /// Taking a snapshot.
+    TakeSnapshot,
+    /// Removing a snapshot.
+    EnsureSnapshotDeleted,
+}
+
+impl Point {
+    const ALL: [Self; 8] = [
+        Self::EnsureRunning,
+        Self::EnsureStopped,
+        Self::EnsureDeleted,
+        Self::EnsurePaused,
+        Self::EnsureResumed,
+        Self::EnsureSuspended,
+        Self::TakeSnapshot,
+        Self::EnsureSnapshotDeleted,
+    ];
 }
 
 /// The simulated node.
@@ -59,6 +89,8 @@ struct SimState {
     calls: Vec<String>,
     next_pid: u32,
     boots: u64,
+    memory_restores: u64,
+    snapshots: HashMap<SnapshotId, SimSnapshot>,
 }
 
 impl SimState {
@@ -76,16 +108,38 @@ struct SimVm {
     /// The disk and the processes: files outlive a stop.
     guest: Arc<SimGuest>,
     console: Vec<u8>,
-    boot: Option<Boot>,
+    /// The bring-up or suspension under way.
+    job: Option<Job>,
+    /// What the bring-up under way begins with.
+    beginning: Beginning,
+    /// What a suspension saved.
+    saved: Option<Saved>,
 }
 
-/// A bring-up under way; every caller waits for the same outcome.
-struct Boot {
-    outcome: watch::Receiver<Option<Result<VmReport, NodeError>>>,
+/// What a bring-up makes of the guest once it succeeds.
+enum Beginning {
+    /// A boot from the disk as it is.
+    Disk,
+    /// The memory is as it was.
+    SavedMemory,
+    /// Both are a snapshot's, or its disk alone.
+    Snapshot(Disk, Option<Memory>),
+}
+
+struct Saved {
+    memory: Memory,
+    is_damaged: bool,
+}
+
+type Outcome = Option<Result<VmReport, NodeError>>;
+
+/// A bring-up or suspension under way; every caller waits for the same outcome.
+struct Job {
+    outcome: watch::Receiver<Outcome>,
     task: AbortHandle,
 }
 
-impl Drop for Boot {
+impl Drop for Job {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -107,8 +161,7 @@ impl SimNode {
             image("base", 'a', "Debian 12 with Python and git", "os"),
             image("node-20", 'b', "Debian 12 with Node 20", "runtime"),
         ];
-        let points = [Point::EnsureRunning, Point::EnsureStopped, Point::EnsureDeleted];
-        let hanging = points.map(|point| (point, watch::Sender::new(false)));
+        let hanging = Point::ALL.map(|point| (point, watch::Sender::new(false)));
         Arc::new_cyclic(|myself| Self {
             id: NodeId::from_u128(0x5eed_0000_0000_4000_8000_0000_0000_0001),
             now,
@@ -120,6 +173,8 @@ impl SimNode {
                 calls: Vec::new(),
                 next_pid: 1000,
                 boots: 0,
+                memory_restores: 0,
+                snapshots: HashMap::new(),
             }),
             events: broadcast::Sender::new(64),
             hanging: hanging.into_iter().collect(),
@@ -168,10 +223,16 @@ impl SimNode {
         self.state().calls.clone()
     }
 
-    /// How many boots succeeded.
+    /// How many boots succeeded; restores from memory not counted.
     #[must_use]
     pub fn boots(&self) -> u64 {
         self.state().boots
+    }
+
+    /// How many starts from a suspension's or a snapshot's memory succeeded.
+    #[must_use]
+    pub fn memory_restores(&self) -> u64 {
+        self.state().memory_restores
     }
 
     /// Everything the node has of any workspace, in order of identifiers.
@@ -198,12 +259,11 @@ impl SimNode {
     pub fn end_vm(&self, id: WorkspaceId, exit: VmExit) {
         let mut state = self.state();
         let Some(vm) = state.vms.get_mut(&id) else { return };
-        if vm.report.phase != VmPhase::Running {
-            return;
+        match vm.report.phase {
+            VmPhase::Running | VmPhase::Paused | VmPhase::Suspending => {}
+            VmPhase::Starting | VmPhase::Suspended | VmPhase::Stopping | VmPhase::Stopped => return,
         }
-        vm.report.phase = VmPhase::Stopped;
-        vm.report.pid = None;
-        vm.report.ready_at = None;
+        vm.put_down(VmPhase::Stopped);
         vm.report.last_exit = Some(exit.clone());
         let incarnation = vm.report.incarnation;
         drop(state);
@@ -235,67 +295,34 @@ impl SimNode {
         }
     }
 
-    /// Begins a bring-up, or finds the one under way. Answers at once when the VM runs already.
-    fn begin_boot(&self, spec: &VmSpec) -> Result<BeginBoot, NodeError> {
-        let mut state = self.state();
-        if let Some(vm) = state.vms.get(&spec.workspace_id) {
-            let same = vm.report.incarnation == spec.incarnation;
-            if same && vm.report.phase == VmPhase::Running {
-                return Ok(BeginBoot::Runs(vm.report.clone()));
-            }
-            if same && let Some(boot) = &vm.boot {
-                return Ok(BeginBoot::UnderWay(boot.outcome.clone()));
-            }
-            let newer_runs =
-                vm.report.incarnation > spec.incarnation && vm.report.phase != VmPhase::Stopped;
-            if newer_runs {
-                return Err(NodeError::NoSuchVm);
+    /// The host is restarted: no VM is there any more; disks, saved memory and snapshots are.
+    pub fn restart_host(&self) {
+        for vm in self.state().vms.values_mut() {
+            if vm.report.phase != VmPhase::Suspended {
+                vm.put_down(VmPhase::Stopped);
+                vm.report.last_exit = None;
             }
         }
-        state.called(Point::EnsureRunning, format!("ensure_running #{}", spec.incarnation))?;
-        if !state.images.iter().any(|image| image.digest == spec.image_digest) {
-            return Err(NodeError::NoSuchImage(spec.image_digest.to_string()));
-        }
-        let (report_outcome, outcome) = watch::channel(None);
-        let (node, id, incarnation) = (self.myself.clone(), spec.workspace_id, spec.incarnation);
-        let boot_time = state.boot_time;
-        let task = tokio::spawn(async move {
-            let Some(node) = node.upgrade() else { return };
-            node.gate(Point::EnsureRunning).await;
-            tokio::time::sleep(boot_time).await;
-            report_outcome.send_replace(Some(node.finish_boot(id, incarnation)));
-        });
-        let boot = Boot { outcome: outcome.clone(), task: task.abort_handle() };
-        let mut vm = SimVm::new(spec.clone(), VmPhase::Starting, &self.now);
-        if let Some(old) = state.vms.remove(&spec.workspace_id) {
-            vm.guest = old.guest.clone();
-        }
-        vm.guest.begin_start(spec);
-        vm.boot = Some(boot);
-        state.vms.insert(spec.workspace_id, vm);
-        Ok(BeginBoot::UnderWay(outcome))
-    }
-
-    fn finish_boot(&self, id: WorkspaceId, of: Incarnation) -> Result<VmReport, NodeError> {
-        let now = (self.now)();
-        let mut state = self.state();
-        state.next_pid += 1;
-        let pid = state.next_pid;
-        let vm = state.vms.get_mut(&id).filter(|vm| vm.report.incarnation == of);
-        let vm = vm.ok_or(NodeError::NoSuchVm)?;
-        vm.report.phase = VmPhase::Running;
-        vm.report.ready_at = Some(now);
-        vm.report.pid = Some(pid);
-        vm.console.extend_from_slice(format!("[    0.000000] start {of}\n").as_bytes());
-        let report = vm.report.clone();
-        state.boots += 1;
-        Ok(report)
     }
 }
 
-enum BeginBoot {
-    Runs(VmReport),
-    UnderWay(watch::Receiver<Option<Result<VmReport, NodeError>>>),
+/// What became of a call that begins something.
+enum Begun {
+    Already(VmReport),
+    UnderWay(watch::Receiver<Outcome>),
+}
+
+impl Begun {
+    /// The outcome; `cancelled` when something else ended the work.
+    async fn outcome(self, cancelled: NodeError) -> Result<VmReport, NodeError> {
+        match self {
+            Self::Already(report) => Ok(report),
+            Self::UnderWay(mut outcome) => match outcome.wait_for(Option::is_some).await {
+                Ok(finished) => finished.clone().unwrap_or(Err(NodeError::NoSuchVm)),
+                Err(_) => Err(cancelled),
+            },
+        }
+    }
 }
 
 impl SimVm {
@@ -313,8 +340,19 @@ impl SimVm {
             guest: SimGuest::new(&spec, Arc::clone(now)),
             spec,
             console: Vec::new(),
-            boot: None,
+            job: None,
+            beginning: Beginning::Disk,
+            saved: None,
         }
+    }
+
+    /// There is no process any more, and nothing is under way.
+    fn put_down(&mut self, phase: VmPhase) {
+        self.job = None;
+        self.report.phase = phase;
+        self.report.pid = None;
+        self.report.ready_at = None;
+        self.report.start_path = None;
     }
 }
 
@@ -325,15 +363,8 @@ impl NodeApi for SimNode {
     }
 
     async fn ensure_running(&self, spec: VmSpec) -> Result<VmReport, NodeError> {
-        let mut outcome = match self.begin_boot(&spec)? {
-            BeginBoot::Runs(report) => return Ok(report),
-            BeginBoot::UnderWay(outcome) => outcome,
-        };
-        match outcome.wait_for(Option::is_some).await {
-            Ok(finished) => finished.clone().unwrap_or(Err(NodeError::NoSuchVm)),
-            // The bring-up was cancelled by a stop or a deletion.
-            Err(_) => Err(NodeError::Step { step: "bring_up_cancelled" }),
-        }
+        // Only a stop or a deletion cancels a bring-up.
+        self.begin_boot(&spec)?.outcome(NodeError::Cancelled).await
     }
 
     async fn ensure_stopped(
@@ -352,15 +383,67 @@ impl NodeApi for SimNode {
         let mut state = self.state();
         let Some(vm) = state.vms.get_mut(&workspace_id) else { return Ok(()) };
         if vm.report.incarnation <= incarnation {
-            vm.boot = None;
             if vm.report.phase != VmPhase::Stopped {
                 vm.report.last_exit = Some(VmExit::PoweredOff);
             }
-            vm.report.phase = VmPhase::Stopped;
-            vm.report.pid = None;
-            vm.report.ready_at = None;
+            vm.put_down(VmPhase::Stopped);
+            vm.saved = None;
         }
         Ok(())
+    }
+
+    async fn ensure_paused(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        self.pause(workspace_id, incarnation).await
+    }
+
+    async fn ensure_resumed(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        self.resume(workspace_id, incarnation).await
+    }
+
+    async fn ensure_suspended(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        self.begin_suspension(workspace_id, incarnation)?.outcome(NodeError::Cancelled).await
+    }
+
+    async fn take_snapshot(
+        &self,
+        workspace_id: WorkspaceId,
+        snapshot_id: SnapshotId,
+        contents: SnapshotContents,
+    ) -> Result<SnapshotInfo, NodeError> {
+        self.snapshot(workspace_id, snapshot_id, contents).await
+    }
+
+    async fn ensure_snapshot_deleted(&self, snapshot_id: SnapshotId) -> Result<(), NodeError> {
+        let what = "ensure_snapshot_deleted".to_owned();
+        self.state().called(Point::EnsureSnapshotDeleted, what)?;
+        self.gate(Point::EnsureSnapshotDeleted).await;
+        self.state().snapshots.remove(&snapshot_id);
+        Ok(())
+    }
+
+    async fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.snapshot_infos()
+    }
+
+    async fn start_statistics(&self) -> StartStatistics {
+        let state = self.state();
+        StartStatistics {
+            boots: state.boots,
+            memory_restores: state.memory_restores,
+            ..StartStatistics::default()
+        }
     }
 
     async fn ensure_deleted(&self, workspace_id: WorkspaceId) -> Result<(), NodeError> {
@@ -414,7 +497,7 @@ impl NodeApi for SimNode {
 
     async fn capacity(&self) -> NodeCapacity {
         let state = self.state();
-        let live = state.vms.values().filter(|vm| vm.report.phase != VmPhase::Stopped);
+        let live = state.vms.values().filter(|vm| vm.report.pid.is_some());
         let memory = live.map(|vm| u64::from(vm.spec.shape.memory_mib.get()));
         NodeCapacity {
             cpus: 4,

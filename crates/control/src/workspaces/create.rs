@@ -108,8 +108,7 @@ impl Inner {
             && shape.disk_mib < least
         {
             let problem = format!("{} is less than the snapshot's disk has", shape.disk_mib.get());
-            let allowed =
-                format!("{} to {} MiB", least.get(), self.config.plan.disk_mib.max);
+            let allowed = format!("{} to {} MiB", least.get(), self.config.plan.disk_mib.max);
             return Err(Error::invalid("disk_mib", problem, allowed));
         }
         let project_id = self.project_or_default(caller, request.project_id).await?;

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use skerry_model::{
-    Demand, Desired, DisplayName, ErrorKind, Incarnation, Lifecycle, Origin, Secret, Slug, Snapshot,
-    SnapshotId, SnapshotPurpose, SnapshotState, StartFrom, State, Workspace, WorkspaceId, WorkspaceSpec,
-    spec::check_metadata,
+    Demand, Desired, DisplayName, ErrorKind, Incarnation, Lifecycle, Origin, Secret, Slug,
+    Snapshot, SnapshotId, SnapshotPurpose, SnapshotState, StartFrom, State, Workspace, WorkspaceId,
+    WorkspaceSpec, spec::check_metadata,
 };
 
 use super::{StartPolicy, Wait, WorkspaceRef, create::SLUG_DRAWS};
@@ -104,9 +104,8 @@ impl Inner {
             check_metadata(metadata)?;
         }
         let kept_name = request.snapshot_name.as_deref().map(DisplayName::parse).transpose();
-        let kept_name = kept_name.map_err(|invalid| {
-            Error::invalid("snapshot_name", invalid.problem, invalid.allowed)
-        })?;
+        let kept_name = kept_name
+            .map_err(|invalid| Error::invalid("snapshot_name", invalid.problem, invalid.allowed))?;
         let source = self.find(caller, which).await?;
         let contents = snapshots::contents_of(&source, None)?;
         let purpose =

@@ -78,7 +78,9 @@ fn is_waking(workspace: &Workspace) -> bool {
             | State::Suspended
             | State::Stopping
             | State::Stopped => true,
-            State::Provisioned | State::Running { .. } | State::Failed(_) | State::Deleting => false,
+            State::Provisioned | State::Running { .. } | State::Failed(_) | State::Deleting => {
+                false
+            }
         }
 }
 

@@ -76,9 +76,9 @@ impl LifecycleChange {
 /// Checks the name a snapshot before the deletion is to have.
 pub(super) fn check_snapshot_on_terminate(asked: &SnapshotOnTerminate) -> Result<(), Error> {
     let Some(name) = &asked.name else { return Ok(()) };
-    DisplayName::parse(name).map(drop).map_err(|invalid| {
-        Error::invalid("snapshot_name", invalid.problem, invalid.allowed)
-    })
+    DisplayName::parse(name)
+        .map(drop)
+        .map_err(|invalid| Error::invalid("snapshot_name", invalid.problem, invalid.allowed))
 }
 
 /// How a time to live is renewed.

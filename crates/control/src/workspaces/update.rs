@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use skerry_model::{
-    Demand, Desired, DisplayName, EnvVar, ErrorKind, Plan, Refusal, RequestedShape, Slug,
-    State, Workspace, limits::check_shape, spec::check_metadata,
+    Demand, Desired, DisplayName, EnvVar, ErrorKind, Plan, Refusal, RequestedShape, Slug, State,
+    Workspace, limits::check_shape, spec::check_metadata,
 };
 
 use super::{UpdateWorkspace, WorkspaceRef, wishes::refused};

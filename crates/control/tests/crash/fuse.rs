@@ -219,16 +219,12 @@ impl StateStore for FusedStore {
         self.1.uncounted(self.0.usage(account)).await
     }
 
-    async fn next_expiry(&self) -> Result<Option<Timestamp>, Error> {
-        self.1.uncounted(self.0.next_expiry()).await
+    async fn next_due(&self) -> Result<Option<Timestamp>, Error> {
+        self.1.uncounted(self.0.next_due()).await
     }
 
-    async fn expired_workspaces(
-        &self,
-        now: Timestamp,
-        limit: u32,
-    ) -> Result<Vec<WorkspaceId>, Error> {
-        self.1.uncounted(self.0.expired_workspaces(now, limit)).await
+    async fn due_workspaces(&self, now: Timestamp, limit: u32) -> Result<Vec<WorkspaceId>, Error> {
+        self.1.uncounted(self.0.due_workspaces(now, limit)).await
     }
 }
 

@@ -384,11 +384,14 @@ impl Machine {
 
     pub(super) fn push_overlay(&self, overlay: &Path) -> Result<(), VmmError> {
         self.change_disk(Step::PushOverlay, |disk| {
+            if disk.overlay == overlay {
+                return Ok(());
+            }
             if disk.layers.len() == DiskSpec::MAX_LAYERS {
                 return Err(refused(Step::PushOverlay, "it has as many layers as it may have"));
             }
-            if disk.overlay == overlay || disk.layers.iter().any(|layer| layer == overlay) {
-                return Err(refused(Step::PushOverlay, "the file is in its chain already"));
+            if disk.layers.iter().any(|layer| layer == overlay) {
+                return Err(refused(Step::PushOverlay, "the file is a layer of it already"));
             }
             let frozen = std::mem::replace(&mut disk.overlay, overlay.to_owned());
             disk.layers.insert(0, frozen);

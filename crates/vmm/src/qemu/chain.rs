@@ -1,10 +1,11 @@
 //! The root disk of a running QEMU: the chain of files the guest sees as one disk.
 //!
 //! Nodes are named by us (see [`super::command_line`]): `base`, `layer-N`, `root`, and for every
-//! overlay pushed since `overlay-N`, whose file is in the file set N. What the chain is now is asked
-//! of QEMU each time, so that a VM that was taken over from an earlier life needs no record of it.
+//! overlay pushed since `overlay-N-I`, whose file is in the file set N and has the inode I. What the
+//! chain is now is asked of QEMU each time, so that a VM that was taken over from an earlier life
+//! needs no record of it; and whether a file is its top already can be told by the name.
 
-use std::{collections::BTreeSet, os::fd::OwnedFd, time::Duration};
+use std::{fs::File, io, os::fd::OwnedFd, os::unix::fs::MetadataExt, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -48,25 +49,39 @@ fn no_disk(command: &'static str) -> VmmError {
     VmmError::Refused { command, reason: "it has no disk".into() }
 }
 
-/// The number of a pushed overlay.
-fn overlay_number(node: &str) -> Option<u64> {
-    node.strip_prefix(OVERLAY_NODE)?.parse().ok()
+/// The node of a pushed overlay. A number of five digits and any inode fit into the 31 characters of
+/// a name.
+fn overlay_node(number: u64, inode: u64) -> String {
+    format!("{OVERLAY_NODE}{number}-{inode:x}")
+}
+
+/// The number of a pushed overlay, and its file's inode.
+fn pushed_overlay(node: &str) -> Option<(u64, u64)> {
+    let (number, inode) = node.strip_prefix(OVERLAY_NODE)?.split_once('-')?;
+    Some((number.parse().ok()?, u64::from_str_radix(inode, 16).ok()?))
 }
 
 /// See [`crate::Vm::push_overlay`]. `file` names the new overlay and is the VM's user's already.
 pub(super) async fn push_overlay(qmp: &QmpClient, file: OwnedFd) -> Result<(), VmmError> {
-    stop_flattening(qmp).await?;
+    let (file, inode) = with_inode(file)
+        .map_err(|source| VmmError::Io { context: "look at the overlay".into(), source })?;
     let chain = chain(qmp).await?;
     let top = chain.first().ok_or_else(|| no_disk("blockdev-snapshot"))?;
+    // An inode is not given to another file as long as somebody has the first one open.
+    if pushed_overlay(top).is_some_and(|(_, of_top)| of_top == inode) {
+        return Ok(());
+    }
+    stop_flattening(qmp).await?;
     // The chain is the overlay, its layers and the base.
     if chain.len() >= MAX_CHAIN {
         let reason = format!("it has {} layers already", DiskSpec::MAX_LAYERS);
         return Err(VmmError::Refused { command: "blockdev-snapshot", reason });
     }
-    let number = chain.iter().filter_map(|node| overlay_number(node)).max().unwrap_or(0) + 1;
-    let node = format!("{OVERLAY_NODE}{number}");
     // Left by a push that was broken off, if at all.
-    forget(qmp, &node, Some(number)).await;
+    forget_unused(qmp, &chain).await?;
+    let numbers = chain.iter().filter_map(|node| pushed_overlay(node));
+    let number = numbers.map(|(number, _)| number).max().unwrap_or(0) + 1;
+    let node = overlay_node(number, inode);
 
     let pushed = async {
         let set = json!({ "fdset-id": number });
@@ -170,21 +185,34 @@ fn disk_in(query_block: &Value) -> Option<(&str, u64)> {
     Some((disk["node-name"].as_str()?, disk["image"]["virtual-size"].as_u64()?))
 }
 
+fn with_inode(file: OwnedFd) -> io::Result<(OwnedFd, u64)> {
+    let file = File::from(file);
+    let inode = file.metadata()?.ino();
+    Ok((file.into(), inode))
+}
+
 /// Closes the files of nodes that are in no chain any more.
 async fn forget_unused(qmp: &QmpClient, chain: &[String]) -> Result<(), VmmError> {
-    let sets = qmp.execute("query-fdsets", None, ANSWER_DEADLINE).await?;
-    let sets: BTreeSet<u64> =
-        sets.as_array().into_iter().flatten().filter_map(|set| set["fdset-id"].as_u64()).collect();
-    let layers = (1..=DiskSpec::MAX_LAYERS).map(|n| format!("{LAYER_NODE}{n}"));
-    let started_with = std::iter::once(ROOT_NODE.to_owned()).chain(layers);
-    let nodes = started_with.map(|node| (node, None));
-    let pushed = sets.into_iter().map(|set| (format!("{OVERLAY_NODE}{set}"), Some(set)));
-    for (node, set) in nodes.chain(pushed) {
-        if !chain.contains(&node) {
-            forget(qmp, &node, set).await;
-        }
+    let flat = json!({ "flat": true });
+    let nodes = qmp.execute("query-named-block-nodes", Some(flat), ANSWER_DEADLINE).await?;
+    for node in unused_in(&nodes, chain) {
+        let set = pushed_overlay(&node).map(|(number, _)| number);
+        forget(qmp, &node, set).await;
     }
     Ok(())
+}
+
+/// The nodes of ours that are not in the chain.
+fn unused_in(named_nodes: &Value, chain: &[String]) -> Vec<String> {
+    let ours = |node: &str| {
+        node == ROOT_NODE || node.starts_with(LAYER_NODE) || node.starts_with(OVERLAY_NODE)
+    };
+    let names = named_nodes.as_array().into_iter().flatten();
+    let names = names.filter_map(|node| node["node-name"].as_str());
+    names
+        .filter(|node| ours(node) && !chain.iter().any(|used| used == node))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Forgets a node and its file. That there is none is as good.
@@ -230,8 +258,24 @@ mod tests {
         }]);
         assert_eq!(nodes_in(&stats).unwrap(), ["overlay-2", "root", "base"]);
         assert_eq!(nodes_in(&json!([])), None);
-        assert_eq!(overlay_number("overlay-2"), Some(2));
-        assert_eq!(overlay_number("root"), None);
+    }
+
+    #[test]
+    fn an_overlay_is_known_by_the_inode_in_its_name() {
+        let longest = overlay_node(99_999, u64::MAX);
+        assert!(longest.len() <= 31, "{longest}");
+        assert_eq!(pushed_overlay(&longest), Some((99_999, u64::MAX)));
+        assert_eq!(pushed_overlay("root"), None);
+    }
+
+    #[test]
+    fn a_node_that_no_disk_stands_on_is_forgotten() {
+        let nodes = json!([
+            { "node-name": "overlay-2-7f" }, { "node-name": "overlay-1-a" },
+            { "node-name": "#block042" }, { "node-name": "layer-1" }, { "node-name": "base" },
+        ]);
+        let chain = ["overlay-2-7f".to_owned(), "base".to_owned()];
+        assert_eq!(unused_in(&nodes, &chain), ["overlay-1-a", "layer-1"]);
     }
 
     #[test]

@@ -269,7 +269,9 @@ async fn the_chain_of_a_disk_is_what_was_done_to_it() {
     vm.grow_disk(1 << 30, STEP).await.unwrap();
     vm.grow_disk(1 << 30, STEP).await.unwrap();
     assert!(vm.grow_disk(1 << 29, STEP).await.is_err());
-    assert!(vm.push_overlay(&next, STEP).await.is_err());
+    vm.push_overlay(&next, STEP).await.unwrap();
+    assert_eq!(seen().layers.len(), 2);
+    assert!(vm.push_overlay(&disk.overlay, STEP).await.is_err());
     assert!(vm.push_overlay(Path::new("/nonexistent"), STEP).await.is_err());
     vm.flatten_disk(STEP).await.unwrap();
     let expected: [PathBuf; 0] = [];

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
 mod fake;
+mod guest;
 mod lives;
 mod qemu;
+mod qemu_disks;
 mod states;
 mod suite;
 

@@ -20,7 +20,10 @@ use tempfile::TempDir;
 use crate::suite::{Harness, TEST_DEADLINE};
 
 /// An ordinary user that owns nothing on the host.
-const VM_UID: u32 = 64_242;
+pub(crate) const VM_UID: u32 = 64_242;
+
+/// As large as the guest sees its disk.
+pub(crate) const DISK_BYTES: u64 = 2 << 30;
 
 pub(crate) struct QemuHarness {
     dir: TempDir,
@@ -61,25 +64,39 @@ impl QemuHarness {
         }
     }
 
-    /// An overlay on the base image whose header names a backing file that must never be opened.
-    fn disk(&self) -> DiskSpec {
-        let base = fs::read_dir(&self.images)
+    /// The raw file of the image `base`.
+    fn base(&self) -> PathBuf {
+        fs::read_dir(&self.images)
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .find(|path| {
                 path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("base@"))
             })
             .expect("the image `base` is missing: run `make setup`")
-            .join("root.ext4");
-        let overlay = self.dir.path().join("root.qcow2");
+            .join("root.ext4")
+    }
+
+    /// An overlay whose header names a backing file that must never be opened.
+    pub(crate) fn overlay(&self, name: &str) -> PathBuf {
+        let overlay = self.dir.path().join(name);
         let made = Command::new("qemu-img")
             .args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/shadow"])
             .arg(&overlay)
-            .arg("2G")
+            .arg(DISK_BYTES.to_string())
             .status()
             .unwrap();
         assert!(made.success());
-        DiskSpec { overlay, layers: Vec::new(), base }
+        overlay
+    }
+
+    /// A fresh overlay on these layers (the uppermost first) on the base image.
+    pub(crate) fn disk_on(&self, name: &str, layers: &[&Path]) -> DiskSpec {
+        let layers = layers.iter().map(|layer| layer.to_path_buf()).collect();
+        DiskSpec { overlay: self.overlay(name), layers, base: self.base() }
+    }
+
+    fn disk(&self) -> DiskSpec {
+        self.disk_on("root.qcow2", &[])
     }
 }
 
@@ -93,7 +110,7 @@ impl Drop for QemuHarness {
     }
 }
 
-async fn open() -> QemuVmm {
+pub(crate) async fn open() -> QemuVmm {
     let config = QemuConfig { binary: None, accelerator: AcceleratorChoice::Tcg };
     QemuVmm::open(config).await.unwrap()
 }

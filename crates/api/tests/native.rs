@@ -257,12 +257,14 @@ async fn no_route_answers_without_a_credential_or_to_another_tenant() {
                 ("post", Some("exec")) => Some(json!({ "argv": body["argv"] })),
                 ("post", Some("mkdir")) => Some(json!({ "path": body["path"] })),
                 ("post", Some("rename")) => Some(json!({ "from": "/a", "to": "/b" })),
-                ("patch", _) => Some(json!({})),
+                ("post", Some("restore")) => Some(json!({ "snapshot": "x" })),
+                ("patch", _) | ("post", Some("snapshots" | "fork" | "renew")) => Some(json!({})),
                 _ => None,
             };
             let answer = front.call(As::Other, &line, body).await;
             assert_eq!(answer.status, StatusCode::NOT_FOUND, "{line}: {}", answer.body);
-            assert_eq!(answer.body["error"]["message"], "workspace not found", "{line}");
+            let missing = if path.ends_with("/restore") { "snapshot" } else { "workspace" };
+            assert_eq!(answer.body["error"]["message"], format!("{missing} not found"), "{line}");
         }
     }
     assert!(checked > 25, "only {checked} routes");

@@ -9,7 +9,7 @@ use skerry_control::{
 };
 use skerry_model::{self as model, EnvVar, Invalid, ProjectId, Timestamp, limits::Pool, spec};
 
-use super::wire;
+use super::{convert_saved as saved, wire};
 use crate::ids;
 
 /// Longest path taken, in bytes (Linux' own limit).
@@ -43,6 +43,7 @@ pub(super) fn workspace(workspace: &model::Workspace) -> wire::Workspace {
         slug: workspace.slug.to_string(),
         project_id: workspace.project_id.to_string(),
         namespace: workspace.namespace.clone(),
+        origin: saved::origin(spec.origin),
         image: spec.image.to_string(),
         image_digest: spec.image_digest.to_string(),
         vcpu_count: spec.shape.vcpu_count.get(),
@@ -66,7 +67,15 @@ pub(super) fn workspace(workspace: &model::Workspace) -> wire::Workspace {
                 spec::ExpiryAction::Suspend => wire::ExpiryAction::Suspend,
             },
         }),
+        idle: spec.idle.map(saved::idle_shown),
         keep_active: spec.keep_active,
+        restart: saved::restart_shown(spec.restart),
+        remove_on_exit: spec.remove_on_exit,
+        snapshot_on_terminate: spec
+            .snapshot_on_terminate
+            .as_ref()
+            .map(saved::snapshot_on_terminate_shown),
+        auto_resume: spec.auto_resume,
         log_retention: match spec.log_retention {
             spec::LogRetention::AcrossStarts => wire::LogRetention::AcrossStarts,
             spec::LogRetention::ThisStart => wire::LogRetention::ThisStart,
@@ -92,13 +101,7 @@ pub(super) fn workspace(workspace: &model::Workspace) -> wire::Workspace {
             | model::State::Deleting => None,
         },
         failure: match &workspace.state {
-            model::State::Failed(failure) => Some(wire::Failure {
-                code: failure.code.clone(),
-                message: failure.message.clone(),
-                attempts: failure.attempts,
-                retryable: failure.retryable,
-                at: time(failure.at),
-            }),
+            model::State::Failed(failure) => Some(saved::failure(failure)),
             model::State::Provisioned
             | model::State::Starting
             | model::State::Running { .. }
@@ -110,6 +113,7 @@ pub(super) fn workspace(workspace: &model::Workspace) -> wire::Workspace {
             | model::State::Deleting => None,
         },
         incarnation: workspace.incarnation.0,
+        lifecycle: saved::lifecycle_status(workspace),
         expires_at: workspace.expires_at.map(time),
         created_at: time(workspace.created_at),
         updated_at: time(workspace.updated_at),
@@ -132,7 +136,7 @@ const fn state(state: &model::State) -> wire::State {
 }
 
 /// RFC 3339, UTC, to the millisecond.
-fn time(timestamp: Timestamp) -> String {
+pub(super) fn time(timestamp: Timestamp) -> String {
     format!("{timestamp:.3}")
 }
 
@@ -171,22 +175,20 @@ pub(super) fn create(
         project_id,
         namespace: request.namespace,
         image: request.image,
+        from_snapshot: request.from_snapshot.as_deref().map(saved::snapshot_ref),
         vcpu_count: request.vcpu_count,
         memory_mib: request.memory_mib,
         disk_mib: request.disk_mib,
         cpu_kind: request.cpu_kind.map(cpu_kind).unwrap_or_default(),
         env: env(request.env),
         lifetime: request.lifetime.map(lifetime).unwrap_or_default(),
-        expiry: request.expiry.map(|expiry| spec::Expiry {
-            after_seconds: expiry.after_seconds,
-            action: match expiry.action {
-                wire::ExpiryAction::Stop => spec::ExpiryAction::Stop,
-                wire::ExpiryAction::Delete => spec::ExpiryAction::Delete,
-                wire::ExpiryAction::Pause => spec::ExpiryAction::Pause,
-                wire::ExpiryAction::Suspend => spec::ExpiryAction::Suspend,
-            },
-        }),
+        expiry: request.expiry.map(expiry),
+        idle: request.idle.map(saved::idle),
         keep_active: request.keep_active,
+        restart: request.restart.map(saved::restart).unwrap_or_default(),
+        remove_on_exit: request.remove_on_exit,
+        snapshot_on_terminate: request.snapshot_on_terminate.map(saved::snapshot_on_terminate),
+        auto_resume: request.auto_resume,
         log_retention: match request.log_retention {
             None => spec::LogRetention::default(),
             Some(wire::LogRetention::AcrossStarts) => spec::LogRetention::AcrossStarts,
@@ -201,6 +203,18 @@ pub(super) fn create(
     })
 }
 
+pub(super) const fn expiry(expiry: wire::Expiry) -> spec::Expiry {
+    spec::Expiry {
+        after_seconds: expiry.after_seconds,
+        action: match expiry.action {
+            wire::ExpiryAction::Stop => spec::ExpiryAction::Stop,
+            wire::ExpiryAction::Delete => spec::ExpiryAction::Delete,
+            wire::ExpiryAction::Pause => spec::ExpiryAction::Pause,
+            wire::ExpiryAction::Suspend => spec::ExpiryAction::Suspend,
+        },
+    }
+}
+
 const fn cpu_kind(kind: wire::CpuKind) -> spec::CpuKind {
     match kind {
         wire::CpuKind::Shared => spec::CpuKind::Shared,
@@ -208,7 +222,7 @@ const fn cpu_kind(kind: wire::CpuKind) -> spec::CpuKind {
     }
 }
 
-const fn lifetime(lifetime: wire::Lifetime) -> spec::Lifetime {
+pub(super) const fn lifetime(lifetime: wire::Lifetime) -> spec::Lifetime {
     match lifetime {
         wire::Lifetime::Permanent => spec::Lifetime::Permanent,
         wire::Lifetime::Temporary => spec::Lifetime::Temporary,

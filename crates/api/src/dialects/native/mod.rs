@@ -7,11 +7,15 @@
 
 mod account;
 mod convert;
+mod convert_saved;
 mod error_body;
 mod exec;
 mod exec_stream;
 mod files;
 mod inspect;
+mod lifecycle;
+mod rest;
+mod snapshots;
 pub mod wire;
 mod workspaces;
 
@@ -77,6 +81,17 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(workspaces::start))
         .routes(routes!(workspaces::stop))
         .routes(routes!(workspaces::restart))
+        .routes(routes!(rest::pause))
+        .routes(routes!(rest::resume))
+        .routes(routes!(rest::suspend))
+        .routes(routes!(rest::restore))
+        .routes(routes!(rest::fork))
+        .routes(routes!(lifecycle::change))
+        .routes(routes!(lifecycle::renew))
+        .routes(routes!(lifecycle::touch))
+        .routes(routes!(snapshots::create))
+        .routes(routes!(snapshots::list))
+        .routes(routes!(snapshots::get, snapshots::update, snapshots::delete))
         .routes(routes!(exec::run))
         .routes(routes!(exec_stream::open))
         .routes(routes!(files::list, files::remove))

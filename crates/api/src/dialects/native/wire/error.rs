@@ -35,7 +35,8 @@ pub struct ErrorDetail {
 /// Which limit would be passed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct QuotaDetail {
-    /// `workspace_count`, `per_workspace`, `owned_pool` or `running_pool`.
+    /// `workspace_count`, `per_workspace`, `owned_pool`, `running_pool`, `snapshot_count` or
+    /// `snapshot_space`.
     pub limit: &'static str,
     /// The resource with its unit.
     pub what: &'static str,

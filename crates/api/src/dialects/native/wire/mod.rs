@@ -5,10 +5,14 @@ mod account;
 mod error;
 mod exec;
 mod files;
+mod lifecycle;
+mod snapshots;
 mod workspaces;
 
 pub use account::*;
 pub use error::*;
 pub use exec::*;
 pub use files::*;
+pub use lifecycle::*;
+pub use snapshots::*;
 pub use workspaces::*;

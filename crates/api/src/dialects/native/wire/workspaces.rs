@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
+use super::{IdlePolicy, LifecycleStatus, Origin, RestartPolicy, SnapshotOnTerminate};
+
 /// A workspace.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Workspace {
@@ -22,6 +24,8 @@ pub struct Workspace {
     pub project_id: String,
     /// The tenant's grouping word.
     pub namespace: Option<String>,
+    /// What its disk was made from.
+    pub origin: Origin,
     /// The image as it was asked for.
     pub image: String,
     /// What that name meant when the workspace was created.
@@ -41,8 +45,18 @@ pub struct Workspace {
     pub lifetime: Lifetime,
     /// Time to live.
     pub expiry: Option<Expiry>,
-    /// Exempt from being stopped when idle.
+    /// What happens when nobody uses it.
+    pub idle: Option<IdlePolicy>,
+    /// Exempt from the idle policy.
     pub keep_active: bool,
+    /// What happens when its VM ends without being asked.
+    pub restart: RestartPolicy,
+    /// Whether it is deleted when its VM ends by itself.
+    pub remove_on_exit: bool,
+    /// The snapshot that a deletion takes first.
+    pub snapshot_on_terminate: Option<SnapshotOnTerminate>,
+    /// Whether using its inside wakes it when it is paused or suspended.
+    pub auto_resume: bool,
     /// What happens to the console log at a start.
     pub log_retention: LogRetention,
     /// The tenant's labels.
@@ -59,6 +73,8 @@ pub struct Workspace {
     pub failure: Option<Failure>,
     /// Counts the starts; 0 when it was never started.
     pub incarnation: u64,
+    /// What is remembered for the rules of its life.
+    pub lifecycle: LifecycleStatus,
     /// When its time to live ends; present while that passes.
     #[schema(format = DateTime, value_type = Option<String>)]
     pub expires_at: Option<String>,
@@ -214,6 +230,9 @@ pub struct CreateWorkspace {
     /// Name of an image; absent: the installation's default.
     #[schema(example = "base")]
     pub image: Option<String>,
+    /// A snapshot instead of an image: its id, or its name (the newest ready one of that name). Sizes
+    /// that are absent are then the snapshot's; its memory is used when vCPUs and memory are the same.
+    pub from_snapshot: Option<String>,
     /// Number of virtual CPUs; absent: the plan's default. So for the next two.
     #[schema(minimum = 1)]
     pub vcpu_count: Option<u64>,
@@ -232,9 +251,21 @@ pub struct CreateWorkspace {
     pub lifetime: Option<Lifetime>,
     /// Time to live.
     pub expiry: Option<Expiry>,
-    /// Exempt from being stopped when idle.
+    /// What happens when nobody uses it; absent: nothing.
+    pub idle: Option<IdlePolicy>,
+    /// Exempt from the idle policy.
     #[serde(default)]
     pub keep_active: bool,
+    /// What happens when its VM ends without being asked; absent: it stays as it is.
+    pub restart: Option<RestartPolicy>,
+    /// Deleted when its VM ends by itself and is not restarted.
+    #[serde(default)]
+    pub remove_on_exit: bool,
+    /// The snapshot that a deletion takes first; absent: none.
+    pub snapshot_on_terminate: Option<SnapshotOnTerminate>,
+    /// Whether using its inside wakes it when it is paused or suspended.
+    #[serde(default)]
+    pub auto_resume: bool,
     /// Absent: across starts.
     pub log_retention: Option<LogRetention>,
     /// Labels: at most 64 KiB as JSON.
@@ -268,7 +299,7 @@ pub struct UpdateWorkspace {
     pub disk_mib: Option<u64>,
     /// New environment, replacing the old one; takes effect at the next start.
     pub env: Option<BTreeMap<String, String>>,
-    /// Exempt from being stopped when idle.
+    /// Exempt from the idle policy.
     pub keep_active: Option<bool>,
     /// New labels, replacing the old ones.
     #[schema(value_type = Option<BTreeMap<String, Value>>)]

@@ -1,6 +1,6 @@
 //! Who is calling.
 
-use skerry_model::{AccountId, ApiKeyId, Secret};
+use skerry_model::{AccountId, ApiKeyId, ProjectId, Secret};
 
 /// What a request presented. Every dialect's way of authenticating ends in one of these.
 #[derive(Clone, Debug)]
@@ -17,6 +17,7 @@ pub struct Credential {
 pub struct Caller {
     pub(crate) account_id: AccountId,
     pub(crate) account_handle: String,
+    pub(crate) default_project_id: ProjectId,
     pub(crate) key_id: ApiKeyId,
 }
 

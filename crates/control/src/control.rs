@@ -130,6 +130,7 @@ impl Control {
         Ok(Caller {
             account_id: owner.account.id,
             account_handle: owner.account.handle,
+            default_project_id: owner.default_project_id,
             key_id: owner.key_id,
         })
     }

@@ -14,7 +14,7 @@ use skerry_model::{EnvVar, Secret, State, WorkspaceId};
 
 use crate::{
     ground::Ground,
-    measure::{Timings, timed},
+    measure::{Stopwatch, Timings, timed},
     report::{Figure, Target},
 };
 
@@ -76,15 +76,15 @@ pub async fn run(plan: &Plan) -> Vec<Figure> {
 fn sync_of_the_disk(directory: &Path, each: Duration) -> Timings {
     let directory = tempfile::tempdir_in(directory).expect("a temporary directory");
     let mut file = File::create(directory.path().join("block")).expect("a file");
-    let began = Instant::now();
+    let watch = Stopwatch::start();
     let mut latencies = Vec::new();
-    while began.elapsed() < each {
+    while watch.began.elapsed() < each {
         let start = Instant::now();
         file.write_all(&[7; 4096]).expect("room on the disk");
         file.sync_data().expect("a disk that can sync");
         latencies.push(start.elapsed());
     }
-    Timings::new(latencies, began.elapsed())
+    Timings::new(latencies, &watch)
 }
 
 fn request(start: StartPolicy) -> CreateWorkspace {
@@ -102,8 +102,8 @@ fn request(start: StartPolicy) -> CreateWorkspace {
 async fn create(plan: &Plan, start: StartPolicy, callers: usize) -> Timings {
     let ground = Ground::open(&plan.directory).await;
     let (control, caller) = (ground.control.clone(), ground.caller.clone());
-    let began = Instant::now();
-    let mut timings = timed(callers, plan.each, move || {
+    let watch = Stopwatch::start();
+    let timings = timed(callers, plan.each, move || {
         let (control, caller) = (control.clone(), caller.clone());
         async move {
             let made = control.create_workspace(&caller, request(start)).await.expect("created");
@@ -120,7 +120,7 @@ async fn create(plan: &Plan, start: StartPolicy, callers: usize) -> Timings {
     while count(&ground, &["running"]).await != running {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    timings.took = began.elapsed();
+    let timings = timings.extended(&watch);
     assert_eq!(count(&ground, &[]).await, timings.count() as u64, "an answered create is lost");
     ground.close().await;
     timings

@@ -5,16 +5,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long each of some calls took, and how long they all took together.
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike as _,
+};
+
+/// How long each of some calls took, how long they all took together, and the CPU time this process
+/// spent meanwhile: on a busy machine that is the figure to compare.
 pub struct Timings {
     latencies: Vec<Duration>,
-    pub took: Duration,
+    took: Duration,
+    cpu: Duration,
 }
 
 impl Timings {
-    pub fn new(mut latencies: Vec<Duration>, took: Duration) -> Self {
+    pub fn new(mut latencies: Vec<Duration>, since: &Stopwatch) -> Self {
         latencies.sort_unstable();
-        Self { latencies, took }
+        Self { latencies, took: since.began.elapsed(), cpu: cpu_time().saturating_sub(since.cpu) }
+    }
+
+    /// The same calls, with what was done after their answers.
+    pub fn extended(self, since: &Stopwatch) -> Self {
+        Self::new(self.latencies, since)
     }
 
     pub fn count(&self) -> usize {
@@ -25,6 +37,11 @@ impl Timings {
         self.latencies.len() as f64 / self.took.as_secs_f64()
     }
 
+    /// Microseconds of CPU time for each call, the callers' own included.
+    pub fn cpu_us(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.latencies.len() as f64
+    }
+
     /// The latency that this share of the calls did not pass, in milliseconds.
     pub fn quantile_ms(&self, share: f64) -> f64 {
         let last = self.latencies.len().saturating_sub(1);
@@ -33,13 +50,36 @@ impl Timings {
     }
 }
 
+/// When something began.
+pub struct Stopwatch {
+    pub began: Instant,
+    cpu: Duration,
+}
+
+impl Stopwatch {
+    pub fn start() -> Self {
+        Self { began: Instant::now(), cpu: cpu_time() }
+    }
+}
+
+/// The CPU time of this process so far.
+#[allow(clippy::expect_used, reason = "a benchmark's own ground; there is nobody to tell")]
+fn cpu_time() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("a process knows its own use");
+    let micros = |time: nix::sys::time::TimeVal| {
+        Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or(0))
+    };
+    micros(usage.user_time()) + micros(usage.system_time())
+}
+
 /// Has `callers` make one call after another until `each` is over; a call under way is awaited.
 pub async fn timed<C, F>(callers: usize, each: Duration, call: C) -> Timings
 where
     C: Fn() -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send,
 {
-    let began = Instant::now();
+    let watch = Stopwatch::start();
+    let began = watch.began;
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..callers {
         let call = call.clone();
@@ -54,5 +94,5 @@ where
         });
     }
     let latencies = tasks.join_all().await.concat();
-    Timings::new(latencies, began.elapsed())
+    Timings::new(latencies, &watch)
 }

@@ -28,6 +28,7 @@ pub struct Figure {
     per_second: f64,
     p50_ms: f64,
     p99_ms: f64,
+    cpu_us: f64,
     target: Target,
 }
 
@@ -40,6 +41,7 @@ impl Figure {
             per_second: timings.per_second(),
             p50_ms: timings.quantile_ms(0.5),
             p99_ms: timings.quantile_ms(0.99),
+            cpu_us: timings.cpu_us(),
             target,
         }
     }
@@ -62,6 +64,7 @@ impl Figure {
             "per_second": self.per_second,
             "p50_ms": self.p50_ms,
             "p99_ms": self.p99_ms,
+            "cpu_us_per_call": self.cpu_us,
             "target_per_second": self.target.per_second,
             "target_p99_ms": self.target.p99_ms,
             "met": self.met(),
@@ -72,8 +75,8 @@ impl Figure {
 /// Prints a table; answers whether every target is reached.
 pub fn print(figures: &[Figure]) -> bool {
     println!(
-        "{:<34} {:>7} {:>8} {:>10} {:>9} {:>9}  goal",
-        "case", "callers", "calls", "per second", "p50 ms", "p99 ms"
+        "{:<34} {:>7} {:>8} {:>10} {:>9} {:>9} {:>9}  goal",
+        "case", "callers", "calls", "per second", "p50 ms", "p99 ms", "CPU us"
     );
     for figure in figures {
         let goal = match figure.met() {
@@ -86,13 +89,14 @@ pub fn print(figures: &[Figure]) -> bool {
             }
         };
         println!(
-            "{:<34} {:>7} {:>8} {:>10.0} {:>9.3} {:>9.3}  {goal}",
+            "{:<34} {:>7} {:>8} {:>10.0} {:>9.3} {:>9.3} {:>9.1}  {goal}",
             figure.name,
             figure.callers,
             figure.count,
             figure.per_second,
             figure.p50_ms,
-            figure.p99_ms
+            figure.p99_ms,
+            figure.cpu_us
         );
     }
     figures.iter().all(|figure| figure.met() != Some(false))

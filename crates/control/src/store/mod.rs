@@ -83,6 +83,8 @@ pub struct StoredKey {
 pub struct KeyOwner {
     /// The account.
     pub account: Account,
+    /// The account's default project; it stays the same as long as the account is there.
+    pub default_project_id: ProjectId,
     /// The key.
     pub key_id: ApiKeyId,
     /// When the key was last used, as recorded.
@@ -202,10 +204,7 @@ pub trait StateStore: Send + Sync {
         snapshot: &Snapshot,
         workspaces: &[Workspace],
         admission: Admission<'_>,
-    ) -> Result<Write<Vec<Workspace>>, Error> {
-        let _ = (snapshot, workspaces, admission);
-        Err(Error::internal("this store keeps no snapshots"))
-    }
+    ) -> Result<Write<Vec<Workspace>>, Error>;
 
     /// Replaces the record if its revision is still `workspace.revision` (and the plan admits what
     /// it adds). The written record has the next revision. A snapshot it needs now and did not need
@@ -258,10 +257,7 @@ pub trait StateStore: Send + Sync {
         &self,
         snapshot: SnapshotId,
         limit: u32,
-    ) -> Result<Vec<Workspace>, Error> {
-        let _ = (snapshot, limit);
-        Ok(Vec::new())
-    }
+    ) -> Result<Vec<Workspace>, Error>;
 
     /// Records that a workspace was used at `at`, and when its next timer rings after that
     /// ([`Workspace::due_at`]), if its revision is still this one; `Stale` otherwise. Neither the
@@ -272,10 +268,7 @@ pub trait StateStore: Send + Sync {
         revision: u64,
         at: Timestamp,
         due_at: Option<Timestamp>,
-    ) -> Result<Write<()>, Error> {
-        let _ = (id, revision, at, due_at);
-        Ok(Write::Stale)
-    }
+    ) -> Result<Write<()>, Error>;
 
     /// What the account uses.
     async fn usage(&self, account_id: AccountId) -> Result<Usage, Error>;
@@ -293,49 +286,29 @@ pub trait StateStore: Send + Sync {
         &self,
         snapshot: &Snapshot,
         plan: Option<&Plan>,
-    ) -> Result<Write<Snapshot>, Error> {
-        let _ = (snapshot, plan);
-        Err(Error::internal("this store keeps no snapshots"))
-    }
+    ) -> Result<Write<Snapshot>, Error>;
 
     /// Replaces the record if its revision is still `snapshot.revision`. The written record has the
     /// next revision.
-    async fn update_snapshot(&self, snapshot: &Snapshot) -> Result<Write<Snapshot>, Error> {
-        let _ = snapshot;
-        Ok(Write::Stale)
-    }
+    async fn update_snapshot(&self, snapshot: &Snapshot) -> Result<Write<Snapshot>, Error>;
 
     /// Replaces the record by `snapshot`, whose deletion has begun, if its revision is still
     /// `snapshot.revision` and no workspace needs it at the moment of the write.
-    async fn begin_snapshot_deletion(
-        &self,
-        snapshot: &Snapshot,
-    ) -> Result<SnapshotDeletion, Error> {
-        let _ = snapshot;
-        Ok(SnapshotDeletion::Stale)
-    }
+    async fn begin_snapshot_deletion(&self, snapshot: &Snapshot)
+    -> Result<SnapshotDeletion, Error>;
 
     /// Removes the record if its revision is still this one; `Stale` otherwise.
-    async fn remove_snapshot(&self, id: SnapshotId, revision: u64) -> Result<Write<()>, Error> {
-        let _ = (id, revision);
-        Ok(Write::Stale)
-    }
+    async fn remove_snapshot(&self, id: SnapshotId, revision: u64) -> Result<Write<()>, Error>;
 
     /// One snapshot, of any account.
-    async fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
-        let _ = id;
-        Ok(None)
-    }
+    async fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error>;
 
     /// A part of the account's snapshots, newest first, and how many there are.
     async fn list_snapshots(
         &self,
         account_id: AccountId,
         filter: &ListSnapshots,
-    ) -> Result<Page<Snapshot>, Error> {
-        let _ = (account_id, filter);
-        Ok(Page { items: Vec::new(), total: 0 })
-    }
+    ) -> Result<Page<Snapshot>, Error>;
 
     /// At most `limit` snapshots of all accounts with an identifier after `after`, in order of
     /// identifiers: for walking over everything without holding it.
@@ -343,15 +316,9 @@ pub trait StateStore: Send + Sync {
         &self,
         after: Option<SnapshotId>,
         limit: u32,
-    ) -> Result<Vec<Snapshot>, Error> {
-        let _ = (after, limit);
-        Ok(Vec::new())
-    }
+    ) -> Result<Vec<Snapshot>, Error>;
 
     /// At most `limit` snapshots of purpose fork that no workspace needs and that are not being
     /// created or deleted.
-    async fn unneeded_fork_snapshots(&self, limit: u32) -> Result<Vec<SnapshotId>, Error> {
-        let _ = limit;
-        Ok(Vec::new())
-    }
+    async fn unneeded_fork_snapshots(&self, limit: u32) -> Result<Vec<SnapshotId>, Error>;
 }

@@ -215,8 +215,6 @@ impl Inner {
             let project = self.store.project(caller.account_id, id).await?;
             return project.map(|found| found.id).ok_or_else(|| Error::not_found("project"));
         }
-        let projects = self.store.list_projects(caller.account_id).await?;
-        let default = projects.into_iter().find(|project| project.is_default);
-        default.map(|project| project.id).ok_or_else(|| Error::internal("no default project"))
+        Ok(caller.default_project_id)
     }
 }

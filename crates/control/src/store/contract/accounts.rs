@@ -30,6 +30,7 @@ pub(crate) async fn a_configured_key_replaces_the_one_before(store: &Store) {
     store.ensure_bootstrap_key(&same).await.unwrap();
     let found = store.key_owner(&first.hash).await.unwrap().unwrap();
     assert_eq!((found.key_id, found.account), (first.key.id, owner.account.clone()));
+    assert_eq!(found.default_project_id, owner.project.id);
     store.ensure_bootstrap_key(&second).await.unwrap();
     assert_eq!(store.key_owner(&first.hash).await.unwrap(), None);
     assert!(store.key_owner(&second.hash).await.unwrap().is_some());

@@ -44,6 +44,7 @@ macro_rules! store_contract {
             a_name_need_not_be_unique
             lists_are_newest_first_filtered_and_counted
             a_changed_identity_shows_in_lists
+            what_was_written_is_read_from_then_on
             a_walk_over_everything_meets_each_record_once
             use_is_summed_by_account
             a_start_is_admitted_without_counting_itself

@@ -220,3 +220,34 @@ pub(crate) async fn accounts_do_not_see_each_others_records(store: &Store) {
     assert_eq!((page.items, page.total), (vec![], 0));
     assert_eq!(store.project(stranger, owner.project.id).await.unwrap(), None);
 }
+
+/// Whoever was answered sees what it wrote, whichever way it asks.
+pub(crate) async fn what_was_written_is_read_from_then_on(store: &Store) {
+    let owner = owner(store, 1).await;
+    let mut record = insert(store, &workspace(&owner, 1)).await;
+    for second in 10..40 {
+        record.updated_at = at(second);
+        if second % 10 == 0 {
+            // A record of any size.
+            let label = "x".repeat(usize::try_from(second).unwrap() * 1000);
+            record.spec.metadata.insert("label".to_owned(), label.into());
+        }
+        let (stale, written) = tokio::join!(
+            store.remove_workspace(record.id, record.revision + 7),
+            store.update_workspace(&record, None)
+        );
+        assert_eq!(stale.unwrap(), Write::Stale);
+        let Write::Done(written) = written.unwrap() else { panic!("not written") };
+        record = written;
+        assert_eq!(store.workspace(record.id).await.unwrap(), Some(record.clone()));
+        let by_slug = store.workspace_by_slug(owner.account.id, "slug-1").await.unwrap();
+        assert_eq!(by_slug, Some(record.clone()));
+        let page = store.list_workspaces(owner.account.id, &ListWorkspaces::default()).await;
+        assert_eq!(page.unwrap().items, vec![record.clone()]);
+    }
+    assert!(matches!(
+        store.remove_workspace(record.id, record.revision).await,
+        Ok(Write::Done(()))
+    ));
+    assert_eq!(store.workspace(record.id).await.unwrap(), None);
+}

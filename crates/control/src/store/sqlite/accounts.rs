@@ -41,6 +41,7 @@ pub(super) fn key_owner_from(row: &SqliteRow) -> Result<KeyOwner, Error> {
             handle: row.try_get("handle")?,
             created_at: time(row.try_get("created_at")?)?,
         },
+        default_project_id: id(row.try_get("project_id")?)?,
         key_id: id(row.try_get("key_id")?)?,
         last_used_at: row.try_get::<Option<i64>, _>("last_used_at")?.map(time).transpose()?,
     })

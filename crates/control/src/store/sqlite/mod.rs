@@ -3,6 +3,7 @@
 
 mod accounts;
 mod picture;
+mod recent;
 mod records;
 mod rows;
 mod snapshots;
@@ -37,6 +38,7 @@ use accounts::{
     key_owner_from, project_from,
 };
 use picture::{Asked, WorkspaceWrite};
+use recent::Recent;
 use records::NoteActivity;
 use rows::{WORKSPACES, workspace_from};
 use snapshots::{
@@ -51,6 +53,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Sqlite {
     writer: Writer,
     readers: SqlitePool,
+    recent: Recent,
     keys: KeyRing,
 }
 
@@ -78,7 +81,10 @@ impl Sqlite {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
         let mut connection = options.connect().await?;
-        sqlx::migrate!("./migrations").run(&mut connection).await.map_err(Error::internal)?;
+        sqlx::migrate!("./migrations")
+            .run_direct(&mut connection)
+            .await
+            .map_err(Error::internal)?;
         upgrade::upgrade(&mut connection, &keys).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -89,7 +95,9 @@ impl Sqlite {
             .max_lifetime(None)
             .connect_with(options.clone().read_only(true))
             .await?;
-        Ok(Self { writer: Writer::start(connection, options), readers, keys })
+        let recent = Recent::new();
+        let writer = Writer::start(connection, options, recent.clone());
+        Ok(Self { writer, readers, recent, keys })
     }
 
     /// One workspace by a condition with these values.
@@ -150,8 +158,9 @@ impl StateStore for Sqlite {
 
     async fn key_owner(&self, hash: &SecretHash) -> Result<Option<KeyOwner>, Error> {
         let row = sqlx::query(
-            "SELECT k.id AS key_id, k.last_used_at, a.id AS account_id, a.handle, a.created_at \
-             FROM api_keys k JOIN accounts a ON a.id = k.account_id WHERE k.secret_hash = ?",
+            "SELECT k.id AS key_id, k.last_used_at, a.id AS account_id, a.handle, a.created_at, \
+             p.id AS project_id FROM api_keys k JOIN accounts a ON a.id = k.account_id \
+             JOIN projects p ON p.account_id = a.id AND p.is_default = 1 WHERE k.secret_hash = ?",
         )
         .bind(hash.0.as_slice())
         .fetch_optional(&self.readers)
@@ -260,6 +269,9 @@ impl StateStore for Sqlite {
     }
 
     async fn workspace(&self, workspace: WorkspaceId) -> Result<Option<Workspace>, Error> {
+        if let Some(found) = self.recent.get(workspace) {
+            return Ok(Some(found));
+        }
         self.find_workspace("id = ?", &[&workspace.to_string()]).await
     }
 

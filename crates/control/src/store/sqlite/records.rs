@@ -12,6 +12,7 @@ use sqlx::{
 
 use super::{
     picture::{Effect, Footprint, Identity, Known, Picture, Verdict, WorkspaceWrite},
+    recent::Recent,
     usage::{self, USAGE_COLUMNS},
     writer::{Broken, Operation},
 };
@@ -223,6 +224,10 @@ impl Operation for NoteActivity {
             .fetch_optional(&mut *db)
             .await?;
         Ok(Ok(if there.is_some() { Write::Done(()) } else { Write::Stale }))
+    }
+
+    fn settle(&self, recent: &Recent) {
+        recent.note_activity(self.id, self.revision, self.at);
     }
 }
 

@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use skerry_model::ErrorKind;
+use skerry_model::{ErrorKind, WorkspaceId};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::sync::{
     mpsc::{self, error::SendTimeoutError},
@@ -19,6 +19,7 @@ use tokio::sync::{
 
 use super::{
     picture::{Verdict, WorkspaceWrite},
+    recent::Recent,
     records::write_all,
 };
 use crate::{Error, store::Write};
@@ -61,6 +62,11 @@ pub(super) trait Operation: Send + 'static {
         &mut self,
         db: &mut SqliteConnection,
     ) -> Result<Result<Self::Answer, Error>, Broken>;
+
+    /// Takes over into the records in memory what was committed.
+    fn settle(&self, recent: &Recent) {
+        let _nothing = recent;
+    }
 }
 
 /// The callers' side. The task ends when this is dropped.
@@ -70,9 +76,13 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Starts the task on this connection. `options` make another one should it be lost.
-    pub(super) fn start(connection: SqliteConnection, options: SqliteConnectOptions) -> Self {
+    pub(super) fn start(
+        connection: SqliteConnection,
+        options: SqliteConnectOptions,
+        recent: Recent,
+    ) -> Self {
         let (queue, jobs) = mpsc::channel(QUEUE);
-        let task = Task { options, connection: Some(connection) };
+        let task = Task { options, connection: Some(connection), recent };
         tokio::spawn(task.work(jobs));
         Self { queue }
     }
@@ -130,6 +140,7 @@ struct OperationJob<O: Operation> {
 trait OtherJob: Send {
     async fn run(&mut self, db: &mut SqliteConnection) -> Result<(), Broken>;
     fn is_abandoned(&self) -> bool;
+    fn settle(&self, recent: &Recent);
     fn answer(self: Box<Self>, committed: Result<(), Broken>);
 }
 
@@ -144,6 +155,10 @@ impl<O: Operation> OtherJob for OperationJob<O> {
         self.answer.is_closed()
     }
 
+    fn settle(&self, recent: &Recent) {
+        self.operation.settle(recent);
+    }
+
     fn answer(self: Box<Self>, committed: Result<(), Broken>) {
         reply(self.answer, committed, self.outcome);
     }
@@ -154,6 +169,28 @@ impl Job {
         match self {
             Self::Workspace(job) => job.answer.is_closed(),
             Self::Other(job) => job.is_abandoned(),
+        }
+    }
+
+    /// The workspace it changes, if it is to be asked of the database from now on.
+    fn changed(&self) -> Option<WorkspaceId> {
+        match self {
+            Self::Workspace(job) => {
+                matches!(job.verdict, Some(Verdict::Done(_))).then(|| job.write.id())
+            }
+            Self::Other(_) => None,
+        }
+    }
+
+    /// Takes over into the records in memory what was committed.
+    fn settle(&self, recent: &Recent) {
+        match self {
+            Self::Workspace(job) => {
+                if let Some(Verdict::Done(_)) = job.verdict {
+                    recent.add(&job.write);
+                }
+            }
+            Self::Other(job) => job.settle(recent),
         }
     }
 
@@ -200,6 +237,7 @@ struct Task {
     options: SqliteConnectOptions,
     /// `None` after a fault that left it in an unknown state.
     connection: Option<SqliteConnection>,
+    recent: Recent,
 }
 
 impl Task {
@@ -242,7 +280,7 @@ impl Task {
             Some(connection) => connection,
             None => self.options.connect().await.map_err(Failed::whole)?,
         };
-        let outcome = transaction(&mut connection, jobs).await;
+        let outcome = transaction(&mut connection, &self.recent, jobs).await;
         // A connection that cannot even go back is not used again.
         let usable =
             outcome.is_ok() || sqlx::query("ROLLBACK").execute(&mut connection).await.is_ok();
@@ -263,13 +301,19 @@ impl Failed {
     }
 }
 
-async fn transaction(db: &mut SqliteConnection, jobs: &mut [Job]) -> Result<(), Failed> {
+async fn transaction(
+    db: &mut SqliteConnection,
+    recent: &Recent,
+    jobs: &mut [Job],
+) -> Result<(), Failed> {
     // Holds the write lock from here on, so that what is read is still so when it is written.
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *db).await.map_err(Failed::whole)?;
     for run in jobs.chunk_by_mut(|a, b| matches!((a, b), (Job::Workspace(_), Job::Workspace(_)))) {
         perform(db, run).await.map_err(Failed::Statement)?;
     }
+    recent.forget(jobs.iter().filter_map(Job::changed));
     sqlx::query("COMMIT").execute(&mut *db).await.map_err(Failed::whole)?;
+    jobs.iter().for_each(|job| job.settle(recent));
     Ok(())
 }
 

@@ -34,6 +34,8 @@ pub(crate) use registry::{KeyUses, Watchers, Workers};
 
 /// How many records the periodic comparison holds at a time.
 const SWEEP_BATCH: u32 = 500;
+/// How long recording the last uses may take at the end.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 impl Control {
     /// Does the background work until `shutdown` is cancelled: compares records and VMs first (so
@@ -64,8 +66,10 @@ impl Control {
         inner.ending.cancel();
         inner.tasks.close();
         inner.tasks.wait().await;
-        if let Err(error) = inner.record_all_activity().await {
-            tracing::warn!(%error, "not every use could be recorded");
+        match tokio::time::timeout(LAST_WRITES, inner.record_all_activity()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "not every use could be recorded"),
+            Err(_) => tracing::warn!("not every use could be recorded in time"),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::HashMap, pin::pin, sync::Arc};
 use skerry_internal_api::{NodeError, SnapshotInfo};
 use skerry_model::{
     Cause, Failure, FailureCode, Snapshot, SnapshotEvent, SnapshotFacts, SnapshotId,
-    SnapshotPurpose, SnapshotState, SnapshotStep, Wish, WorkspaceId, next_snapshot_step,
+    SnapshotPurpose, SnapshotState, SnapshotStep, Wish, Workspace, WorkspaceId, next_snapshot_step,
 };
 use tokio::sync::Notify;
 
@@ -78,6 +78,17 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// A workspace was written that had needed this snapshot: if it does no more, the snapshot may go.
+    pub(crate) fn release_unless_needed(
+        self: &Arc<Self>,
+        needed: Option<SnapshotId>,
+        written: &Workspace,
+    ) {
+        if let Some(snapshot_id) = needed.filter(|_| written.needed_snapshot() != needed) {
+            self.wake_snapshot(snapshot_id);
+        }
     }
 
     /// Deletes a fork's snapshot unless a workspace needs it.

@@ -97,8 +97,14 @@ impl Worker {
     /// Applies an event to the record as it was read. A record that changed since is left alone:
     /// the next step is decided anew.
     async fn record(&self, mut workspace: Workspace, event: &Event) -> Result<(), Error> {
+        let needed = workspace.needed_snapshot();
         match workspace.apply(event, self.inner.now()) {
-            Transition::Moved(_) => self.inner.write(&workspace, None).await.map(drop),
+            Transition::Moved(_) => {
+                if let Write::Done(written) = self.inner.write(&workspace, None).await? {
+                    self.inner.release_unless_needed(needed, &written);
+                }
+                Ok(())
+            }
             Transition::AlreadySo => Ok(()),
             Transition::Refused(refusal) => {
                 Err(Error::internal(format!("{event:?} was decided and then refused: {refusal:?}")))
@@ -112,9 +118,13 @@ impl Worker {
             let Some(mut workspace) = self.inner.store.workspace(self.id).await? else {
                 return Ok(());
             };
+            let needed = workspace.needed_snapshot();
             match workspace.apply(event, self.inner.now()) {
                 Transition::Moved(_) => match self.inner.write(&workspace, None).await? {
-                    Write::Done(_) => return Ok(()),
+                    Write::Done(written) => {
+                        self.inner.release_unless_needed(needed, &written);
+                        return Ok(());
+                    }
                     Write::Stale | Write::Taken => {}
                 },
                 Transition::AlreadySo => return Ok(()),
@@ -186,11 +196,7 @@ impl Worker {
                 Event::StartFailed(incarnation, failure)
             }
         };
-        self.record_outcome(&event).await?;
-        if let Some(used) = from.snapshot_id() {
-            inner.wake_snapshot(used);
-        }
-        Ok(())
+        self.record_outcome(&event).await
     }
 
     async fn stop(&self, workspace: &Workspace, through: Incarnation) -> Result<(), Error> {

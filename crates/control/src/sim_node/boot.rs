@@ -38,13 +38,13 @@ impl SimNode {
         let (report_outcome, outcome) = watch::channel(None);
         let (node, id, incarnation) = (self.myself.clone(), spec.workspace_id, spec.incarnation);
         let boot_time = state.boot_time;
-        let task = tokio::spawn(async move {
+        let task = self.spawn(async move {
             let Some(node) = node.upgrade() else { return };
             node.gate(Point::EnsureRunning).await;
             tokio::time::sleep(boot_time).await;
             report_outcome.send_replace(Some(node.finish_boot(id, incarnation)));
         });
-        let job = Job { outcome: outcome.clone(), task: task.abort_handle() };
+        let job = Job { outcome: outcome.clone(), task };
         let mut vm = SimVm::new(spec.clone(), VmPhase::Starting, &self.now);
         if let Some(mut old) = state.vms.remove(&spec.workspace_id) {
             vm.guest = old.guest.clone();

@@ -27,6 +27,7 @@ use skerry_model::{
     spec::{ImageDigest, ImageRef},
 };
 use tokio::{
+    runtime::Handle,
     sync::{broadcast, watch},
     task::AbortHandle,
 };
@@ -78,6 +79,8 @@ pub struct SimNode {
     events: broadcast::Sender<NodeEvent>,
     /// True while calls at the point hang.
     hanging: HashMap<Point, watch::Sender<bool>>,
+    /// Where its own work goes on, also when the runtime that control is in ends.
+    runtime: Option<Handle>,
     myself: Weak<Self>,
 }
 
@@ -146,7 +149,8 @@ impl Drop for Job {
 }
 
 impl SimNode {
-    /// A node with the images `base` and `node-20` and nothing else. `now` is its clock.
+    /// A node with the images `base` and `node-20` and nothing else. `now` is its clock. What it does
+    /// on its own, it does in the runtime in which it is made.
     #[must_use]
     pub fn new(now: Arc<dyn Fn() -> Timestamp + Send + Sync>) -> Arc<Self> {
         let image = |name: &str, fill: char, description: &str, category: &str| ImageInfo {
@@ -178,6 +182,7 @@ impl SimNode {
             }),
             events: broadcast::Sender::new(64),
             hanging: hanging.into_iter().collect(),
+            runtime: Handle::try_current().ok(),
             myself: myself.clone(),
         })
     }
@@ -285,6 +290,13 @@ impl SimNode {
         let vm = SimVm::new(spec, VmPhase::Running, &self.now);
         let report = VmReport { ready_at: Some(now), pid: Some(pid), ..vm.report.clone() };
         state.vms.insert(report.workspace_id, SimVm { report, ..vm });
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        match &self.runtime {
+            Some(runtime) => runtime.spawn(work).abort_handle(),
+            None => tokio::spawn(work).abort_handle(),
+        }
     }
 
     async fn gate(&self, point: Point) {

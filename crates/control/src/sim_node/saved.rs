@@ -136,12 +136,12 @@ impl SimNode {
         }
         let (report_outcome, outcome) = watch::channel(None);
         let node = self.myself.clone();
-        let task = tokio::spawn(async move {
+        let task = self.spawn(async move {
             let Some(node) = node.upgrade() else { return };
             node.gate(Point::EnsureSuspended).await;
             report_outcome.send_replace(Some(node.finish_suspension(id, of)));
         });
-        vm.job = Some(Job { outcome: outcome.clone(), task: task.abort_handle() });
+        vm.job = Some(Job { outcome: outcome.clone(), task });
         vm.report.phase = VmPhase::Suspending;
         Ok(Begun::UnderWay(outcome))
     }

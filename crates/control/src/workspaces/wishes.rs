@@ -147,7 +147,7 @@ impl Inner {
     /// Changes a record of the caller's. `change` is computed anew from the record as it then is
     /// whenever somebody else changed it first; it answers what the plan has to admit.
     pub(crate) async fn change(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         which: &WorkspaceRef,
         change: impl Fn(&mut Workspace, Timestamp) -> Result<Option<Demand>, Error>,
@@ -160,7 +160,10 @@ impl Inner {
                 return Ok(before);
             }
             match self.write(&after, demand).await? {
-                Write::Done(written) => return Ok(written),
+                Write::Done(written) => {
+                    self.release_unless_needed(before.needed_snapshot(), &written);
+                    return Ok(written);
+                }
                 Write::Stale => {}
                 Write::Taken => {
                     let taken = format!("the slug {} is already in use", after.slug);

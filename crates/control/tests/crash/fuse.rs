@@ -11,18 +11,20 @@ use std::{
 
 use async_trait::async_trait;
 use skerry_control::{
-    ApiKey, Error, ListWorkspaces, Page, Project,
+    ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project,
     internal_api::{
         ByteStream, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError,
-        NodeEvent, StopMode, VmReport, VmSpec,
+        NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmReport, VmSpec,
     },
     sim_node::SimNode,
     store::{
-        Account, Admission, KeyOwner, KeyRemoval, SecretHash, StateStore, Store, StoredKey, Write,
+        Account, Admission, KeyOwner, KeyRemoval, SecretHash, SnapshotDeletion, StateStore, Store,
+        StoredKey, Write,
     },
 };
 use skerry_model::{
-    AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, Timestamp, Usage, Workspace, WorkspaceId,
+    AccountId, ApiKeyId, Incarnation, NodeId, Plan, ProjectId, Snapshot, SnapshotId, Timestamp,
+    Usage, Workspace, WorkspaceId,
 };
 use tokio::sync::{Notify, broadcast};
 
@@ -215,6 +217,80 @@ impl StateStore for FusedStore {
         self.1.uncounted(self.0.workspaces_after(after, limit)).await
     }
 
+    async fn insert_fork(
+        &self,
+        snapshot: &Snapshot,
+        workspaces: &[Workspace],
+        admission: Admission<'_>,
+    ) -> Result<Write<Vec<Workspace>>, Error> {
+        self.1.counted(self.0.insert_fork(snapshot, workspaces, admission)).await
+    }
+
+    async fn workspaces_needing(
+        &self,
+        snapshot: SnapshotId,
+        limit: u32,
+    ) -> Result<Vec<Workspace>, Error> {
+        self.1.uncounted(self.0.workspaces_needing(snapshot, limit)).await
+    }
+
+    async fn note_activity(
+        &self,
+        id: WorkspaceId,
+        revision: u64,
+        at: Timestamp,
+        due_at: Option<Timestamp>,
+    ) -> Result<Write<()>, Error> {
+        self.1.counted(self.0.note_activity(id, revision, at, due_at)).await
+    }
+
+    async fn insert_snapshot(
+        &self,
+        snapshot: &Snapshot,
+        plan: Option<&Plan>,
+    ) -> Result<Write<Snapshot>, Error> {
+        self.1.counted(self.0.insert_snapshot(snapshot, plan)).await
+    }
+
+    async fn update_snapshot(&self, snapshot: &Snapshot) -> Result<Write<Snapshot>, Error> {
+        self.1.counted(self.0.update_snapshot(snapshot)).await
+    }
+
+    async fn begin_snapshot_deletion(
+        &self,
+        snapshot: &Snapshot,
+    ) -> Result<SnapshotDeletion, Error> {
+        self.1.counted(self.0.begin_snapshot_deletion(snapshot)).await
+    }
+
+    async fn remove_snapshot(&self, id: SnapshotId, revision: u64) -> Result<Write<()>, Error> {
+        self.1.counted(self.0.remove_snapshot(id, revision)).await
+    }
+
+    async fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
+        self.1.uncounted(self.0.snapshot(id)).await
+    }
+
+    async fn list_snapshots(
+        &self,
+        account: AccountId,
+        filter: &ListSnapshots,
+    ) -> Result<Page<Snapshot>, Error> {
+        self.1.uncounted(self.0.list_snapshots(account, filter)).await
+    }
+
+    async fn snapshots_after(
+        &self,
+        after: Option<SnapshotId>,
+        limit: u32,
+    ) -> Result<Vec<Snapshot>, Error> {
+        self.1.uncounted(self.0.snapshots_after(after, limit)).await
+    }
+
+    async fn unneeded_fork_snapshots(&self, limit: u32) -> Result<Vec<SnapshotId>, Error> {
+        self.1.uncounted(self.0.unneeded_fork_snapshots(limit)).await
+    }
+
     async fn usage(&self, account: AccountId) -> Result<Usage, Error> {
         self.1.uncounted(self.0.usage(account)).await
     }
@@ -247,6 +323,51 @@ impl NodeApi for FusedNode {
         mode: StopMode,
     ) -> Result<(), NodeError> {
         self.1.counted(self.0.ensure_stopped(id, incarnation, mode)).await
+    }
+
+    async fn ensure_paused(
+        &self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        self.1.counted(self.0.ensure_paused(id, incarnation)).await
+    }
+
+    async fn ensure_resumed(
+        &self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        self.1.counted(self.0.ensure_resumed(id, incarnation)).await
+    }
+
+    async fn ensure_suspended(
+        &self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        self.1.counted(self.0.ensure_suspended(id, incarnation)).await
+    }
+
+    async fn take_snapshot(
+        &self,
+        id: WorkspaceId,
+        snapshot: SnapshotId,
+        contents: SnapshotContents,
+    ) -> Result<SnapshotInfo, NodeError> {
+        self.1.counted(self.0.take_snapshot(id, snapshot, contents)).await
+    }
+
+    async fn ensure_snapshot_deleted(&self, id: SnapshotId) -> Result<(), NodeError> {
+        self.1.counted(self.0.ensure_snapshot_deleted(id)).await
+    }
+
+    async fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.1.uncounted(self.0.snapshots()).await
+    }
+
+    async fn start_statistics(&self) -> StartStatistics {
+        self.0.start_statistics().await
     }
 
     async fn ensure_deleted(&self, id: WorkspaceId) -> Result<(), NodeError> {

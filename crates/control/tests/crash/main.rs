@@ -1,112 +1,148 @@
 //! Control dies at every write and at every call to the node, in turn, during every use case, and
-//! sometimes again while it recovers. After the next start records and VMs agree, nothing is left
-//! over, and every wish that was recorded is kept.
+//! sometimes again while it recovers. After the next start records, VMs and snapshots agree, nothing is
+//! left over, every wish that was recorded is kept, and no memory or file is lost.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod cases;
 mod fuse;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use cases::{Ground, UseCase};
 use fuse::{Fuse, FusedNode, FusedStore, When};
 use proptest::prelude::*;
 use skerry_control::{
-    Caller, Control, CreateWorkspace, Credential, Environment, Error, StartPolicy, Wait,
-    WorkspaceRef,
+    Control, Credential, Environment,
     internal_api::{NodeApi, VmPhase},
     sim_node::SimNode,
     store::Store,
     testing::{self, SeededRng, TestClock},
 };
-use skerry_model::{Desired, Secret, State, Timestamp, Workspace, WorkspaceId};
+use skerry_model::{
+    ApiKeyId, Desired, Secret, Snapshot, SnapshotPurpose, SnapshotState, State, Timestamp,
+    Workspace,
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 const BOUND: Duration = Duration::from_secs(30);
-const LONG: Wait = Wait::UpTo(BOUND);
 /// More operations than any use case has.
 const NEVER: u32 = 10_000;
 
-/// One life of a control plane, from opening to its death.
+/// One life of a control plane, from opening to its death. It has a runtime of its own, which ends with
+/// it: what control does stops wherever it stands, as when a process is killed.
 struct Life {
-    control: Control,
-    caller: Caller,
+    runtime: Runtime,
+    ground: Ground,
     fuse: Arc<Fuse>,
     shutdown: CancellationToken,
-    background: tokio::task::JoinHandle<()>,
+    background: JoinHandle<()>,
 }
 
 impl Life {
     async fn begin(database: &Path, node: &Arc<SimNode>, seed: u64, fuse: Arc<Fuse>) -> Self {
-        let clock = TestClock::at(Timestamp::from_second(1_767_225_600).unwrap());
-        let environment = Environment { now: clock.as_fn(), rng: Arc::new(SeededRng::new(seed)) };
-        let store = testing::open_store(database).await.unwrap();
-        let store = Store::from_backend(Arc::new(FusedStore(store, Arc::clone(&fuse))));
-        let node: Arc<dyn NodeApi> = Arc::new(FusedNode(Arc::clone(node), Arc::clone(&fuse)));
-        let config = testing::config();
-        let control = Control::open(config, environment, store, node).await.unwrap();
-        let credential = Credential { secret: Secret::new(testing::KEY), account: None };
-        let caller = control.authenticate(&credential).await.unwrap();
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (path, node, lit) = (database.to_owned(), Arc::clone(node), Arc::clone(&fuse));
+        let handle = runtime.handle().clone();
+        let ground =
+            tokio::task::spawn_blocking(move || handle.block_on(open(path, node, seed, lit)))
+                .await
+                .unwrap();
         let shutdown = CancellationToken::new();
-        let (running, until) = (control.clone(), shutdown.clone());
-        let background = tokio::spawn(async move { running.run(until).await });
-        Self { control, caller, fuse, shutdown, background }
+        let (running, until) = (ground.control.clone(), shutdown.clone());
+        let background = runtime.spawn(async move { running.run(until).await });
+        Self { runtime, ground, fuse, shutdown, background }
     }
 
-    /// Everything of control is dropped where it stands; database and node stay.
-    async fn end(self) {
-        self.shutdown.cancel();
-        if self.fuse.is_blown() {
-            // The loop itself may be stuck in an operation that will never be answered.
-            self.background.abort();
-            let _aborted = self.background.await;
-            // Its own end is what stops the workers; a second one ends at once.
-            self.control.run(self.shutdown).await;
-        } else {
+    /// Everything of control is gone; database and node stay.
+    async fn end(self, database: &Path) {
+        if !self.fuse.is_blown() {
+            self.shutdown.cancel();
             self.background.await.unwrap();
         }
+        drop(self.ground);
+        // Waits for the runtime's threads, which a task must not.
+        let runtime = self.runtime;
+        tokio::task::spawn_blocking(move || drop(runtime)).await.unwrap();
+        // A commit that was under way is made or not; this waits for its lock.
+        let store = testing::open_store(database).await.unwrap();
+        store.touch_key(ApiKeyId::from_u128(0), start_of_time()).await.unwrap();
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-enum UseCase {
-    Create,
-    Start,
-    Stop,
-    Restart,
-    Delete,
+fn start_of_time() -> Timestamp {
+    Timestamp::from_second(1_767_225_600).unwrap()
 }
 
-impl UseCase {
-    /// What is there before it begins.
-    async fn prepare(self, life: &Life) -> Option<WorkspaceId> {
-        let start = match self {
-            Self::Create => return None,
-            Self::Start => StartPolicy::Later,
-            Self::Stop | Self::Restart | Self::Delete => StartPolicy::Now(LONG),
-        };
-        let made = life.control.create_workspace(&life.caller, CreateWorkspace::new(start)).await;
-        Some(made.unwrap().id)
-    }
+async fn open(database: PathBuf, node: Arc<SimNode>, seed: u64, fuse: Arc<Fuse>) -> Ground {
+    let clock = TestClock::at(start_of_time());
+    let environment = Environment { now: clock.as_fn(), rng: Arc::new(SeededRng::new(seed)) };
+    let store = testing::open_store(&database).await.unwrap();
+    let store = Store::from_backend(Arc::new(FusedStore(store, Arc::clone(&fuse))));
+    let fused: Arc<dyn NodeApi> = Arc::new(FusedNode(Arc::clone(&node), fuse));
+    let control = Control::open(testing::config(), environment, store, fused).await.unwrap();
+    let credential = Credential { secret: Secret::new(testing::KEY), account: None };
+    let caller = control.authenticate(&credential).await.unwrap();
+    Ground { control, caller, node }
+}
 
-    async fn perform(self, life: &Life, id: Option<WorkspaceId>) -> Result<(), Error> {
-        let (control, caller) = (&life.control, &life.caller);
-        let which = id.map(WorkspaceRef::Id);
-        match (self, which) {
-            (Self::Create, _) | (_, None) => {
-                let request = CreateWorkspace::new(StartPolicy::Now(LONG));
-                control.create_workspace(caller, request).await.map(drop)
-            }
-            (Self::Start, Some(id)) => control.start_workspace(caller, &id, LONG).await.map(drop),
-            (Self::Stop, Some(id)) => control.stop_workspace(caller, &id, LONG).await.map(drop),
-            (Self::Restart, Some(id)) => {
-                control.restart_workspace(caller, &id, LONG).await.map(drop)
-            }
-            (Self::Delete, Some(id)) => control.delete_workspace(caller, &id, LONG).await.map(drop),
+/// Everything that is recorded.
+#[derive(Debug)]
+struct Records {
+    workspaces: Vec<Workspace>,
+    snapshots: Vec<Snapshot>,
+}
+
+impl Records {
+    async fn read(store: &Store) -> Self {
+        Self {
+            workspaces: store.workspaces_after(None, 100).await.unwrap(),
+            snapshots: store.snapshots_after(None, 100).await.unwrap(),
         }
     }
-}
 
-async fn records(database: &Path) -> Vec<Workspace> {
-    testing::open_store(database).await.unwrap().workspaces_after(None, 100).await.unwrap()
+    /// Whether they say what the node says, and nothing is left to do.
+    async fn agree_with(&self, node: &SimNode) -> bool {
+        let vms = node.vms();
+        let workspaces_agree = self.workspaces.iter().all(|record| {
+            let vm = vms.iter().find(|vm| vm.workspace_id == record.id);
+            let phase = vm.map_or(VmPhase::Stopped, |vm| vm.phase);
+            let right = match record.state {
+                State::Running { .. } => phase == VmPhase::Running,
+                State::Paused { .. } => phase == VmPhase::Paused,
+                State::Suspended => phase == VmPhase::Suspended,
+                _ => phase == VmPhase::Stopped,
+            };
+            let same_start = phase == VmPhase::Stopped
+                || vm.is_some_and(|vm| vm.incarnation == record.incarnation);
+            record.is_settled() && right && same_start
+        });
+        let no_stranger =
+            vms.iter().all(|vm| self.workspaces.iter().any(|record| record.id == vm.workspace_id));
+        let on_node: Vec<_> = node.snapshots().await.iter().map(|info| info.id).collect();
+        let ready: Vec<_> = self
+            .snapshots
+            .iter()
+            .filter(|record| record.state == SnapshotState::Ready)
+            .map(|record| record.id)
+            .collect();
+        let all_settled = self.snapshots.iter().all(|record| match record.state {
+            SnapshotState::Ready => {
+                let needed = |workspace: &Workspace| workspace.needed_snapshot() == Some(record.id);
+                record.purpose != SnapshotPurpose::Fork || self.workspaces.iter().any(needed)
+            }
+            SnapshotState::Failed(_) => record.purpose != SnapshotPurpose::Fork,
+            SnapshotState::Creating | SnapshotState::Deleting => false,
+        });
+        workspaces_agree && no_stranger && all_settled && on_node == ready
+    }
 }
 
 /// Whether this is how `before` may have ended.
@@ -116,44 +152,55 @@ fn keeps_the_wish(before: &Workspace, after: Option<&Workspace>) -> bool {
         (Desired::Running, Some(now)) => {
             matches!(now.state, State::Running { .. }) && now.incarnation > before.replace_through
         }
-        (Desired::Stopped, Some(now)) => !now.state.has_vm(),
         (Desired::Paused, Some(now)) => matches!(now.state, State::Paused { .. }),
         (Desired::Suspended, Some(now)) => now.state == State::Suspended,
+        (Desired::Stopped, Some(now)) => !now.state.has_vm() && now.state != State::Suspended,
         (Desired::Deleted, Some(_)) => false,
         (Desired::Running | Desired::Paused | Desired::Suspended | Desired::Stopped, None) => false,
     }
 }
 
+/// Whether this is how the snapshot `before` may have ended.
+fn snapshot_is_kept(before: &Snapshot, after: Option<&Snapshot>) -> bool {
+    match (&before.state, after.map(|now| &now.state)) {
+        (SnapshotState::Deleting, None) => true,
+        (SnapshotState::Creating | SnapshotState::Ready, Some(SnapshotState::Ready)) => true,
+        // A fork's goes once all have started.
+        (SnapshotState::Creating | SnapshotState::Ready, None) => {
+            before.purpose == SnapshotPurpose::Fork
+        }
+        _ => false,
+    }
+}
+
 /// Waits until record and node agree, then checks that they agree on the right thing.
-async fn check(database: &Path, node: &SimNode, before: &[Workspace], what: &str) {
+async fn check(database: &Path, node: &SimNode, before: &Records, what: &str) -> Records {
     let store = testing::open_store(database).await.unwrap();
     let agreed = async {
         loop {
-            let now = store.workspaces_after(None, 100).await.unwrap();
-            let vms = node.vms();
-            let live =
-                |id| vms.iter().find(|vm| vm.workspace_id == id && vm.phase != VmPhase::Stopped);
-            let agree = now.iter().all(|record| {
-                record.is_settled()
-                    && live(record.id).map(|vm| vm.incarnation)
-                        == record.state.has_vm().then_some(record.incarnation)
-            });
-            let known = vms.iter().all(|vm| now.iter().any(|record| record.id == vm.workspace_id));
-            if agree && known {
+            let now = Records::read(&store).await;
+            if now.agree_with(node).await {
                 return now;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
     let Ok(now) = tokio::time::timeout(BOUND, agreed).await else {
-        let now = store.workspaces_after(None, 100).await.unwrap();
-        panic!("{what}: never agreed: {now:#?} {:#?} {:?}", node.vms(), node.calls());
+        let now = Records::read(&store).await;
+        let (vms, calls) = (node.vms(), node.calls());
+        panic!("{what}: never agreed: {now:#?} {vms:#?} {:?} {calls:?}", node.snapshots().await);
     };
-    for record in before {
-        let after = now.iter().find(|now| now.id == record.id);
+    for record in &before.workspaces {
+        let after = now.workspaces.iter().find(|now| now.id == record.id);
         assert!(keeps_the_wish(record, after), "{what}: {record:#?} became {after:#?}");
     }
-    assert_eq!(now.len(), before.iter().filter(|w| w.desired != Desired::Deleted).count());
+    for record in &before.snapshots {
+        let after = now.snapshots.iter().find(|now| now.id == record.id);
+        assert!(snapshot_is_kept(record, after), "{what}: {record:#?} became {after:#?}");
+    }
+    let kept = before.workspaces.iter().filter(|w| w.desired != Desired::Deleted).count();
+    assert_eq!(now.workspaces.len(), kept, "{what}");
+    now
 }
 
 /// Plays one use case with a death at each of these operations, one life after the other, and then
@@ -161,22 +208,26 @@ async fn check(database: &Path, node: &SimNode, before: &[Workspace], what: &str
 async fn play(case: UseCase, deaths: &[(u32, When)]) -> bool {
     let directory = tempfile::tempdir().unwrap();
     let database = directory.path().join("store.db");
-    let clock = TestClock::at(Timestamp::from_second(1_767_225_600).unwrap());
-    let node = SimNode::new(clock.as_fn());
+    let node = SimNode::new(TestClock::at(start_of_time()).as_fn());
     let what = format!("{case:?} {deaths:?}");
 
     let life = Life::begin(&database, &node, 1, Fuse::at(NEVER, When::Before)).await;
-    let id = case.prepare(&life).await;
-    life.end().await;
+    let here = life.ground.clone();
+    let prepared = life.runtime.spawn(async move { case.prepare(&here).await }).await.unwrap();
+    life.end(&database).await;
 
     let mut died = false;
     for (index, (operation, when)) in deaths.iter().enumerate() {
         let fuse = Fuse::at(*operation, *when);
         let life = Life::begin(&database, &node, 2 + index as u64, Arc::clone(&fuse)).await;
         if index == 0 {
+            let here = life.ground.clone();
+            let performed = async move { case.perform(&here, &prepared).await };
+            let performed = life.runtime.spawn(performed);
             tokio::select! {
-                done = tokio::time::timeout(BOUND, case.perform(&life, id)) => {
-                    done.unwrap_or_else(|_| panic!("{what}: hangs")).unwrap();
+                done = tokio::time::timeout(BOUND, performed) => {
+                    let done = done.unwrap_or_else(|_| panic!("{what}: hangs"));
+                    done.unwrap().unwrap_or_else(|error| panic!("{what}: {error}"));
                 }
                 () = fuse.blown() => died = true,
             }
@@ -184,13 +235,16 @@ async fn play(case: UseCase, deaths: &[(u32, When)]) -> bool {
             // A life that recovers; it may be over before its fuse is reached.
             let _alive = tokio::time::timeout(Duration::from_millis(50), fuse.blown()).await;
         }
-        life.end().await;
+        life.end(&database).await;
     }
 
-    let before = records(&database).await;
+    let store = testing::open_store(&database).await.unwrap();
+    let before = Records::read(&store).await;
+    drop(store);
     let life = Life::begin(&database, &node, 99, Fuse::at(NEVER, When::Before)).await;
-    check(&database, &node, &before, &what).await;
-    life.end().await;
+    let now = check(&database, &node, &before, &what).await;
+    case.check(&node, &prepared, &before.workspaces, &now.workspaces, &now.snapshots, &what);
+    life.end(&database).await;
     died
 }
 
@@ -204,46 +258,48 @@ async fn die_everywhere(case: UseCase, fewest_operations: u32) {
     }
 }
 
-#[tokio::test]
-async fn dying_anywhere_in_create_loses_nothing() {
-    die_everywhere(UseCase::Create, 4).await;
+macro_rules! dying_anywhere {
+    ($($name:ident: $case:ident, $fewest:literal;)*) => {$(
+        #[tokio::test]
+        async fn $name() {
+            die_everywhere(UseCase::$case, $fewest).await;
+        }
+    )*};
 }
 
-#[tokio::test]
-async fn dying_anywhere_in_start_loses_nothing() {
-    die_everywhere(UseCase::Start, 4).await;
-}
-
-#[tokio::test]
-async fn dying_anywhere_in_stop_loses_nothing() {
-    die_everywhere(UseCase::Stop, 3).await;
-}
-
-#[tokio::test]
-async fn dying_anywhere_in_restart_loses_nothing() {
-    die_everywhere(UseCase::Restart, 6).await;
-}
-
-#[tokio::test]
-async fn dying_anywhere_in_delete_loses_nothing() {
-    die_everywhere(UseCase::Delete, 3).await;
+// The number: how many writes and calls to the node the use case has at least.
+dying_anywhere! {
+    dying_anywhere_in_create_loses_nothing: Create, 4;
+    dying_anywhere_in_start_loses_nothing: Start, 4;
+    dying_anywhere_in_stop_loses_nothing: Stop, 3;
+    dying_anywhere_in_restart_loses_nothing: Restart, 6;
+    dying_anywhere_in_delete_loses_nothing: Delete, 3;
+    dying_anywhere_in_pause_loses_nothing: Pause, 3;
+    dying_anywhere_in_resume_loses_nothing: Resume, 3;
+    dying_anywhere_in_suspend_loses_nothing: Suspend, 4;
+    dying_anywhere_in_suspending_what_is_paused_loses_nothing: SuspendPaused, 4;
+    dying_anywhere_in_resuming_from_saved_memory_loses_nothing: Wake, 4;
+    dying_anywhere_in_stopping_what_is_suspended_loses_nothing: StopSuspended, 3;
+    dying_anywhere_in_taking_a_snapshot_loses_nothing: TakeSnapshot, 3;
+    dying_anywhere_in_deleting_a_snapshot_loses_nothing: DeleteSnapshot, 3;
+    dying_anywhere_in_restore_loses_nothing: Restore, 6;
+    dying_anywhere_in_create_from_a_snapshot_loses_nothing: CreateFromSnapshot, 4;
+    dying_anywhere_in_fork_loses_nothing: Fork, 9;
+    dying_anywhere_in_a_deletion_that_leaves_a_snapshot_loses_nothing: DeleteLeavingSnapshot, 8;
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
     fn dying_again_while_recovering_loses_nothing(
-        case in prop_oneof![
-            Just(UseCase::Create), Just(UseCase::Start), Just(UseCase::Stop),
-            Just(UseCase::Restart), Just(UseCase::Delete),
-        ],
+        case in prop::sample::select(UseCase::ALL.as_slice()),
         deaths in prop::collection::vec(
-            (0_u32..7, prop_oneof![Just(When::Before), Just(When::During), Just(When::After)]),
+            (0_u32..9, prop_oneof![Just(When::Before), Just(When::During), Just(When::After)]),
             2..4,
         ),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(play(case, &deaths));
     }
 }

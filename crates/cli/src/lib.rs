@@ -88,6 +88,26 @@ async fn carry_out(
         Command::Restart(args) => {
             commands::workspaces::power(&client()?, "restart", args, output).await
         }
+        Command::Pause(args) => {
+            commands::workspaces::power(&client()?, "pause", args, output).await
+        }
+        Command::Suspend(args) => {
+            commands::workspaces::power(&client()?, "suspend", args, output).await
+        }
+        Command::Resume(args) => {
+            commands::workspaces::power(&client()?, "resume", args, output).await
+        }
+        Command::Snapshot { command } => {
+            commands::snapshots::snapshot(&client()?, command, output).await
+        }
+        Command::Restore(args) => commands::snapshots::restore(&client()?, args, output).await,
+        Command::Fork(args) => commands::snapshots::fork(&client()?, args, output).await,
+        Command::Lifecycle(args) => {
+            commands::lifecycle::change(&client()?, &args, output).await.map(done)
+        }
+        Command::Renew(args) => {
+            commands::lifecycle::renew(&client()?, args, output).await.map(done)
+        }
         Command::Rm(args) => commands::workspaces::remove(&client()?, args, output).await.map(done),
         Command::Exec(args) => commands::exec::exec(&client()?, args, output).await,
         Command::Shell(args) => commands::exec::shell(&client()?, args).await,

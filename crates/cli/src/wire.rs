@@ -22,7 +22,58 @@ pub(crate) struct Workspace {
     pub(crate) failure: Option<Failure>,
     pub(crate) incarnation: u64,
     pub(crate) expires_at: Option<String>,
+    #[serde(default)]
+    pub(crate) lifecycle: Lifecycle,
+    #[serde(default)]
+    pub(crate) origin: Origin,
     pub(crate) created_at: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Lifecycle {
+    pub(crate) idle_at: Option<String>,
+    pub(crate) restart_at: Option<String>,
+    pub(crate) resting_since: Option<String>,
+    pub(crate) last_end: Option<LastEnd>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct LastEnd {
+    pub(crate) cause: String,
+    pub(crate) at: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Origin {
+    pub(crate) snapshot_id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Snapshot {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) workspace_id: String,
+    pub(crate) contents: String,
+    pub(crate) state: String,
+    pub(crate) failure: Option<Failure>,
+    pub(crate) image: String,
+    pub(crate) vcpu_count: u64,
+    pub(crate) memory_mib: u64,
+    pub(crate) disk_mib: u64,
+    pub(crate) size_bytes: u64,
+    pub(crate) blackout_ms: Option<f64>,
+    pub(crate) created_at: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct SnapshotList {
+    pub(crate) snapshots: Vec<serde_json::Value>,
+    pub(crate) total: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Forked {
+    pub(crate) workspaces: Vec<Workspace>,
 }
 
 #[derive(Debug, Deserialize)]

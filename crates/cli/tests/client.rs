@@ -161,6 +161,39 @@ async fn a_workspace_goes_through_its_life() {
 }
 
 #[tokio::test]
+async fn a_workspace_rests_is_saved_restored_and_forked() {
+    let server = Server::start().await;
+    let mut transcript = String::new();
+    for line in [
+        "create first --slug first-slug --ttl 1h --ttl-action suspend --idle 10m --auto-resume",
+        "pause first",
+        "resume first",
+        "suspend first",
+        "get first",
+        "pause first",
+        "resume first",
+        "snapshot create first --name before",
+        "snapshot create first --name disk-of-it --disk-only",
+        "snapshot ls first",
+        "snapshot rename before point",
+        "restore first point",
+        "restore first missing",
+        "fork first --name branch -c 2",
+        "create second --slug second-slug --from-snapshot point",
+        "lifecycle first --no-ttl --restart on-failure --max-restarts 3",
+        "renew first --by 1h",
+        "snapshot rm point missing disk-of-it",
+        "snapshot ls",
+    ] {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let done = server.run(&arguments).await;
+        transcript.push_str(&format!("$ skerry {line}\n{}{}", done.text(), done.stderr));
+        transcript.push_str(&format!("[{}]\n\n", done.code));
+    }
+    insta::assert_snapshot!(transcript);
+}
+
+#[tokio::test]
 async fn failures_have_their_exit_codes_and_say_what_helps() {
     let (server, _) = Server::with_box().await;
     let mut transcript = String::new();

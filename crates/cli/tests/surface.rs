@@ -63,6 +63,16 @@ fn command_lines_are_read_as_they_are_meant() {
         "skerry logs box --source commands --tail 1M",
         "skerry rm -f a b --no-wait",
         "skerry stop box --wait 601",
+        "skerry create box --ttl 90m --ttl-action delete --idle 10m --restart on-failure --auto-resume",
+        "skerry create box --ttl-action delete",
+        "skerry create box --from-snapshot s --image base",
+        "skerry snapshot create box --name before --disk-only",
+        "skerry fork box -c 3 --name branch --keep-snapshot point",
+        "skerry fork box -c 257",
+        "skerry restore box before --start --no-wait",
+        "skerry lifecycle box",
+        "skerry lifecycle box --no-ttl --idle 1h --auto-resume true",
+        "skerry renew box --by 1h --for 2h",
     ] {
         text.push_str(&format!("> {line}\n{}\n\n", parsed(line)));
     }

@@ -4,5 +4,7 @@ pub(crate) mod account;
 pub(crate) mod copy;
 pub(crate) mod exec;
 pub(crate) mod inspect;
+pub(crate) mod lifecycle;
 pub(crate) mod login;
+pub(crate) mod snapshots;
 pub(crate) mod workspaces;

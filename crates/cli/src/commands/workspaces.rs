@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use http::Method;
 use serde_json::{Map, Value, json};
 
+use super::lifecycle;
 use crate::{
     args::{CreateArgs, EnvArg, LsArgs, PowerArgs, RmArgs},
     client::{Client, read},
@@ -29,12 +30,14 @@ pub(crate) async fn create(
         }
     };
     optional("image", args.image.map(Value::from));
+    optional("from_snapshot", args.from_snapshot.map(Value::from));
     optional("vcpu_count", args.vcpu.map(Value::from));
     optional("memory_mib", args.memory.map(|size| size.0.into()));
     optional("disk_mib", args.disk.map(|size| size.0.into()));
     optional("slug", args.slug.map(Value::from));
     optional("namespace", args.namespace.map(Value::from));
     body.insert("env".to_owned(), env(&args.env)?);
+    lifecycle::rules(&args.life, &mut body);
     body.insert("start".to_owned(), json!(!args.no_start));
     let seconds = if args.no_start { 0 } else { args.wait.seconds() };
     let waiting = spinner(output, format!("creating {}", args.name));
@@ -70,7 +73,11 @@ pub(crate) fn env(variables: &[EnvArg]) -> Result<Value, Error> {
 
 /// The exit code for a workspace that should be in `wanted` after waiting `seconds` for it. Not having
 /// waited is no failure.
-fn settled(workspace: &wire::Workspace, wanted: &str, seconds: u32) -> Result<ExitCode, Error> {
+pub(super) fn settled(
+    workspace: &wire::Workspace,
+    wanted: &str,
+    seconds: u32,
+) -> Result<ExitCode, Error> {
     if workspace.state == wanted {
         return Ok(ExitCode::SUCCESS);
     }
@@ -129,7 +136,12 @@ pub(crate) async fn power(
     output: Output,
 ) -> Result<ExitCode, Error> {
     let seconds = args.wait.seconds();
-    let wanted = if action == "stop" { "stopped" } else { "running" };
+    let wanted = match action {
+        "stop" => "stopped",
+        "pause" => "paused",
+        "suspend" => "suspended",
+        _ => "running",
+    };
     let mut documents = Vec::new();
     let mut first_failure = None;
     for name in &args.workspaces {
@@ -224,7 +236,7 @@ async fn remove_one(
 
 /// One failure does not keep the others from their turn; the first decides the exit code, the later
 /// ones are printed as they come.
-fn keep_first(
+pub(super) fn keep_first(
     first: &mut Option<Error>,
     result: Result<(), Error>,
     several: bool,
@@ -239,14 +251,18 @@ fn keep_first(
     }
 }
 
-fn finish(documents: Vec<Value>, failure: Option<Error>, output: Output) -> Result<(), Error> {
+pub(super) fn finish(
+    documents: Vec<Value>,
+    failure: Option<Error>,
+    output: Output,
+) -> Result<(), Error> {
     if output.is_json() {
         output.answer(&json!({ "results": documents }), || Ok(String::new()))?;
     }
     failure.map_or(Ok(()), Err)
 }
 
-fn created(workspace: &wire::Workspace) -> String {
+pub(super) fn created(workspace: &wire::Workspace) -> String {
     fields(&[
         ("name", workspace.name.clone()),
         ("slug", workspace.slug.clone()),
@@ -259,7 +275,7 @@ fn names(workspaces: &[wire::Workspace]) -> String {
     workspaces.iter().map(|workspace| output::printable(&workspace.name) + "\n").collect()
 }
 
-fn listed(workspaces: &[wire::Workspace]) -> String {
+pub(super) fn listed(workspaces: &[wire::Workspace]) -> String {
     let rows: Vec<_> = workspaces
         .iter()
         .map(|workspace| {
@@ -278,7 +294,7 @@ fn listed(workspaces: &[wire::Workspace]) -> String {
     table(["NAME", "SLUG", "STATE", "IMAGE", "VCPU", "MEMORY", "DISK", "CREATED"], &rows)
 }
 
-fn shown(workspace: &wire::Workspace) -> String {
+pub(super) fn shown(workspace: &wire::Workspace) -> String {
     let mut lines = vec![
         ("name", workspace.name.clone()),
         ("slug", workspace.slug.clone()),
@@ -306,6 +322,15 @@ fn shown(workspace: &wire::Workspace) -> String {
         workspace.failure.as_ref().map(|failure| format!("{} ({})", failure.message, failure.code)),
     );
     optional("expires", workspace.expires_at.as_deref().map(output::time));
+    let life = &workspace.lifecycle;
+    optional("idle at", life.idle_at.as_deref().map(output::time));
+    optional("restart at", life.restart_at.as_deref().map(output::time));
+    optional("resting since", life.resting_since.as_deref().map(output::time));
+    optional(
+        "last end",
+        life.last_end.as_ref().map(|end| format!("{} ({})", output::time(&end.at), end.cause)),
+    );
+    optional("from snapshot", workspace.origin.snapshot_id.clone());
     optional("namespace", workspace.namespace.clone());
     lines.extend([
         ("image", workspace.image.clone()),

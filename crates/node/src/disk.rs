@@ -15,6 +15,7 @@
 //! All of it blocks. One caller at a time for one directory (the VM's owner task).
 
 pub(crate) mod by_program;
+mod push;
 mod qcow2;
 mod record;
 #[cfg(test)]
@@ -24,7 +25,8 @@ pub(crate) use tests::CRASH_SCRIPTS;
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::lchown,
     path::{Path, PathBuf},
     sync::Arc,
@@ -86,6 +88,11 @@ impl Disks {
     pub fn at(&self, dir: &Path) -> Disk {
         Disk { dir: dir.to_owned(), disks: self.clone() }
     }
+
+    /// The directory `old` with a disk in it was renamed to `new`, durably.
+    pub fn moved(&self, old: &Path, new: &Path) {
+        self.layers.moved(&Holder(old.to_owned()), &Holder(new.to_owned()));
+    }
 }
 
 impl Disk {
@@ -98,13 +105,6 @@ impl Disk {
     /// top ([`Disk::begin_push`]) it is the chain without it.
     pub fn chain(&self) -> Result<Option<DiskChain>, Error> {
         Ok(self.read()?.map(|record| record.chain))
-    }
-
-    /// Whether [`Disk::begin_push`] was called and neither [`Disk::complete_push`] nor
-    /// [`Disk::abort_push`] was since: after a crash of ours, only the running VMM knows which of the
-    /// two is right. Once it has ended, [`Disk::settle`] decides by what was written.
-    pub fn push_is_pending(&self) -> Result<bool, Error> {
-        Ok(self.read()?.is_some_and(|record| record.pushing.is_some()))
     }
 
     /// Whether [`Disk::replace`] was called and was neither kept nor reverted since.
@@ -187,55 +187,6 @@ impl Disk {
             }
             Some(_) | None => Ok(()),
         }
-    }
-
-    /// Makes an empty overlay, to be given to [`skerry_vmm::Vm::push_overlay`], and records that it
-    /// may be on top from now on. Follow with [`Disk::complete_push`] when the VMM has it, with
-    /// [`Disk::abort_push`] when it surely has not; with neither when that is not known.
-    ///
-    /// # Errors
-    /// [`Error::Disk`] when there is no disk, an earlier push is pending, or no further layer is
-    /// permitted.
-    pub fn begin_push(&self) -> Result<PathBuf, Error> {
-        let mut record = self.read()?.ok_or_else(|| self.wrong("there is no disk"))?;
-        if record.pushing.is_some_and(|pushing| self.overlay_path(pushing).exists()) {
-            return Err(self.wrong("an overlay is being put on top of it already"));
-        }
-        if record.chain.overlay.is_none() {
-            return Err(self.wrong("it has no overlay that could be frozen"));
-        }
-        self.check_depth(&record.chain)?;
-        let id = self.make_overlay(record.chain.size_bytes)?;
-        record.pushing = Some(id);
-        self.commit_naming(&record, id)?;
-        self.disks.faults.after_blocking("push_intended")?;
-        Ok(self.overlay_path(id))
-    }
-
-    /// The VMM writes to the new overlay: the former one becomes a layer. Takes as long as its data
-    /// need to reach the disk. Repeating it, or calling it when nothing is pending, is a success.
-    pub fn complete_push(&self) -> Result<DiskChain, Error> {
-        let record = self.read()?.ok_or_else(|| self.wrong("there is no disk"))?;
-        let (Some(pushing), Some(former)) = (record.pushing, record.chain.overlay) else {
-            return Ok(record.chain);
-        };
-        self.disks.layers.freeze(&self.overlay_path(former), former)?;
-        let mut chain = record.chain;
-        chain.layers.insert(0, former);
-        chain.overlay = Some(pushing);
-        let record = DiskRecord { chain, pushing: None, ..record };
-        self.commit(&record)?;
-        self.disks.faults.after_blocking("push_recorded")?;
-        Ok(record.chain)
-    }
-
-    /// The VMM surely does not have the new overlay: it is removed. A success when nothing is
-    /// pending.
-    pub fn abort_push(&self) -> Result<(), Error> {
-        let Some(mut record) = self.read()? else { return Ok(()) };
-        let Some(pushing) = record.pushing.take() else { return Ok(()) };
-        self.commit(&record)?;
-        remove_file(&self.overlay_path(pushing))
     }
 
     /// Makes everything that was written a layer, so that the chain's layers are the whole disk; the
@@ -394,26 +345,6 @@ impl Disk {
         Ok(Some(record))
     }
 
-    /// Decides whether an overlay was put on top. One that is empty reads as what is below it, so
-    /// that either answer would be right; one that is not was written through.
-    fn settle_push(&self, record: &mut DiskRecord, pushing: LayerId) -> Result<(), Error> {
-        let path = self.overlay_path(pushing);
-        match record.chain.overlay {
-            None if path.exists() => record.chain.overlay = Some(pushing),
-            None => return Err(self.wrong(format!("its overlay {pushing} is missing"))),
-            Some(former) if path.exists() => {
-                let empty = qcow2::is_empty(&path, record.chain.size_bytes);
-                if !empty.map_err(Error::path("reading", &path))? {
-                    self.disks.layers.freeze(&self.overlay_path(former), former)?;
-                    record.chain.layers.insert(0, former);
-                    record.chain.overlay = Some(pushing);
-                }
-            }
-            Some(_) => {}
-        }
-        Ok(())
-    }
-
     /// Removes overlays that the record does not name. Without a record nothing is touched.
     fn sweep(&self) -> Result<(), Error> {
         let Some(record) = self.read()? else { return Ok(()) };
@@ -489,26 +420,26 @@ impl Disk {
     /// Gives a chain without a top its overlay, and records it.
     fn add_overlay(&self, mut record: DiskRecord) -> Result<DiskChain, Error> {
         let _kept = self.disks.layers.guard(&record.chain.layers)?;
-        let id = self.make_overlay(record.chain.size_bytes)?;
+        let (id, file) = self.make_overlay(record.chain.size_bytes)?;
         record.chain.overlay = Some(id);
-        self.commit_naming(&record, id)?;
+        self.commit_naming(&record, id, &file)?;
         Ok(record.chain)
     }
 
-    /// An empty overlay under a name that nothing names yet.
-    fn make_overlay(&self, size_bytes: u64) -> Result<LayerId, Error> {
+    /// An empty overlay under a name that nothing names yet, not yet durable.
+    fn make_overlay(&self, size_bytes: u64) -> Result<(LayerId, File), Error> {
         let id = self.new_id();
         let path = self.overlay_path(id);
-        let make = || -> io::Result<()> {
+        let make = || -> io::Result<File> {
             let file = qcow2::create(&path)?;
             qcow2::write_empty(&file, size_bytes)?;
-            file.sync_all()
+            Ok(file)
         };
-        make()
-            .map_err(Error::path("making", &path))
-            .and_then(|()| self.disks.faults.after_blocking("overlay_made"))
-            .inspect_err(|_| self.discard(&path))?;
-        Ok(id)
+        let made = make().map_err(Error::path("making", &path)).and_then(|file| {
+            self.disks.faults.after_blocking("overlay_made")?;
+            Ok((id, file))
+        });
+        made.inspect_err(|_| self.discard(&path))
     }
 
     /// Removes a file that nothing names; what cannot be removed now is swept later.
@@ -518,10 +449,11 @@ impl Disk {
         }
     }
 
-    /// [`Disk::commit`] for a record that names a new overlay, which goes when the record does not
-    /// come to name it.
-    fn commit_naming(&self, record: &DiskRecord, new: LayerId) -> Result<(), Error> {
-        self.commit(record).inspect_err(|_| {
+    /// [`Disk::commit`] of a record that names a new overlay, which goes when the record does not come
+    /// to name it.
+    fn commit_naming(&self, record: &DiskRecord, new: LayerId, file: &File) -> Result<(), Error> {
+        let write = |path: &Path| record.write_naming(path, file);
+        self.commit_by(record, write).inspect_err(|_| {
             // The failure may have come after the new record was in place.
             let names_it =
                 |found: Option<DiskRecord>| found.is_some_and(|found| found.ids().contains(&new));
@@ -531,13 +463,22 @@ impl Disk {
         })
     }
 
-    /// Replaces the record. What it names is held from before the file says so, and what it does not
-    /// name any more until after.
+    /// Replaces the record.
     fn commit(&self, record: &DiskRecord) -> Result<(), Error> {
+        self.commit_by(record, |path| record.write(path))
+    }
+
+    /// What the record names is held from before the file says so, and what it does not name any more
+    /// until after.
+    fn commit_by(
+        &self,
+        record: &DiskRecord,
+        write: impl FnOnce(&Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         record.check().map_err(|problem| self.wrong(problem))?;
         let ids: BTreeSet<LayerId> = record.ids();
         self.disks.layers.hold_also(&self.holder(), &ids);
-        record.write(&self.record_path())?;
+        write(&self.record_path())?;
         self.disks.faults.after_blocking("disk_recorded")?;
         self.disks.layers.hold(&self.holder(), ids);
         Ok(())

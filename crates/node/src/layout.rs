@@ -336,20 +336,35 @@ pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>, Error> {
 
 /// Writes a whole file so that after a crash either the old or the new content is there.
 pub(crate) fn write_durably(path: &Path, content: &[u8]) -> Result<(), Error> {
+    put_durably(path, |temporary| stage(temporary, content))
+}
+
+/// [`write_durably`] of content that names `also`, which is durable before it is named. Both go to
+/// the disk at the same time: one wait instead of two.
+pub(crate) fn write_durably_naming(path: &Path, content: &[u8], also: &File) -> Result<(), Error> {
+    put_durably(path, |temporary| {
+        thread::scope(|scope| {
+            let syncing = scope.spawn(|| also.sync_all());
+            let staged = stage(temporary, content);
+            let lost = |_| Err(io::Error::other("the thread that synced was lost"));
+            syncing.join().unwrap_or_else(lost).and(staged)
+        })
+    })
+}
+
+fn put_durably(path: &Path, stage: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Error> {
     let temporary = path.with_extension("new");
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(Error::path("writing", path))?;
+    stage(&temporary)
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(Error::path("writing", path))?;
     sync_parent(path)
+}
+
+fn stage(temporary: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(temporary)?;
+    file.write_all(content)?;
+    file.sync_all()
 }
 
 /// Makes the directory entry of `path` durable.

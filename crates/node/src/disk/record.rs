@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs::File,
     io::{self, Read},
     path::Path,
 };
@@ -11,7 +12,12 @@ use skerry_model::spec::ImageDigest;
 use skerry_vmm::DiskSpec;
 
 use super::qcow2::MAX_SIZE_BYTES;
-use crate::{Error, layers::LayerId, layout::write_durably, saved::open_regular};
+use crate::{
+    Error,
+    layers::LayerId,
+    layout::{write_durably, write_durably_naming},
+    saved::open_regular,
+};
 
 pub(super) const FORMAT: u32 = 1;
 /// Two chains of the most layers come to about 4 KiB.
@@ -131,9 +137,17 @@ impl DiskRecord {
     }
 
     pub fn write(&self, path: &Path) -> Result<(), Error> {
+        write_durably(path, &self.to_text()?)
+    }
+
+    /// Writes a record that names the new file `overlay`, which is made durable first.
+    pub fn write_naming(&self, path: &Path, overlay: &File) -> Result<(), Error> {
+        write_durably_naming(path, &self.to_text()?, overlay)
+    }
+
+    fn to_text(&self) -> Result<Vec<u8>, Error> {
         debug_assert_eq!(self.check(), Ok(()));
-        let text = serde_json::to_vec(self).map_err(|error| Error::io("writing")(error.into()))?;
-        write_durably(path, &text)
+        serde_json::to_vec(self).map_err(|error| Error::io("writing the record")(error.into()))
     }
 }
 

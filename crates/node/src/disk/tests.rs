@@ -60,8 +60,10 @@ fn a_push_makes_the_former_top_a_read_only_layer_of_ours() {
     let disk = life.disk(1);
     let before = disk.ensure(&bare(), 12 * MIB).unwrap();
     mark(&top(&life, 1, &before), 7);
+    assert_eq!(disk.pending_overlay().unwrap(), None);
     let overlay = disk.begin_push().unwrap();
     assert!(disk.push_is_pending().unwrap());
+    assert_eq!(disk.pending_overlay().unwrap().as_ref(), Some(&overlay));
     assert_eq!(
         problem(&disk.begin_push().unwrap_err()),
         "an overlay is being put on top of it already"
@@ -152,6 +154,9 @@ fn a_replaced_disk_is_kept_until_the_replacement_has_proved_itself() {
 
     // A second attempt gives up the first, not what was there before it.
     disk.replace(&foundation, 12 * MIB).unwrap();
+    disk.replace(&foundation, 12 * MIB).unwrap();
+    disk.revert_replacement().unwrap();
+    assert_eq!(life.written(1, &disk.settled().unwrap().unwrap()), [1, 2].into());
     let new = disk.replace(&foundation, 12 * MIB).unwrap();
     assert!(disk.replacement_is_pending().unwrap());
     mark(&top(&life, 1, &new), 4);

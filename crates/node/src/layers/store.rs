@@ -200,6 +200,13 @@ impl LayerStore {
         books.count(&new);
     }
 
+    /// A holder's directory was renamed: `new` needs what `old` needed, and `old` nothing any more.
+    pub fn moved(&self, old: &Holder, new: &Holder) {
+        let layers = self.books().held.get(old).cloned().unwrap_or_default();
+        self.hold(new, layers);
+        self.release(old);
+    }
+
     /// `holder` is gone.
     pub fn release(&self, holder: &Holder) {
         self.hold(holder, BTreeSet::new());

@@ -158,6 +158,7 @@ enum Op {
     Hold(usize, u8),
     HoldAlso(usize, u8),
     Release(usize),
+    Moved(usize, usize),
     Guard(u8),
     DropGuard(usize),
     Reopen,
@@ -169,6 +170,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0_usize..4, any::<u8>()).prop_map(|(holder, bits)| Op::Hold(holder, bits)),
         1 => (0_usize..4, any::<u8>()).prop_map(|(holder, bits)| Op::HoldAlso(holder, bits)),
         2 => (0_usize..4).prop_map(Op::Release),
+        1 => (0_usize..4, 0_usize..4).prop_map(|(old, new)| Op::Moved(old, new)),
         1 => any::<u8>().prop_map(Op::Guard),
         1 => (0_usize..4).prop_map(Op::DropGuard),
         1 => Just(Op::Reopen),
@@ -214,6 +216,12 @@ proptest! {
                     store.release(&holder(HOLDERS[at]));
                     held.remove(&at);
                 }
+                Op::Moved(old, new) if old != new => {
+                    store.moved(&holder(HOLDERS[old]), &holder(HOLDERS[new]));
+                    let layers = held.remove(&old).unwrap_or_default();
+                    held.insert(new, layers);
+                }
+                Op::Moved(..) => {}
                 Op::Guard(bits) => {
                     let layers = chosen(bits);
                     let list: Vec<LayerId> = layers.iter().copied().collect();

@@ -23,6 +23,11 @@ pub(crate) mod test_ground;
 #[cfg(test)]
 mod tests;
 
+/// The devices of a saved machine, and its memory where that is not in a file of its own.
+pub(crate) const STATE_FILE: &str = "state";
+/// The memory of a machine that others share.
+pub(crate) const RAM_FILE: &str = "ram";
+
 pub(crate) use self::{
     budget::{Budgeted, evict},
     digest::{ContentDigest, KnownDigests, open_regular},

@@ -10,8 +10,9 @@ use std::{
 use skerry_model::{SnapshotId, WorkspaceId};
 
 use crate::{
-    Error,
+    Error, FaultKind,
     layers::{Holder, LayerSeal},
+    layout::names_in,
     saved::{
         About, Manifest, Sealed,
         test_ground::{Ground, Life, MIB, bare, manifest, mark},
@@ -193,13 +194,60 @@ fn a_draft_that_is_given_up_leaves_nothing() {
 }
 
 #[test]
+fn what_an_interrupted_draft_left_is_no_obstacle_and_does_not_get_into_the_next() {
+    let ground = Ground::new();
+    let life = ground.open();
+    let place = life.layout.snapshot(SnapshotId::from_u128(1));
+    let begin = || {
+        let room = life.storage.room.reserve(MIB).unwrap();
+        life.storage.states.begin(&place, room).unwrap()
+    };
+    let interrupted = begin();
+    drop(interrupted.create("ram", 4096).unwrap());
+    std::mem::forget(interrupted);
+    let draft = begin();
+    drop(draft.create("state", 4096).unwrap());
+    let sealed = draft.seal(manifest()).unwrap();
+    assert_eq!(sealed.manifest.files.keys().collect::<Vec<_>>(), ["state"]);
+}
+
+#[test]
+fn a_sealing_that_fails_at_any_step_leaves_nothing_and_holds_nothing() {
+    let points = ["state_sealed", "state_described", "state_in_place", "place taken meanwhile"];
+    for point in points {
+        let ground = Ground::new();
+        let life = ground.open();
+        let layer = snapshot(&life, 2).manifest.layers[0];
+        let place = life.layout.snapshot(SnapshotId::from_u128(1));
+        let room = life.storage.room.reserve(MIB).unwrap();
+        let draft = life.storage.states.begin(&place, room).unwrap();
+        drop(draft.create("state", 4096).unwrap());
+        if !ground.faults.plan(point, FaultKind::Fail) {
+            fs::create_dir(&place).unwrap();
+            fs::write(place.join("other"), b"x").unwrap();
+        }
+        assert!(draft.seal(Manifest { layers: vec![layer], ..manifest() }).is_err(), "{point}");
+        let holders = life.storage.layers.holders(layer.id);
+        assert!(!holders.contains(&Holder(place.clone())), "{point}");
+        let left = names_in(&life.layout.snapshots_dir()).unwrap();
+        assert_eq!(left.len(), if place.exists() { 2 } else { 1 }, "{point}: {left:?}");
+        assert_eq!(place.exists(), point == "place taken meanwhile");
+    }
+}
+
+#[test]
 fn whoever_has_a_deleted_state_open_keeps_it() {
     let ground = Ground::new();
     let life = ground.open();
     let sealed = snapshot(&life, 1);
     let ram = fs::File::open(sealed.file("ram").unwrap()).unwrap();
+    // One of the same name whose removal was interrupted is no obstacle.
+    let gone = life.layout.snapshots_dir().join(format!(".gone-{}", SnapshotId::from_u128(1)));
+    fs::create_dir(&gone).unwrap();
+    fs::write(gone.join("ram"), b"x").unwrap();
     life.storage.states.delete(sealed.place()).unwrap();
     life.storage.states.delete(sealed.place()).unwrap();
+    assert!(!gone.exists());
     let mut found = [0; 13];
     ram.read_exact_at(&mut found, 150_000).unwrap();
     assert_eq!(&found, b"in the middle");

@@ -126,7 +126,7 @@ async fn the_agent_is_a_whole_machine() {
         label: "real-guest".into(),
         kernel: images.join("boot/vmlinux"),
         initramfs: images.join("boot/initramfs.cpio"),
-        memory_file: run_dir.join("ram"),
+        memory_file: Some(run_dir.join("ram")),
         run_dir,
         memory_mib: MemMib(256),
         vcpu_count: VcpuCount(1),

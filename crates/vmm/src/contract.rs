@@ -90,8 +90,13 @@ pub enum RestoredMemory {
         /// The sealed file, readable by everyone when a uid is given.
         file: PathBuf,
     },
-    /// The state file carries the memory; it is loaded into a new [`BootSpec::memory_file`].
+    /// The state file carries the memory; it is loaded into the process's own, and what was zero
+    /// takes neither time nor room. [`BootSpec::memory_file`] is not made.
     InState,
+    /// The same, but into a new [`BootSpec::memory_file`], so that it can be saved there
+    /// ([`SavedMemory::InMemoryFile`]) and become what clones start from. All of the memory is
+    /// touched for that, whatever it holds: for the background.
+    InStateToFile,
 }
 
 impl RestoredMemory {
@@ -100,7 +105,7 @@ impl RestoredMemory {
     pub const fn saved_as(&self) -> SavedMemory {
         match self {
             Self::CloneOf { .. } => SavedMemory::InMemoryFile,
-            Self::InState => SavedMemory::InState,
+            Self::InState | Self::InStateToFile => SavedMemory::InState,
         }
     }
 }
@@ -125,7 +130,7 @@ pub enum SavedMemory {
     InState,
     /// Memory stays in the machine's own [`BootSpec::memory_file`], which from then on belongs to the
     /// saved state: the VM must be paused and has to be killed afterwards, never resumed. Refused for
-    /// a VM that does not own its memory (a clone).
+    /// a VM that has no such file ([`GuestMemory::Private`]).
     InMemoryFile,
 }
 
@@ -169,8 +174,11 @@ pub struct BootSpec {
     pub kernel: PathBuf,
     /// The initial file system with the agent as `/init`.
     pub initramfs: PathBuf,
-    /// Guest RAM lives in this file, made by the driver with exactly `memory_mib` (on tmpfs or disk).
-    pub memory_file: PathBuf,
+    /// Guest RAM lives in this file, made by the driver with exactly `memory_mib` (on tmpfs or disk),
+    /// if the VM is to be saved in it ([`SavedMemory::InMemoryFile`]). Without it RAM is the
+    /// process's own, which is as fast and what it never used takes no room; that of a file does as
+    /// soon as the VM is saved in any other way.
+    pub memory_file: Option<PathBuf>,
     /// Guest memory.
     pub memory_mib: MemMib,
     /// Virtual CPUs.
@@ -225,16 +233,28 @@ pub struct VmmRecord {
     pub memory_mib: u32,
 }
 
+impl VmmRecord {
+    /// Whether the two name one process. Where its files are may differ: a directory may have been
+    /// renamed since.
+    #[must_use]
+    pub fn is_same_process(&self, other: &Self) -> bool {
+        self.pid == other.pid
+            && self.start_time_ticks == other.start_time_ticks
+            && self.boot_id == other.boot_id
+            && self.driver == other.driver
+    }
+}
+
 /// Whose a VM's memory is, and so in which ways it can be saved ([`SavedMemory`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuestMemory {
-    /// Its own [`BootSpec::memory_file`].
+    /// In its own [`BootSpec::memory_file`].
     #[default]
     Own,
-    /// A sealed file that it shares with others ([`RestoredMemory::CloneOf`]); what it wrote is in
-    /// the process alone.
-    Clone,
+    /// In the process alone; of a clone, what it has written over the file that it shares with others
+    /// ([`RestoredMemory::CloneOf`]).
+    Private,
 }
 
 /// How a VM's process ended.

@@ -41,6 +41,10 @@ pub(crate) fn check_restore(spec: &RestoreSpec) -> Result<(), VmmError> {
     file("state", &spec.state)?;
     match &spec.memory {
         RestoredMemory::InState => Ok(()),
+        RestoredMemory::InStateToFile if spec.machine.memory_file.is_some() => Ok(()),
+        RestoredMemory::InStateToFile => {
+            Err(invalid("memory_file", "is missing: the memory is to go there".into()))
+        }
         RestoredMemory::CloneOf { file: memory } => {
             file("memory.file", memory)?;
             let expected = spec.machine.memory_mib.bytes();
@@ -80,7 +84,9 @@ fn check_machine(spec: &BootSpec) -> Result<(), VmmError> {
     }
 
     directory("run_dir", &spec.run_dir)?;
-    absolute("memory_file", &spec.memory_file)?;
+    if let Some(memory_file) = &spec.memory_file {
+        absolute("memory_file", memory_file)?;
+    }
     absolute("console_log", &spec.console_log)?;
     if let Some(disk) = &spec.disk {
         file("disk.overlay", &disk.overlay)?;

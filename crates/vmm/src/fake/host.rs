@@ -232,7 +232,7 @@ impl FakeHost {
     pub(super) fn find(&self, record: &VmmRecord) -> Option<Arc<Machine>> {
         let state = self.0.state();
         let machine = state.machines.get(&record.pid)?;
-        (machine.record == *record && !machine.has_ended()).then(|| machine.clone())
+        (machine.record.is_same_process(record) && !machine.has_ended()).then(|| machine.clone())
     }
 
     /// The record of a process that exists but runs nothing yet. Until it is started it is no VM, as

@@ -67,7 +67,7 @@ pub(super) struct Awaited {
 /// One VM.
 pub(super) struct Machine {
     pub(super) record: VmmRecord,
-    memory_file: PathBuf,
+    memory_file: Option<PathBuf>,
     host: Weak<Inner>,
     connections: mpsc::Sender<DuplexStream>,
     fault: Option<Fault>,
@@ -271,7 +271,7 @@ impl Machine {
         };
         let in_state = saved::read_state(&mut awaited.state)?;
         let memory = match &awaited.memory {
-            RestoredMemory::InState => in_state,
+            RestoredMemory::InState | RestoredMemory::InStateToFile => in_state,
             RestoredMemory::CloneOf { file } => saved::read_memory(file).map_err(|source| {
                 VmmError::Io { context: format!("read {}", file.display()), source }
             })?,
@@ -303,8 +303,8 @@ impl Machine {
             }
             (_, VmState::Parked, ..) => return refused("it waits for its saved state"),
             (_, VmState::Running, SavedMemory::InMemoryFile, _) => return refused("it runs"),
-            (_, VmState::Paused, SavedMemory::InMemoryFile, GuestMemory::Clone) => {
-                return refused("its memory is not its own");
+            (_, VmState::Paused, SavedMemory::InMemoryFile, GuestMemory::Private) => {
+                return refused("its memory is in no file of its own");
             }
             (
                 // A save ends with the life that began it.
@@ -366,7 +366,7 @@ impl Machine {
         let memory = inside.memory.clone();
         if let Save::Writing { file, memory: kind, .. } = &mut inside.save {
             let kind = *kind;
-            saved::write_state(file, kind, &memory, &self.memory_file)
+            saved::write_state(file, kind, &memory, self.memory_file.as_deref())
                 .and_then(|()| state_file::complete(file))
                 .and_then(|()| file.rewind())
                 .map_err(save_failed)?;

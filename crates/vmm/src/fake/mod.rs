@@ -78,14 +78,22 @@ impl FakeVmm {
         for path in &spec.sandbox.cgroup_procs {
             std::fs::metadata(path).map_err(|source| io_error("join", path, source))?;
         }
-        let memory = match &awaited {
-            Some(Awaited { memory: RestoredMemory::CloneOf { .. }, .. }) => GuestMemory::Clone,
-            Some(Awaited { memory: RestoredMemory::InState, .. }) | None => GuestMemory::Own,
+        let file = match &awaited {
+            None | Some(Awaited { memory: RestoredMemory::InStateToFile, .. }) => {
+                spec.memory_file.as_deref()
+            }
+            Some(Awaited {
+                memory: RestoredMemory::InState | RestoredMemory::CloneOf { .. },
+                ..
+            }) => None,
         };
-        let memory_file = match memory {
-            GuestMemory::Clone => MemoryFile(None),
-            GuestMemory::Own => MemoryFile::make(&spec.memory_file, spec.memory_mib.bytes())
-                .map_err(|source| io_error("make the memory file", &spec.memory_file, source))?,
+        let (memory, memory_file) = match file {
+            None => (GuestMemory::Private, MemoryFile(None)),
+            Some(path) => {
+                let made = MemoryFile::make(path, spec.memory_mib.bytes())
+                    .map_err(|source| io_error("make the memory file", path, source))?;
+                (GuestMemory::Own, made)
+            }
         };
         let console = ConsoleLog::open(&spec.console_log, spec.console_limit_bytes)
             .map_err(|source| io_error("open the console log", &spec.console_log, source))?;

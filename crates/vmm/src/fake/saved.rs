@@ -50,14 +50,15 @@ pub(super) fn write_state(
     file: &mut File,
     kind: SavedMemory,
     memory: &FakeMemory,
-    memory_file: &Path,
+    memory_file: Option<&Path>,
 ) -> io::Result<()> {
     let mut content = DEVICES.to_vec();
     match kind {
         SavedMemory::InState => content.extend(memory.read()),
         SavedMemory::InMemoryFile => {
             let memory = memory.read();
-            let file = File::options().write(true).open(memory_file)?;
+            let path = memory_file.ok_or(io::ErrorKind::NotFound)?;
+            let file = File::options().write(true).open(path)?;
             file.write_all_at(MEMORY_MAGIC, 0)?;
             let length = (memory.len() as u64).to_le_bytes();
             file.write_all_at(&length, MEMORY_MAGIC.len() as u64)?;

@@ -114,7 +114,7 @@ pub(super) async fn probe(
         run_dir: probe.scratch_dir.clone(),
         kernel: probe.kernel.clone(),
         initramfs: probe.initramfs.clone(),
-        memory_file: probe.scratch_dir.join("probe.ram"),
+        memory_file: None,
         memory_mib: MemMib(PROBE_MEMORY_MIB),
         vcpu_count: VcpuCount(1),
         cpu_kind: CpuKind::Shared,
@@ -152,7 +152,7 @@ pub(super) async fn probe(
 fn remove_traces(spec: &BootSpec) {
     let sockets = super::files::Sockets::in_dir(&spec.run_dir);
     let vmm_log = spec.run_dir.join(super::driver::VMM_LOG);
-    let others = [&spec.memory_file, &spec.console_log, &vmm_log].map(PathBuf::as_path);
+    let others = [&spec.console_log, &vmm_log].map(PathBuf::as_path);
     for path in sockets.all().into_iter().chain(others) {
         match fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

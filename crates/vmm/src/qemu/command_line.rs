@@ -41,8 +41,8 @@ pub(super) enum File {
     Qmp,
     Agent,
     Console,
-    Memory,
     State,
+    Memory,
     Kernel,
     Initramfs,
     Base,
@@ -52,14 +52,18 @@ pub(super) enum File {
 }
 
 /// The saved state's number in the process: the same for every life of ours.
-pub(super) const STATE_FD: i32 = FIRST_FD + 4;
+pub(super) const STATE_FD: i32 = FIRST_FD + 3;
 
 /// The files in the order in which they are handed over.
 pub(super) fn files(spec: &BootSpec, beginning: Beginning) -> Vec<File> {
-    let mut files = vec![File::Qmp, File::Agent, File::Console, File::Memory];
+    let mut files = vec![File::Qmp, File::Agent, File::Console];
     match beginning {
         Beginning::Boot => files.extend([File::Kernel, File::Initramfs]),
         Beginning::Restore(_) => files.push(File::State),
+    }
+    match beginning.mapping(spec) {
+        Mapping::Anonymous => {}
+        Mapping::Own | Mapping::Private | Mapping::PrivateReadOnly => files.push(File::Memory),
     }
     if let Some(disk) = &spec.disk {
         files.push(File::Base);
@@ -74,6 +78,8 @@ pub(super) fn files(spec: &BootSpec, beginning: Beginning) -> Vec<File> {
 pub(super) enum Mapping {
     /// From a file of its own.
     Own,
+    /// From no file.
+    Anonymous,
     /// Privately, from a file that the process can open for writing though nobody can write it: QEMU
     /// before 8.2 opens it so in any case.
     Private,
@@ -88,6 +94,16 @@ pub(super) enum Beginning {
     Boot,
     /// It waits for a saved state.
     Restore(Mapping),
+}
+
+impl Beginning {
+    pub(super) fn mapping(self, spec: &BootSpec) -> Mapping {
+        match (self, &spec.memory_file) {
+            (Self::Boot, Some(_)) => Mapping::Own,
+            (Self::Boot, None) => Mapping::Anonymous,
+            (Self::Restore(mapping), _) => mapping,
+        }
+    }
 }
 
 /// What the host adds to the spec.
@@ -118,15 +134,14 @@ pub(super) fn arguments(
     args.add("-cpu", cpu(spec.cpu_model, host.accelerator));
     args.add("-smp", spec.vcpu_count.get().to_string());
     args.add("-m", format!("{}M", spec.memory_mib.get()));
+    args.memory(spec, beginning.mapping(spec));
     match beginning {
         Beginning::Boot => {
-            args.memory(spec, Mapping::Own);
             args.add("-kernel", args.path(File::Kernel));
             args.add("-initrd", args.path(File::Initramfs));
             args.add("-append", kernel_command_line(spec, host)?);
         }
-        Beginning::Restore(mapping) => {
-            args.memory(spec, mapping);
+        Beginning::Restore(_) => {
             // Stopped, until it is told to load and then to run.
             args.flags(&["-S"]);
             args.add("-incoming", "defer");
@@ -194,15 +209,27 @@ impl Arguments {
     }
 
     fn memory(&mut self, spec: &BootSpec, mapping: Mapping) {
-        let mut memory = json!({
-            "qom-type": "memory-backend-file", "id": "ram", "size": spec.memory_mib.bytes(),
-            "mem-path": self.path(File::Memory), "share": mapping == Mapping::Own,
-        });
-        if mapping == Mapping::PrivateReadOnly {
-            memory["readonly"] = true.into();
-            // The guest may write all the same: into its own copy.
-            memory["rom"] = "off".into();
-        }
+        let bytes = spec.memory_mib.bytes();
+        let from_file = |args: &Self, share: bool| {
+            json!({
+                "qom-type": "memory-backend-file", "id": "ram", "size": bytes,
+                "mem-path": args.path(File::Memory), "share": share,
+            })
+        };
+        let memory = match mapping {
+            Mapping::Own => from_file(self, true),
+            Mapping::Anonymous => {
+                json!({ "qom-type": "memory-backend-ram", "id": "ram", "size": bytes })
+            }
+            Mapping::Private => from_file(self, false),
+            Mapping::PrivateReadOnly => {
+                let mut memory = from_file(self, false);
+                memory["readonly"] = true.into();
+                // The guest may write all the same: into its own copy.
+                memory["rom"] = "off".into();
+                memory
+            }
+        };
         self.json("-object", memory);
     }
 
@@ -316,7 +343,7 @@ mod tests {
             run_dir: "/run/vm".into(),
             kernel: "/images/vmlinux".into(),
             initramfs: "/images/initramfs.cpio".into(),
-            memory_file: "/run/vm/ram".into(),
+            memory_file: Some("/run/vm/ram".into()),
             memory_mib: MemMib(256),
             vcpu_count: VcpuCount(2),
             cpu_kind: CpuKind::Shared,
@@ -368,7 +395,8 @@ mod tests {
 
     #[test]
     fn a_restored_machine_is_the_booted_one_without_a_kernel() {
-        let restored = lines_of(&spec(), Accelerator::Tcg, Beginning::Restore(Mapping::Own));
+        let beginning = Beginning::Restore(Mapping::Anonymous);
+        let restored = lines_of(&spec(), Accelerator::Tcg, beginning);
         insta::assert_snapshot!(restored);
         // Device for device, in the same order: a state belongs to its devices.
         let devices = |text: &str| -> Vec<String> {
@@ -390,9 +418,12 @@ mod tests {
 
     #[test]
     fn a_saved_state_has_the_number_by_which_later_lives_name_it() {
-        let files = files(&layered(), Beginning::Restore(Mapping::Own));
-        let at = files.iter().position(|file| *file == File::State).unwrap();
-        assert_eq!(FIRST_FD + i32::try_from(at).unwrap(), STATE_FD);
+        let all = [Mapping::Own, Mapping::Anonymous, Mapping::Private, Mapping::PrivateReadOnly];
+        for mapping in all {
+            let files = files(&layered(), Beginning::Restore(mapping));
+            let at = files.iter().position(|file| *file == File::State).unwrap();
+            assert_eq!(FIRST_FD + i32::try_from(at).unwrap(), STATE_FD);
+        }
     }
 
     #[test]

@@ -135,7 +135,8 @@ impl Driver {
         fingerprint::check_clock(state.label.tsc_khz, clock)?;
 
         let (mapping, memory, template) = match &spec.memory {
-            RestoredMemory::InState => (Mapping::Own, None, None),
+            RestoredMemory::InState => (Mapping::Anonymous, None, None),
+            RestoredMemory::InStateToFile => (Mapping::Own, None, None),
             RestoredMemory::CloneOf { file } if self.maps_read_only => {
                 let memory = files::open_sealed_memory(file, machine.sandbox.uid)?;
                 (Mapping::PrivateReadOnly, Some(memory), None)
@@ -248,7 +249,7 @@ impl Driver {
         }
         let known = self.vms().get(&record.pid).cloned();
         if let Some(vm) = known
-            && vm.record == *record
+            && vm.record.is_same_process(record)
             && !vm.has_ended()
         {
             return Ok(vm);
@@ -327,10 +328,10 @@ impl Driver {
             console_log: spec.console_log.clone(),
             console_limit_bytes: spec.console_limit_bytes,
             fingerprint: self.fingerprint(spec, accelerator),
-            memory: match beginning {
-                Beginning::Boot | Beginning::Restore(Mapping::Own) => GuestMemory::Own,
-                Beginning::Restore(Mapping::Private | Mapping::PrivateReadOnly) => {
-                    GuestMemory::Clone
+            memory: match beginning.mapping(spec) {
+                Mapping::Own => GuestMemory::Own,
+                Mapping::Anonymous | Mapping::Private | Mapping::PrivateReadOnly => {
+                    GuestMemory::Private
                 }
             },
             memory_mib: spec.memory_mib.get(),

@@ -101,9 +101,10 @@ fn open(
         File::Memory => match restored.and_then(|restored| restored.memory.take()) {
             Some(memory) => Ok(memory.into()),
             None => {
-                made.0.push(spec.memory_file.clone());
-                make_memory(&spec.memory_file, spec.memory_mib.bytes(), uid)
-                    .map_err(|source| failed("make the memory file", &spec.memory_file, source))
+                let path = spec.memory_file.as_ref().ok_or_else(|| missing("memory_file"))?;
+                made.0.push(path.clone());
+                make_memory(path, spec.memory_mib.bytes(), uid)
+                    .map_err(|source| failed("make the memory file", path, source))
             }
         },
         File::State => {

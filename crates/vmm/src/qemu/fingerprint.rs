@@ -51,7 +51,7 @@ pub(super) fn of_machine(
         ..machine.clone()
     };
     let host = Host { accelerator, tsc_khz: 0 };
-    let beginning = Beginning::Restore(Mapping::Own);
+    let beginning = Beginning::Restore(Mapping::Anonymous);
     let mut digest = Sha256::new_with_prefix(program);
     for argument in command_line::arguments(&machine, host, beginning)? {
         digest.update([0]);
@@ -95,7 +95,7 @@ mod tests {
             run_dir: "/a".into(),
             kernel: "/a".into(),
             initramfs: "/a".into(),
-            memory_file: "/a".into(),
+            memory_file: Some("/a".into()),
             memory_mib: MemMib(256),
             vcpu_count: VcpuCount(1),
             cpu_kind: CpuKind::Shared,
@@ -120,7 +120,7 @@ mod tests {
             run_dir: "/b".into(),
             kernel: "/b".into(),
             initramfs: "/b".into(),
-            memory_file: "/b".into(),
+            memory_file: None,
             disk: Some(DiskSpec {
                 overlay: "/b".into(),
                 layers: vec!["/c".into()],

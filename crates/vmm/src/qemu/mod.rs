@@ -187,7 +187,7 @@ impl Vmm for QemuVmm {
         committed: &mut Commit<'_>,
     ) -> Result<Arc<dyn Vm>, VmmError> {
         let needed = match &spec.memory {
-            RestoredMemory::InState => Capability::Restore,
+            RestoredMemory::InState | RestoredMemory::InStateToFile => Capability::Restore,
             RestoredMemory::CloneOf { .. } => Capability::CloneMemory,
         };
         if !self.capabilities.supported.contains(&needed) {

@@ -22,8 +22,10 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
+    unistd::{Whence, lseek},
 };
 use tokio::sync::Mutex;
 
@@ -38,6 +40,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 /// What is left out of the copy when it is zero.
 const PAGE_BYTES: usize = 4096;
+
+static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// One template's memory, sealed.
 #[derive(Debug)]
@@ -66,21 +70,32 @@ impl SealedMemory {
     }
 }
 
+/// Copies what is neither a hole nor zero.
 fn copy_pages(from: &File, to: &File, length: u64) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut at = 0;
-    while at < length {
-        let wanted = usize::try_from(length - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-        let chunk = &mut buffer[..wanted];
-        from.read_exact_at(chunk, at)?;
+    while let Some(data) = next_data(from, at)? {
+        let wanted = usize::try_from(length.saturating_sub(data)).unwrap_or(CHUNK_BYTES);
+        let chunk = &mut buffer[..wanted.min(CHUNK_BYTES)];
+        from.read_exact_at(chunk, data)?;
         for (page, bytes) in (0_u64..).zip(chunk.chunks(PAGE_BYTES)) {
-            if bytes.iter().any(|byte| *byte != 0) {
-                to.write_all_at(bytes, at + page * PAGE_BYTES as u64)?;
+            if bytes != &ZERO_PAGE[..bytes.len()] {
+                to.write_all_at(bytes, data + page * PAGE_BYTES as u64)?;
             }
         }
-        at += wanted as u64;
+        at = data + chunk.len() as u64;
     }
     Ok(())
+}
+
+/// Where the next bytes are that were ever written; `None` after the last (lseek(2)).
+fn next_data(file: &File, from: u64) -> io::Result<Option<u64>> {
+    let offset = i64::try_from(from).map_err(io::Error::other)?;
+    match lseek(file, offset, Whence::SeekData) {
+        Ok(at) => Ok(Some(u64::try_from(at).map_err(io::Error::other)?)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Whether this kernel has what is needed.

@@ -32,7 +32,7 @@ impl Shared {
             Beginning::Restore(mapping) => {
                 self.cpus.send_replace(Cpus::Parked);
                 let memory_is_elsewhere = match mapping {
-                    Mapping::Own => false,
+                    Mapping::Own | Mapping::Anonymous => false,
                     Mapping::Private | Mapping::PrivateReadOnly => true,
                 };
                 control::set_capabilities(self.qmp()?, memory_is_elsewhere).await
@@ -47,12 +47,12 @@ impl Shared {
             RunState::Parked => Cpus::Parked,
             RunState::Running => Cpus::Running,
             RunState::Stopped => Cpus::Stopped,
-            // A clone's memory is saved nowhere else than in a state.
+            // Private memory is saved nowhere else than in a state.
             RunState::Saved => match self.record.memory {
                 GuestMemory::Own if control::leaves_out_shared_memory(qmp).await? => {
                     Cpus::GivenAway
                 }
-                GuestMemory::Own | GuestMemory::Clone => Cpus::Stopped,
+                GuestMemory::Own | GuestMemory::Private => Cpus::Stopped,
             },
         };
         self.cpus.send_replace(cpus);
@@ -150,8 +150,8 @@ impl Shared {
             (Cpus::Parked, ..) => return refused(WAITS_FOR_STATE),
             (Cpus::GivenAway, ..) => return refused(GAVE_MEMORY_AWAY),
             (Cpus::Running, SavedMemory::InMemoryFile, _) => return refused("it runs"),
-            (Cpus::Stopped, SavedMemory::InMemoryFile, GuestMemory::Clone) => {
-                return refused("its memory is not its own");
+            (Cpus::Stopped, SavedMemory::InMemoryFile, GuestMemory::Private) => {
+                return refused("its memory is in no file of its own");
             }
             (Cpus::Stopped, SavedMemory::InMemoryFile, GuestMemory::Own)
             | (Cpus::Stopped, SavedMemory::InState, _) => false,

@@ -113,7 +113,7 @@ impl Harness for FakeHarness {
             label: "test".into(),
             kernel: self.file("vmlinux"),
             initramfs: self.file("initramfs.cpio"),
-            memory_file: run_dir.join("ram"),
+            memory_file: Some(run_dir.join("ram")),
             run_dir,
             memory_mib: MemMib(256),
             vcpu_count: VcpuCount(1),

@@ -143,7 +143,7 @@ impl Harness for QemuHarness {
             label: "contract".into(),
             kernel: self.images.join("boot/vmlinux"),
             initramfs: self.images.join("boot/initramfs.cpio"),
-            memory_file: run_dir.join("ram"),
+            memory_file: Some(run_dir.join("ram")),
             run_dir,
             memory_mib: MemMib(256),
             vcpu_count: VcpuCount(1),
@@ -193,7 +193,7 @@ async fn the_process_has_its_own_rights_and_the_guest_its_root_disk() {
         let expected: Vec<PathBuf> = [
             &spec.kernel,
             &spec.initramfs,
-            &spec.memory_file,
+            spec.memory_file.as_ref().unwrap(),
             &spec.disk.as_ref().unwrap().base,
             &spec.disk.as_ref().unwrap().overlay,
         ]
@@ -221,7 +221,7 @@ async fn the_process_has_its_own_rights_and_the_guest_its_root_disk() {
                     assert_ne!(of(&pid.to_string()), of("self"), "{kind}");
                 }
             }
-            for file in [&spec.memory_file, &spec.disk.as_ref().unwrap().overlay] {
+            for file in [spec.memory_file.as_ref().unwrap(), &spec.disk.as_ref().unwrap().overlay] {
                 let meta = fs::metadata(file).unwrap();
                 assert_eq!((meta.uid(), meta.permissions().mode() & 0o777), (uid, 0o600));
             }

@@ -133,8 +133,13 @@ async fn a_running_guest_is_saved_with_its_disk_at_one_instant_and_both_go_on() 
         let dir = harness.kept_dir();
         let disk = harness.disk_on("first.qcow2", &[]);
         let (first, base) = (disk.overlay.clone(), disk.base.clone());
-        let spec =
-            BootSpec { disk: Some(disk), vcpu_count: VcpuCount(2), ..harness.spec_in("source") };
+        let spec = BootSpec {
+            disk: Some(disk),
+            vcpu_count: VcpuCount(2),
+            // As most VMs are.
+            memory_file: None,
+            ..harness.spec_in("source")
+        };
         let vm = boot(&vmm, &spec).await;
         let mut guest = Guest::meet(&vm, 1).await;
         guest.run(COUNT).await;

@@ -21,7 +21,7 @@ macro_rules! state_contract {
             a_saved_vm_goes_on_in_another_process,
             a_running_vm_is_saved_and_runs_until_it_is_paused,
             many_clones_start_from_one_memory_file_that_none_of_them_changes,
-            a_clone_is_saved_with_its_memory_and_owns_it_after_that,
+            a_clone_is_saved_with_its_memory_which_can_become_what_others_are_cloned_from,
             a_state_that_is_cut_off_or_not_this_machines_is_refused_and_nothing_is_made,
             a_save_given_up_leaves_the_vm_as_it_was,
             a_parked_process_is_adopted_and_loaded_by_the_next_life,
@@ -76,8 +76,9 @@ impl Template {
         save(&vm, &state, SavedMemory::InMemoryFile).await;
         vm.kill().await.unwrap();
         let ram = dir.join("ram");
-        fs::copy(&machine.memory_file, &ram).unwrap();
-        fs::remove_file(&machine.memory_file).unwrap();
+        let memory_file = machine.memory_file.as_ref().unwrap();
+        fs::copy(memory_file, &ram).unwrap();
+        fs::remove_file(memory_file).unwrap();
         seal(&state);
         seal(&ram);
         Self { state, ram }
@@ -144,7 +145,7 @@ pub(crate) async fn a_saved_vm_goes_on_in_another_process(harness: impl Harness)
     assert!(is_silent(&vm).await);
     vm.resume(STEP).await.unwrap();
     converse(&mut connect(&vm).await, 2).await;
-    assert_eq!(fs::metadata(&spec.memory_file).unwrap().len(), spec.memory_mib.bytes());
+    assert!(!spec.memory_file.as_ref().unwrap().exists());
     vm.kill().await.unwrap();
     assert_eq!(fs::read(&state).unwrap(), saved);
 }
@@ -189,7 +190,7 @@ pub(crate) async fn many_clones_start_from_one_memory_file_that_none_of_them_cha
     let mut clones = Vec::new();
     for spec in &specs {
         clones.push(restore(&vmm, &template.clone_in(spec.clone())).await);
-        assert!(!spec.memory_file.exists());
+        assert!(!spec.memory_file.as_ref().unwrap().exists());
     }
     for clone in &clones {
         converse(&mut connect(clone).await, 2).await;
@@ -200,7 +201,9 @@ pub(crate) async fn many_clones_start_from_one_memory_file_that_none_of_them_cha
     assert!(fs::read(&template.ram).unwrap() == before, "the template's memory has changed");
 }
 
-pub(crate) async fn a_clone_is_saved_with_its_memory_and_owns_it_after_that(harness: impl Harness) {
+pub(crate) async fn a_clone_is_saved_with_its_memory_which_can_become_what_others_are_cloned_from(
+    harness: impl Harness,
+) {
     let vmm = harness.vmm().await;
     let template = template(&harness, &vmm).await;
     let state = template.ram.with_file_name("state");
@@ -215,7 +218,13 @@ pub(crate) async fn a_clone_is_saved_with_its_memory_and_owns_it_after_that(harn
     clone.kill().await.unwrap();
 
     let spec = harness.spec_in("owner");
-    let owner = restore(&vmm, &from_state(spec.clone(), &state)).await;
+    let memory = RestoredMemory::InStateToFile;
+    let to_file = RestoreSpec { memory, ..from_state(spec.clone(), &state) };
+    let owner = restore(&vmm, &to_file).await;
+    assert_eq!(
+        fs::metadata(spec.memory_file.as_ref().unwrap()).unwrap().len(),
+        spec.memory_mib.bytes()
+    );
     converse(&mut connect(&owner).await, 3).await;
     // One that runs cannot leave its memory where it is.
     let outcome =
@@ -229,7 +238,7 @@ pub(crate) async fn a_clone_is_saved_with_its_memory_and_owns_it_after_that(harn
     let again = refused.with_extension("3");
     assert!(is_refused(&owner.begin_save(new_file(&again), SavedMemory::InState).await));
     owner.kill().await.unwrap();
-    let promoted = Template { state: second_state, ram: spec.memory_file };
+    let promoted = Template { state: second_state, ram: spec.memory_file.unwrap() };
     seal(&promoted.ram);
     let vm = restore(&vmm, &promoted.clone_in(harness.spec_in("grandchild"))).await;
     converse(&mut connect(&vm).await, 4).await;

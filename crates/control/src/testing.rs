@@ -196,6 +196,32 @@ impl TestControl {
         (caller, key.secret)
     }
 
+    /// Sets the clock forward and has the timers looked at.
+    pub fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+        self.control.inner.timers_changed.notify_one();
+    }
+
+    /// Returns once nobody is at work and no timer is due.
+    ///
+    /// # Panics
+    /// When the store cannot be asked, or there is still work after 20 seconds.
+    #[allow(clippy::expect_used, reason = "a test's own ground; there is nobody to tell")]
+    pub async fn quiet(&self) {
+        let inner = &self.control.inner;
+        let quiet = async {
+            loop {
+                let due = inner.store.due_workspaces(inner.now(), 1).await.expect("timers");
+                let idle = inner.workers.is_idle() && inner.snapshot_workers.is_idle();
+                if due.is_empty() && idle {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), quiet).await.expect("quiet within 20 s");
+    }
+
     /// Ends the control plane as `SIGTERM` would and opens another one on the same database and
     /// node.
     ///

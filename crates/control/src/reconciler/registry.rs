@@ -68,6 +68,11 @@ impl<K: Copy + Eq + Hash> Workers<K> {
         }
     }
 
+    /// Whether nobody is at work.
+    pub(crate) fn is_idle(&self) -> bool {
+        held(&self.at_work).is_empty()
+    }
+
     /// Takes the worker off the list whatever happened: it is going.
     pub(crate) fn left(&self, id: K, bell: &Arc<Notify>) {
         let mut workers = held(&self.at_work);

@@ -154,6 +154,11 @@ pub struct Sandbox {
     /// Address space limit and friends when there is no cgroup: the most memory the process may
     /// lock or map, in bytes.
     pub rlimit_address_space_bytes: Option<u64>,
+    /// The most bytes a file may come to that the process writes (its overlay, a saved state): a
+    /// write beyond fails, and so does what the guest or the save wanted it for. Guest memory's file
+    /// has its size from the start. Not raised by [`Vm::grow_disk`].
+    #[serde(default)]
+    pub rlimit_file_size_bytes: Option<u64>,
 }
 
 /// Everything a boot needs. All paths are absolute. The directories, the kernel, the initial file

@@ -447,6 +447,9 @@ fn limits(spec: &BootSpec) -> Vec<Limit> {
     if let Some(value) = spec.sandbox.rlimit_address_space_bytes {
         limits.push(Limit { resource: Resource::RLIMIT_AS, value });
     }
+    if let Some(value) = spec.sandbox.rlimit_file_size_bytes {
+        limits.push(Limit { resource: Resource::RLIMIT_FSIZE, value });
+    }
     limits
 }
 

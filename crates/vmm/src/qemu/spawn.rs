@@ -243,7 +243,8 @@ impl Child<'_> {
 }
 
 /// Default handlers and an empty mask: ours would run on our memory's copy, and ignored signals stay
-/// ignored across `exec`.
+/// ignored across `exec`. One is ignored on purpose: a write beyond the limit of a file's size is to
+/// fail like one to a full disk, and not to end the machine.
 ///
 /// # Safety
 /// Only in a child between `fork` and `exec`.
@@ -252,6 +253,8 @@ unsafe fn reset_signals() {
         // SAFETY: SIG_DFL is a valid handler; the call fails harmlessly for SIGKILL and SIGSTOP.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
+    // SAFETY: SIG_IGN is a valid handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     // SAFETY: an all-zero sigset_t is what sigemptyset makes on Linux, and is then set properly.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -318,5 +321,45 @@ pub(super) fn kill(pidfd: &OwnedFd) -> io::Result<()> {
             error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             error => Err(error),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Read};
+
+    use nix::{
+        sys::{
+            resource::Resource,
+            wait::{WaitStatus, waitpid},
+        },
+        unistd::Pid,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_beyond_the_limit_of_a_files_size_fails_and_does_not_kill() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, log) = (dir.path().join("file"), dir.path().join("log"));
+        let mut output = OsString::from("of=");
+        output.push(&file);
+        let launch = Launch {
+            program: Path::new("/bin/dd"),
+            args: vec!["if=/dev/zero".into(), output, "bs=4096".into(), "count=100".into()],
+            files: Vec::new(),
+            log: File::create(&log).unwrap().into(),
+            uid: None,
+            groups: Vec::new(),
+            limits: vec![Limit { resource: Resource::RLIMIT_FSIZE, value: 40_960 }],
+        };
+        let child = Blocked::fork(launch).unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.pid).unwrap());
+        child.release().await.unwrap();
+        let ended = tokio::task::spawn_blocking(move || waitpid(pid, None)).await.unwrap();
+        let mut said = String::new();
+        File::open(&log).unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(ended, Ok(WaitStatus::Exited(pid, 1)), "{said}");
+        assert_eq!(file.metadata().unwrap().len(), 40_960);
     }
 }

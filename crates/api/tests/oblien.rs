@@ -295,7 +295,7 @@ async fn bad_values_in_create_are_refused_by_field_and_make_nothing() {
             json!({ "image": "base", "config": { "writable_size_mb": 204801 } }),
             json!({ "image": "base", "config": { "disk_size_mb": 100, "writable_size_mb": 200 } }),
             json!({ "image": "base", "config": { "ttl": "soon" } }),
-            json!({ "image": "base", "config": { "ttl": "1h", "ttl_action": "suspend" } }),
+            json!({ "image": "base", "config": { "ttl": "1h", "ttl_action": "explode" } }),
             json!({ "image": "base", "config": { "env": [{ "key": "A" }] } }),
             json!({ "image": "base", "config": { "env": [{ "key": "1A", "value": "x" }] } }),
             json!({ "image": "base", "config": { "env": ["A=1", "A=2"] } }),
@@ -305,9 +305,10 @@ async fn bad_values_in_create_are_refused_by_field_and_make_nothing() {
             json!({ "image": "base", "config": { "network_config": true } }),
             json!({ "image": "base", "config": { "static_network": true } }),
             json!({ "image": "base", "config": { "ssh_access": true } }),
-            json!({ "image": "base", "config": { "remove_on_exit": true } }),
-            json!({ "image": "base", "config": { "restart_policy": "always" } }),
-            json!({ "image": "base", "config": { "max_restarts": 5 } }),
+            json!({ "image": "base", "config": { "remove_on_exit": "maybe" } }),
+            json!({ "image": "base", "config": { "restart_policy": "sometimes" } }),
+            json!({ "image": "base", "config": { "idle": { "suspend_after": 60 } } }),
+            json!({ "image": "base", "config": { "max_restarts": -1 } }),
             json!({ "image": "base", "config": { "cmd": ["node", "server.js"] } }),
             json!({ "image": "base", "config": { "workloads": [{ "cmd": ["x"] }] } }),
             json!({ "image": "base", "config": { "proxy_assignment_id": 42 } }),
@@ -407,7 +408,7 @@ async fn images_are_searched_by_text_and_category() {
 }
 
 /// Every route, as method and path with `{id}`.
-const ROUTES: [&str; 12] = [
+const ROUTES: [&str; 22] = [
     "POST /workspace",
     "GET /workspace",
     "GET /workspace/quota",
@@ -420,6 +421,16 @@ const ROUTES: [&str; 12] = [
     "POST /workspace/{id}/stop",
     "POST /workspace/{id}/restart",
     "POST /workspace/{id}/provisioning/retry",
+    "POST /workspace/{id}/pause",
+    "POST /workspace/{id}/resume",
+    "POST /workspace/{id}/ping",
+    "POST /workspace/{id}/snapshot",
+    "POST /workspace/{id}/restore",
+    "GET /workspace/{id}/lifecycle",
+    "POST /workspace/{id}/lifecycle/permanent",
+    "POST /workspace/{id}/lifecycle/temporary",
+    "PUT /workspace/{id}/lifecycle/ttl",
+    "DELETE /workspace/{id}/lifecycle",
 ];
 
 #[tokio::test]
@@ -428,7 +439,7 @@ async fn without_a_good_credential_every_route_answers_401() {
     let id = create(&mut front, json!({ "image": "base" })).await;
     let mut seen = None;
     for caller in [As::Nobody, As::Stranger] {
-        for route in ROUTES.iter().chain(&["GET /namespaces", "POST /workspace/{id}/pause"]) {
+        for route in ROUTES.iter().chain(&["GET /namespaces", "POST /workspace/{id}/archives"]) {
             let line = route.replace("{id}", &id);
             let answer = front.call(caller, &line, None).await;
             assert_eq!(answer.status, 401, "{line}");
@@ -479,7 +490,7 @@ async fn what_is_not_there_is_told_from_what_is_not_served() {
         "GET /workspace/none/nonsense",
         "PATCH /workspace",
         "GET /workspace/none/start",
-        "POST /workspace/none/pause",
+        "POST /workspace/none/archives",
         "GET /workspace/none/network",
         "GET /workspace/estimate?cpu=1",
         "POST /namespaces/ensure",

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Number, Value};
 use skerry_control::{CreateWorkspace, ListWorkspaces, StartPolicy, UpdateWorkspace, Wait};
-use skerry_model::{DisplayName, EnvVar, Expiry, ExpiryAction, Lifetime, spec::LogRetention};
+use skerry_model::{DisplayName, EnvVar, Expiry, Lifetime, spec::LogRetention};
 
 use super::{
     error_body::Refusal,
+    life,
     wire::{CreateBody, ListQuery, UpdateBody},
 };
 use crate::ids;
@@ -40,24 +41,12 @@ const UNSERVED_FIELDS: [Unserved; 4] = [
 ];
 
 /// Fields of `config` that are refused while they ask for something.
-const UNSERVED_CONFIG: [Unserved; 15] = [
-    unserved("remove_on_exit"),
-    Unserved {
-        field: "restart_policy",
-        accepted: "\"no\"",
-        asks_nothing: |value| is_nothing(value) || *value == "no" || *value == "never",
-    },
-    Unserved {
-        field: "max_restarts",
-        accepted: "0",
-        asks_nothing: |value| is_nothing(value) || value.as_u64() == Some(0),
-    },
+const UNSERVED_CONFIG: [Unserved; 11] = [
     unserved("static_network"),
     unserved("ssh_access"),
     unserved("cmd"),
     unserved("workloads"),
     unserved("proxy_assignment_id"),
-    unserved("idle"),
     unserved("ready_check"),
     unserved("allow_internet"),
     unserved("desktop"),
@@ -67,7 +56,7 @@ const UNSERVED_CONFIG: [Unserved; 15] = [
 ];
 
 /// Absent, `null`, `false`, `""`, `[]` and `{}` ask for nothing.
-fn is_nothing(value: &Value) -> bool {
+pub(super) fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) => text.is_empty(),
@@ -146,7 +135,19 @@ pub(super) fn create_request(
         });
     }
     let lifetime = lifetime(body.mode.as_deref())?;
-    let expiry = expiry(config.ttl.as_ref(), config.ttl_action.as_deref())?;
+    let action = life::ttl_action("config.", config.ttl_action.as_deref())?;
+    let ttl = life::ttl("config.", config.ttl.as_ref())?;
+    // By the reference a time to live applies to temporary mode only.
+    let expiry = match lifetime {
+        Lifetime::Temporary => ttl.map(|after_seconds| Expiry { after_seconds, action }),
+        Lifetime::Permanent => None,
+    };
+    let restart =
+        life::restart("config.", config.restart_policy.as_ref(), config.max_restarts.as_ref())?;
+    let idle = match config.idle.filter(|idle| !is_nothing(idle)) {
+        None => None,
+        Some(policy) => life::idle("config.idle.", &policy)?,
+    };
 
     let wait_for_vm = body.wait_ready.unwrap_or(true) || config.wait_for_init.unwrap_or(false);
     let wait = if wait_for_vm { longest_wait } else { Wait::No };
@@ -192,11 +193,12 @@ pub(super) fn create_request(
         ),
         env: config.env.map(env).transpose()?.unwrap_or_default(),
         lifetime,
-        expiry: match lifetime {
-            Lifetime::Temporary => expiry,
-            // By the reference a time to live applies to temporary mode only.
-            Lifetime::Permanent => None,
-        },
+        expiry,
+        // A time to live excludes restarts.
+        restart: restart.filter(|_| expiry.is_none()).unwrap_or_default(),
+        remove_on_exit: config.remove_on_exit.unwrap_or(false),
+        idle,
+        auto_resume: idle.is_some(),
         log_retention: if config.keep_logs.unwrap_or(true) {
             LogRetention::AcrossStarts
         } else {
@@ -245,6 +247,10 @@ pub(super) fn update_request(body: UpdateBody) -> Result<UpdateWorkspace, Refusa
     let fixed = [
         ("ttl", config.ttl.as_ref().is_some_and(|ttl| !is_nothing(ttl))),
         ("ttl_action", config.ttl_action.is_some()),
+        ("remove_on_exit", config.remove_on_exit.is_some()),
+        ("restart_policy", config.restart_policy.as_ref().is_some_and(|v| !is_nothing(v))),
+        ("max_restarts", config.max_restarts.as_ref().is_some_and(|v| !is_nothing(v))),
+        ("idle", config.idle.as_ref().is_some_and(|v| !is_nothing(v))),
         ("keep_logs", config.keep_logs.is_some()),
         ("wait_for_init", config.wait_for_init.unwrap_or(false)),
     ];
@@ -252,7 +258,7 @@ pub(super) fn update_request(body: UpdateBody) -> Result<UpdateWorkspace, Refusa
         return Err(Refusal {
             code: "INVALID_CONFIG",
             field: format!("config.{field}"),
-            problem: "cannot be changed after create on this server yet".to_owned(),
+            problem: "cannot be changed here; see the routes below /lifecycle".to_owned(),
             allowed: UPDATABLE_CONFIG.to_owned(),
         });
     }
@@ -327,7 +333,7 @@ fn size(range: &SizeRange, names: &[(&str, &Option<Value>)]) -> Result<Option<u6
 }
 
 /// `2` and `2.0`, as JavaScript does not tell them apart.
-fn whole_number(number: &Number) -> Option<u64> {
+pub(super) fn whole_number(number: &Number) -> Option<u64> {
     number.as_u64().or_else(|| {
         let float = number.as_f64()?;
         let whole = float.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&float);
@@ -372,52 +378,6 @@ fn lifetime(mode: Option<&str>) -> Result<Lifetime, Refusal> {
             allowed: "permanent, temporary".to_owned(),
         }),
     }
-}
-
-fn expiry(ttl: Option<&Value>, action: Option<&str>) -> Result<Option<Expiry>, Refusal> {
-    let refusal = |field: &str, problem: &str, allowed: &str| Refusal {
-        code: "INVALID_CONFIG",
-        field: field.to_owned(),
-        problem: problem.to_owned(),
-        allowed: allowed.to_owned(),
-    };
-    let action = match action {
-        None | Some("stop") => ExpiryAction::Stop,
-        Some("remove") => ExpiryAction::Delete,
-        Some(_) => {
-            return Err(refusal("config.ttl_action", "is not available", "stop, remove"));
-        }
-    };
-    let Some(ttl) = ttl.filter(|ttl| !ttl.is_null()) else { return Ok(None) };
-    ttl_seconds(ttl).map(|after_seconds| Some(Expiry { after_seconds, action })).ok_or_else(|| {
-        refusal(
-            "config.ttl",
-            "is not a time to live",
-            "\"45s\", \"30m\", \"1h\", \"7d\" or a number of seconds, 1 second to 365 days",
-        )
-    })
-}
-
-/// `"90s"`, `"30m"`, `"1h"`, `"7d"`, `"90"` or `90`.
-fn ttl_seconds(ttl: &Value) -> Option<u32> {
-    let seconds = match ttl {
-        Value::Number(number) => whole_number(number)?,
-        Value::String(text) => {
-            let text = text.trim();
-            let (digits, unit) = match text.char_indices().last()? {
-                (_, '0'..='9') => (text, 1),
-                (at, 's') => (text.get(..at)?, 1),
-                (at, 'm') => (text.get(..at)?, 60),
-                (at, 'h') => (text.get(..at)?, 3600),
-                (at, 'd') => (text.get(..at)?, 86_400),
-                _ => return None,
-            };
-            let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-            plain.then(|| digits.parse::<u64>().ok()).flatten()?.checked_mul(unit)?
-        }
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
-    };
-    u32::try_from(seconds).ok().filter(|seconds| (1..=Expiry::MAX_SECONDS).contains(seconds))
 }
 
 /// `{"key":…,"value":…}` or `"KEY=value"`. A value is not repeated in a refusal: it may be a secret.

@@ -8,6 +8,10 @@ fn create(body: Value) -> Result<CreateWorkspace, Refusal> {
     create_request(serde_json::from_value(body).expect("body"), Wait::No)
 }
 
+fn ttl_seconds(ttl: &Value) -> Option<u32> {
+    life::ttl("config.", Some(ttl)).ok().flatten()
+}
+
 proptest! {
     #[test]
     fn a_time_to_live_reads_back_from_its_text(seconds in 1..=Expiry::MAX_SECONDS) {
@@ -92,7 +96,7 @@ fn a_time_to_live_counts_in_temporary_mode_only() {
     };
     assert_eq!(
         expiry("temporary"),
-        Some(Expiry { after_seconds: 3600, action: ExpiryAction::Delete }),
+        Some(Expiry { after_seconds: 3600, action: skerry_model::ExpiryAction::Delete }),
     );
     assert_eq!(expiry("permanent"), None);
 }

@@ -43,6 +43,10 @@ pub(super) enum Problem {
     Overtaken { state: &'static str },
     /// The node did not confirm the stop in time; it goes on.
     StopUnconfirmed,
+    /// The snapshot did not come about.
+    SnapshotFailed { failure: Failure },
+    /// The snapshot was not there in time; it goes on.
+    SnapshotUnconfirmed,
     /// An area of Oblien's API that is not here.
     NotServed,
 }
@@ -100,6 +104,18 @@ impl IntoResponse for Problem {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "VM_UNAVAILABLE",
                 "the machine has not confirmed the stop yet; it goes on in the background",
+                None,
+            ),
+            Self::SnapshotFailed { failure } => body(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "snapshot_failed",
+                &failure.message,
+                Some(json!({ "code": failure.code, "retryable": failure.retryable })),
+            ),
+            Self::SnapshotUnconfirmed => body(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "VM_UNAVAILABLE",
+                "the snapshot is not complete yet; it goes on in the background",
                 None,
             ),
             Self::NotServed => body(

@@ -4,16 +4,19 @@
 mod convert;
 mod error_body;
 mod images;
+mod life;
+mod lifecycle;
 mod object;
 mod power;
 mod quota;
+mod rest;
 mod unserved;
 mod wire;
 mod workspaces;
 
 use axum::{
     Router,
-    routing::{any, get, post},
+    routing::{any, get, post, put},
 };
 
 use crate::ApiState;
@@ -36,6 +39,16 @@ pub fn router() -> Router<ApiState> {
         .route("/workspace/{workspace}/start", post(power::start))
         .route("/workspace/{workspace}/stop", post(power::stop))
         .route("/workspace/{workspace}/restart", post(power::restart))
+        .route("/workspace/{workspace}/pause", post(rest::pause))
+        .route("/workspace/{workspace}/resume", post(rest::resume))
+        .route("/workspace/{workspace}/ping", post(rest::ping))
+        .route("/workspace/{workspace}/snapshot", post(rest::snapshot))
+        .route("/workspace/{workspace}/restore", post(rest::restore))
+        .route("/workspace/{workspace}/lifecycle", get(lifecycle::get).delete(workspaces::delete))
+        .route("/workspace/{workspace}/lifecycle/permanent", post(lifecycle::permanent))
+        .route("/workspace/{workspace}/lifecycle/temporary", post(lifecycle::temporary))
+        .route("/workspace/{workspace}/lifecycle/ttl", put(lifecycle::ttl))
+        .route("/workspace/{workspace}/lifecycle/idle", put(lifecycle::idle))
         .route("/workspace/{workspace}/provisioning/retry", post(power::retry));
     for path in unserved::PATHS {
         routes = routes.route(path, any(unserved::refuse));

@@ -2,14 +2,16 @@
 
 use serde_json::Value;
 use skerry_model::{
-    Desired, ExpiryAction, Failure, Lifetime, State, Timestamp, Workspace, spec::LogRetention,
+    Cause, Desired, Failure, Lifetime, State, Timestamp, Workspace, spec::LogRetention,
 };
 
 use super::{
     convert::TYPE_LABEL,
+    life,
     wire::{
-        Access, ApiAccess, DetailedConfig, DetailedLifecycle, Details, Info, Lifecycle, Network,
-        Provisioning, ProvisioningError, Resources, Ssh, Stats, WorkspaceObject,
+        Access, ApiAccess, DetailedConfig, DetailedLifecycle, Details, Idle, Info, Lifecycle,
+        LifecycleStatus, Network, Provisioning, ProvisioningError, Resources, RestartInfo, Ssh,
+        Stats, WorkspaceObject,
     },
 };
 use crate::ids;
@@ -135,8 +137,9 @@ fn provisioning(workspace: &Workspace) -> Provisioning {
 pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> WorkspaceObject {
     let status = status(workspace);
     let is_running = matches!(workspace.state, State::Running { .. });
+    let by_user = workspace.lifecycle.desired_by == Cause::User;
     let stop_wanted = match (workspace.desired, &workspace.state) {
-        (Desired::Stopped, State::Stopping | State::Stopped) => true,
+        (Desired::Stopped, State::Stopping | State::Stopped) => by_user,
         (
             Desired::Stopped
             | Desired::Running
@@ -183,15 +186,34 @@ fn lifecycle(workspace: &Workspace) -> Lifecycle {
     let expiry = workspace.spec.expiry;
     Lifecycle {
         ttl: expiry.map(|expiry| ttl_text(expiry.after_seconds)),
-        ttl_action: expiry.map(|expiry| match expiry.action {
-            ExpiryAction::Stop => "stop",
-            ExpiryAction::Delete => "remove",
-            ExpiryAction::Pause => "pause",
-            ExpiryAction::Suspend => "suspend",
-        }),
-        remove_on_exit: false,
-        restart_policy: "no",
+        ttl_action: expiry.map(|expiry| life::ttl_action_word(expiry.action)),
+        remove_on_exit: workspace.spec.remove_on_exit,
+        restart_policy: life::restart_word(workspace.spec.restart.mode),
+        max_restarts: workspace.spec.restart.max_restarts,
+        idle: life::idle_shown(workspace)
+            .map(|(suspend_after, stop_after)| Idle { suspend_after, stop_after }),
         ttl_expires_at: workspace.expires_at.map(time),
+    }
+}
+
+/// The rules of its life and what they have done.
+pub(super) fn lifecycle_status(workspace: &Workspace, now: Timestamp) -> LifecycleStatus {
+    let memory = &workspace.lifecycle;
+    LifecycleStatus {
+        mode: mode(workspace.spec.lifetime),
+        status: status(workspace),
+        policy: lifecycle(workspace),
+        restart_info: RestartInfo {
+            restart_count: memory.restart_count,
+            next_restart_at: memory.restart_at.map(time),
+            last_exit: memory.last_end.map(|end| end.cause.as_str()),
+            last_exit_at: memory.last_end.map(|end| time(end.at)),
+        },
+        uptime: uptime_seconds(&workspace.state, now),
+        expires_at: workspace.expires_at.map(time),
+        created_at: time(workspace.created_at),
+        snapshot_supported: true,
+        snapshot_unavailable_reason: None,
     }
 }
 

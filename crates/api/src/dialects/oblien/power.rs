@@ -40,7 +40,7 @@ pub(super) async fn restart(
     started(&state, state.until_shutdown(restarting).await?)
 }
 
-fn started(state: &ApiState, workspace: Workspace) -> Result<Response, Problem> {
+pub(super) fn started(state: &ApiState, workspace: Workspace) -> Result<Response, Problem> {
     if let Some(failure) = object::failure(&workspace) {
         return Err(Problem::StartFailed {
             creating: false,

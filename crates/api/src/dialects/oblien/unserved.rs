@@ -5,7 +5,7 @@ use super::{Oblien, error_body::Problem};
 use crate::auth::Authenticated;
 
 /// Every path of these areas.
-pub(super) const PATHS: [&str; 51] = [
+pub(super) const PATHS: [&str; 44] = [
     "/workspace/archived",
     "/workspace/activity",
     "/workspace/estimate",
@@ -18,8 +18,6 @@ pub(super) const PATHS: [&str; 51] = [
     "/workspace/{workspace}/info",
     "/workspace/{workspace}/internal-api-access",
     "/workspace/{workspace}/internal-api-access/{*rest}",
-    "/workspace/{workspace}/lifecycle",
-    "/workspace/{workspace}/lifecycle/{*rest}",
     "/workspace/{workspace}/logs",
     "/workspace/{workspace}/logs/{*rest}",
     "/workspace/{workspace}/metadata",
@@ -27,17 +25,12 @@ pub(super) const PATHS: [&str; 51] = [
     "/workspace/{workspace}/network/{*rest}",
     "/workspace/{workspace}/overlay",
     "/workspace/{workspace}/overlay/{*rest}",
-    "/workspace/{workspace}/pause",
-    "/workspace/{workspace}/ping",
     "/workspace/{workspace}/public-access",
     "/workspace/{workspace}/public-access/{*rest}",
     "/workspace/{workspace}/reinstall",
     "/workspace/{workspace}/resources",
-    "/workspace/{workspace}/restore",
-    "/workspace/{workspace}/resume",
     "/workspace/{workspace}/runtime-api-access",
     "/workspace/{workspace}/runtime-api-access/{*rest}",
-    "/workspace/{workspace}/snapshot",
     "/workspace/{workspace}/ssh",
     "/workspace/{workspace}/ssh/{*rest}",
     "/workspace/{workspace}/stats",

@@ -41,6 +41,10 @@ pub(super) struct Config {
     pub(super) disk_size_mb: Option<Value>,
     pub(super) ttl: Option<Value>,
     pub(super) ttl_action: Option<String>,
+    pub(super) remove_on_exit: Option<bool>,
+    pub(super) restart_policy: Option<Value>,
+    pub(super) max_restarts: Option<Value>,
+    pub(super) idle: Option<Value>,
     pub(super) keep_logs: Option<bool>,
     pub(super) env: Option<Value>,
     pub(super) wait_for_init: Option<bool>,
@@ -166,7 +170,42 @@ pub(super) struct Lifecycle {
     pub(super) ttl_action: Option<&'static str>,
     pub(super) remove_on_exit: bool,
     pub(super) restart_policy: &'static str,
+    pub(super) max_restarts: u32,
+    pub(super) idle: Option<Idle>,
     pub(super) ttl_expires_at: Option<String>,
+}
+
+/// Whole seconds; 0 means never.
+#[derive(Debug, Serialize)]
+pub(super) struct Idle {
+    pub(super) suspend_after: u32,
+    pub(super) stop_after: u32,
+}
+
+/// `GET …/lifecycle`, the client's `LifecycleStatus`.
+#[derive(Debug, Serialize)]
+pub(super) struct LifecycleStatus {
+    pub(super) mode: &'static str,
+    pub(super) status: &'static str,
+    #[serde(flatten)]
+    pub(super) policy: Lifecycle,
+    pub(super) restart_info: RestartInfo,
+    pub(super) uptime: i64,
+    /// The older name of `ttl_expires_at`.
+    pub(super) expires_at: Option<String>,
+    pub(super) created_at: String,
+    pub(super) snapshot_supported: bool,
+    pub(super) snapshot_unavailable_reason: Option<String>,
+}
+
+/// What the restart policy has done and will do.
+#[derive(Debug, Serialize)]
+pub(super) struct RestartInfo {
+    pub(super) restart_count: u32,
+    pub(super) next_restart_at: Option<String>,
+    /// Why the last VM ended, in the native API's words.
+    pub(super) last_exit: Option<&'static str>,
+    pub(super) last_exit_at: Option<String>,
 }
 
 /// The workspace object with the additions of `/details`.

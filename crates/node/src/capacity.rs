@@ -1,13 +1,10 @@
 //! What the host has, and what of it is promised to guests.
 
-use std::{
-    fs,
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{fs, path::Path, sync::Arc};
 
 use nix::sys::statvfs::statvfs;
 use skerry_model::MemMib;
+use tokio::sync::watch;
 
 use crate::{Error, NodeConfig};
 
@@ -17,12 +14,12 @@ const MIB: u64 = 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryBooks {
     limit_mib: u64,
-    booked: Arc<Mutex<Booked>>,
+    booked: Arc<watch::Sender<Booked>>,
 }
 
 /// What is spoken for, by class.
 #[derive(Clone, Copy, Debug, Default)]
-struct Booked {
+pub(crate) struct Booked {
     /// Whole memories of guests that run or start.
     guests_mib: u64,
     /// What VMs that wait in the pool really take: their guests' whole memory is promised only when
@@ -31,6 +28,10 @@ struct Booked {
 }
 
 impl Booked {
+    fn free_mib(self, limit_mib: u64) -> u64 {
+        limit_mib.saturating_sub(self.guests_mib + self.waiting_mib)
+    }
+
     fn of(&mut self, class: Class) -> &mut u64 {
         match class {
             Class::Guest => &mut self.guests_mib,
@@ -50,12 +51,12 @@ enum Class {
 pub(crate) struct MemoryPromise {
     mib: u64,
     class: Class,
-    booked: Arc<Mutex<Booked>>,
+    booked: Arc<watch::Sender<Booked>>,
 }
 
 impl MemoryBooks {
     pub fn new(limit_mib: u64) -> Self {
-        Self { limit_mib, booked: Arc::default() }
+        Self { limit_mib, booked: Arc::new(watch::Sender::default()) }
     }
 
     pub fn limit_mib(&self) -> u64 {
@@ -64,12 +65,22 @@ impl MemoryBooks {
 
     /// What guests that run or start have.
     pub fn promised_mib(&self) -> u64 {
-        self.lock().guests_mib
+        self.booked.borrow().guests_mib
     }
 
     /// What VMs that wait in the pool have.
     pub fn waiting_mib(&self) -> u64 {
-        self.lock().waiting_mib
+        self.booked.borrow().waiting_mib
+    }
+
+    /// What nobody has.
+    pub fn free_mib(&self) -> u64 {
+        self.booked.borrow().free_mib(self.limit_mib)
+    }
+
+    /// Told whenever something is booked or given back.
+    pub fn subscribe(&self) -> watch::Receiver<Booked> {
+        self.booked.subscribe()
     }
 
     /// Promises `memory` to a guest, if everything together fits.
@@ -85,30 +96,32 @@ impl MemoryBooks {
     /// Writes down what a guest already has, whether or not it still fits.
     pub fn acknowledge(&self, memory: MemMib) -> MemoryPromise {
         let mib = u64::from(memory.get());
-        self.lock().guests_mib += mib;
+        self.booked.send_modify(|booked| booked.guests_mib += mib);
         MemoryPromise { mib, class: Class::Guest, booked: Arc::clone(&self.booked) }
     }
 
     fn book(&self, class: Class, mib: u64) -> Result<MemoryPromise, Error> {
-        let mut booked = self.lock();
-        let free = self.limit_mib.saturating_sub(booked.guests_mib + booked.waiting_mib);
-        if mib > free {
+        let mut free_mib = 0;
+        let fits = self.booked.send_if_modified(|booked| {
+            free_mib = booked.free_mib(self.limit_mib);
+            if mib > free_mib {
+                return false;
+            }
+            *booked.of(class) += mib;
+            true
+        });
+        if !fits {
             return Err(Error::NoCapacity(format!(
-                "{mib} MiB of memory are needed, {free} MiB are free"
+                "{mib} MiB of memory are needed, {free_mib} MiB are free"
             )));
         }
-        *booked.of(class) += mib;
         Ok(MemoryPromise { mib, class, booked: Arc::clone(&self.booked) })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Booked> {
-        self.booked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for MemoryPromise {
     fn drop(&mut self) {
-        *self.booked.lock().unwrap_or_else(PoisonError::into_inner).of(self.class) -= self.mib;
+        self.booked.send_modify(|booked| *booked.of(self.class) -= self.mib);
     }
 }
 

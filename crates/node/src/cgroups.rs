@@ -411,8 +411,7 @@ mod tests {
         assert_eq!(of(Flavour::V2, "", CpuKind::Performance), "200");
         assert_eq!(of(Flavour::V1, "cpu", CpuKind::Shared), "512");
         assert_eq!(of(Flavour::V1, "cpu", CpuKind::Performance), "2048");
-        let freezer =
-            limits(Flavour::V1, "freezer", &shape(CpuKind::Shared), CpuWeight::OfShape);
+        let freezer = limits(Flavour::V1, "freezer", &shape(CpuKind::Shared), CpuWeight::OfShape);
         assert_eq!(freezer, []);
     }
 

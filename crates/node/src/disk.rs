@@ -14,7 +14,6 @@
 //!
 //! All of it blocks. One caller at a time for one directory (the VM's owner task).
 
-pub(crate) mod by_program;
 mod push;
 mod qcow2;
 mod record;
@@ -38,9 +37,8 @@ use skerry_vmm::DiskSpec;
 
 use self::record::DiskRecord;
 pub(crate) use self::{
-    by_program::{Base, ensure_overlay},
     qcow2::most_file_bytes,
-    record::{DiskChain, LAYERS_BEFORE_FLATTENING, layers_named_by},
+    record::{DiskChain, layers_named_by},
 };
 use crate::{
     Error, NodeEnvironment,
@@ -105,11 +103,6 @@ impl Disk {
     /// top ([`Disk::begin_push`]) it is the chain without it.
     pub fn chain(&self) -> Result<Option<DiskChain>, Error> {
         Ok(self.read()?.map(|record| record.chain))
-    }
-
-    /// Whether [`Disk::replace`] was called and was neither kept nor reverted since.
-    pub fn replacement_is_pending(&self) -> Result<bool, Error> {
-        Ok(self.read()?.is_some_and(|record| record.previous.is_some()))
     }
 
     /// Makes the disk, or grows the one that is there, to at least `wanted_bytes`; never shrinks.
@@ -222,56 +215,6 @@ impl Disk {
         }
     }
 
-    /// The running VM's disk is about to grow to `size_bytes` ([`skerry_vmm::Vm::grow_disk`]);
-    /// recorded before it does. When that fails the next start makes it true.
-    pub fn will_grow(&self, size_bytes: u64) -> Result<(), Error> {
-        let mut record = self.read()?.ok_or_else(|| self.wrong("there is no disk"))?;
-        let size_bytes = whole_sectors(size_bytes);
-        if size_bytes <= record.chain.size_bytes {
-            return Ok(());
-        }
-        if record.pushing.is_some() {
-            return Err(self.wrong("an overlay is being put on top of it"));
-        }
-        record.chain.size_bytes = size_bytes;
-        self.commit(&record)
-    }
-
-    /// Takes the disk over from another directory of the same file system; a process may have it
-    /// open. Repeating it after a crash is a success; until it has succeeded once both directories
-    /// hold its layers.
-    ///
-    /// # Errors
-    /// [`Error::Disk`] when this directory has another disk, or the other has none.
-    pub fn take_from(&self, other: &Self) -> Result<DiskChain, Error> {
-        let (ours, theirs) = (self.read()?, other.read()?);
-        let chain = match (ours, theirs) {
-            (Some(ours), None) => return Ok(ours.chain),
-            (None, None) => return Err(other.wrong("there is no disk to take")),
-            (Some(ours), Some(theirs)) if ours.chain != theirs.chain => {
-                return Err(self.wrong("there is another disk already"));
-            }
-            (Some(_), Some(theirs)) => theirs.chain,
-            (None, Some(theirs)) if theirs.pushing.is_some() || theirs.previous.is_some() => {
-                return Err(other.wrong("it is being changed"));
-            }
-            (None, Some(theirs)) => {
-                self.commit(&DiskRecord::new(theirs.chain.clone()))?;
-                theirs.chain
-            }
-        };
-        if let Some(overlay) = chain.overlay {
-            let (old, new) = (other.overlay_path(overlay), self.overlay_path(overlay));
-            if old.exists() {
-                fs::rename(&old, &new).map_err(Error::path("moving", &old))?;
-                sync_parent(&new)?;
-            }
-        }
-        self.disks.faults.after_blocking("disk_moved")?;
-        other.remove()?;
-        Ok(chain)
-    }
-
     /// Removes the disk and everything of it; a success when there is none. Layers that nobody else
     /// needs go with it.
     pub fn remove(&self) -> Result<(), Error> {
@@ -314,10 +257,6 @@ impl Disk {
     ///
     /// # Errors
     /// [`Error::Disk`] when the record is damaged or names an overlay that is not there.
-    pub fn settled(&self) -> Result<Option<DiskChain>, Error> {
-        Ok(self.settle()?.map(|record| record.chain))
-    }
-
     fn settle(&self) -> Result<Option<DiskRecord>, Error> {
         let Some(found) = self.read()? else { return Ok(None) };
         let mut record = found.clone();
@@ -343,6 +282,12 @@ impl Disk {
         }
         self.sweep()?;
         Ok(Some(record))
+    }
+
+    /// The chain once everything is settled.
+    #[cfg(test)]
+    pub fn settled(&self) -> Result<Option<DiskChain>, Error> {
+        Ok(self.settle()?.map(|record| record.chain))
     }
 
     /// Removes overlays that the record does not name. Without a record nothing is touched.

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use skerry_internal_api::{DoctorCheck, DoctorLevel, NodeDoctor};
+use skerry_internal_api::{DoctorCheck, DoctorLevel, NodeDoctor, StartStatistics};
 use skerry_vmm::{Accelerator, Vmm};
 
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     host::Host,
     images::{ImageStore, KernelChoice},
     layout::planned_memory_dir,
+    templates::{self, Templates},
     uids::UidPool,
 };
 
@@ -40,6 +41,18 @@ struct Subject<'a> {
     data_dir: &'a Path,
     memory_dir: &'a Path,
     guest_memory_mib: u64,
+    /// Why no machine can be cloned, where none can.
+    templates_off: Option<&'static str>,
+    ready: Ready,
+}
+
+/// What is ready for the next start; nothing on a host where no node runs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ready {
+    templates: u64,
+    template_bytes: u64,
+    warm: u64,
+    parked: u64,
 }
 
 /// Looks at this host without a running node: nothing is locked, and nothing is left behind. `Err`
@@ -63,6 +76,11 @@ pub async fn doctor(config: NodeConfig, vmm: Result<Arc<dyn Vmm>, String>) -> No
             data_dir: &data_dir,
             memory_dir: &memory_dir,
             guest_memory_mib: guest_memory_limit_mib(&config, &nearest_existing(&memory_dir)),
+            templates_off: match &vmm {
+                Ok(vmm) => Templates::new(config.template_budget_mib, &**vmm).off(),
+                Err(_) => Some("there is no hypervisor"),
+            },
+            ready: Ready::default(),
         };
         let doctor = examine(&subject);
         cgroups.leave();
@@ -82,7 +100,20 @@ pub(crate) fn examine_host(host: &Host) -> NodeDoctor {
         data_dir: &host.layout.data_dir,
         memory_dir: &host.layout.memory_dir,
         guest_memory_mib: host.memory.limit_mib(),
+        templates_off: host.templates.off(),
+        ready: ready(host),
     })
+}
+
+fn ready(host: &Host) -> Ready {
+    let mut statistics = StartStatistics::default();
+    host.pool.count(&mut statistics);
+    Ready {
+        templates: host.templates.all().len() as u64,
+        template_bytes: templates::allocated_bytes(host),
+        warm: statistics.pool_warm,
+        parked: statistics.pool_parked,
+    }
 }
 
 /// The answer when the runtime goes down under the question.
@@ -107,6 +138,8 @@ fn examine(subject: &Subject<'_>) -> NodeDoctor {
         cgroups(subject),
         memory(subject),
         disk(subject),
+        templates(subject),
+        pool(subject),
     ];
     NodeDoctor { accelerator: accelerator.to_owned(), checks }
 }
@@ -284,4 +317,38 @@ fn disk(subject: &Subject<'_>) -> DoctorCheck {
     } else {
         check("disk space", DoctorLevel::Ok, found, None)
     }
+}
+
+fn templates(subject: &Subject<'_>) -> DoctorCheck {
+    let name = "templates";
+    let (budget_mib, ready) = (subject.config.template_budget_mib, subject.ready);
+    match subject.templates_off {
+        None => {
+            let used_mib = ready.template_bytes.div_ceil(1024 * 1024);
+            let found = format!("{}, {used_mib} of {budget_mib} MiB", ready.templates);
+            check(name, DoctorLevel::Ok, found, None)
+        }
+        // It is what was asked for.
+        Some(reason) if budget_mib == 0 => check(name, DoctorLevel::Ok, reason, None),
+        Some(reason) => {
+            check(name, DoctorLevel::Degraded, format!("none, every start boots: {reason}"), None)
+        }
+    }
+}
+
+fn pool(subject: &Subject<'_>) -> DoctorCheck {
+    let name = "pool";
+    let (config, ready) = (subject.config, subject.ready);
+    let off = config.pool_max_warm == 0 || config.pool_memory_mib == Some(0);
+    if off {
+        return check(name, DoctorLevel::Ok, "switched off", None);
+    }
+    if subject.templates_off.is_some() {
+        return check(name, DoctorLevel::Ok, "none: there are no templates", None);
+    }
+    let found = format!(
+        "{} VMs wait, {} parked, at most {}",
+        ready.warm, ready.parked, config.pool_max_warm
+    );
+    check(name, DoctorLevel::Ok, found, None)
 }

@@ -58,6 +58,12 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// No complete snapshot of this identifier is there.
+    #[error("there is no such snapshot")]
+    NoSuchSnapshot,
+    /// The guest's file systems took writes while they were copied.
+    #[error("the guest's file systems did not stay frozen")]
+    NotOfOneMoment,
     /// A program of the host failed.
     #[error("{program}: {problem}")]
     Program {
@@ -117,6 +123,7 @@ impl Error {
             Self::Timeout { bound_seconds } => {
                 NodeError::Timeout { step, bound_seconds: *bound_seconds }
             }
+            Self::NoSuchSnapshot => NodeError::NoSuchSnapshot,
             Self::Cancelled => NodeError::NotRunning,
             Self::Guest(error) => error.clone(),
             Self::SavedState { path, problem } => {
@@ -132,6 +139,7 @@ impl Error {
             | Self::Disk { .. }
             | Self::Program { .. }
             | Self::EndedEarly(_)
+            | Self::NotOfOneMoment
             | Self::Vmm(_)
             | Self::RuntimeGone
             | Self::StepMissing(_)

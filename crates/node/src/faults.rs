@@ -48,23 +48,78 @@ pub const POINTS: &[&str] = &[
     "boot",
     "guest_ready",
     "ready",
-    "pause_noted",
-    "paused",
-    "pause_undone",
-    "cpus_resumed",
-    "resume_noted",
     "power_off",
     "release_process",
     "release_memory_file",
     "release_cgroup",
     "release_run_directory",
     "release_uid",
+    "release_replacement",
     "released",
     "tombstone",
     "release_disk",
     "release_logs",
     "release_ledger",
     "deleted",
+];
+
+/// The points of what is done to a VM that runs: pausing, suspending, snapshots.
+pub const STANDSTILL_POINTS: &[&str] = &[
+    "pause_noted",
+    "paused",
+    "pause_undone",
+    "cpus_resumed",
+    "resume_noted",
+    "stop_woken",
+    "suspension_noted",
+    "suspension_drafted",
+    "suspension_woken",
+    "suspension_frozen",
+    "suspension_stopped",
+    "suspension_begun",
+    "suspension_saved",
+    "suspension_sealed",
+    "suspension_committed",
+    "save_cancelled",
+    "saved_memory_removed",
+    "suspension_undone",
+    "suspension_ended",
+    "memory_forgotten",
+    "memory_removed",
+    "snapshot_drafted",
+    "snapshot_noted",
+    "snapshot_woken",
+    "snapshot_synced",
+    "snapshot_begun",
+    "snapshot_converged",
+    "overlay_intended",
+    "snapshot_frozen",
+    "snapshot_stopped",
+    "overlay_pushed",
+    "snapshot_saved",
+    "snapshot_went_on",
+    "overlay_kept",
+    "snapshot_sealed",
+    "snapshot_undone",
+    "snapshot_ended",
+    "disk_frozen",
+    "flattened",
+];
+
+/// The points of starts that do not boot, and of what is made for them beforehand.
+pub const INSTANT_POINTS: &[&str] = &[
+    "park_commit",
+    "park",
+    "claim_intent",
+    "claim",
+    "load",
+    "spend_memory",
+    "resume",
+    "claim_synced",
+    "template_prepared",
+    "template_saved",
+    "slot_warmed",
+    "slot_condemned",
 ];
 
 /// The points of disks and saved states. They are passed where nothing can be awaited: a planned hang
@@ -76,7 +131,6 @@ pub const SAVED_POINTS: &[&str] = &[
     "layer_sealed",
     "layer_moved",
     "push_recorded",
-    "disk_moved",
     "disk_replaced",
     "disk_files_removed",
     "state_sealed",
@@ -182,7 +236,7 @@ impl Faults {
 }
 
 fn all_points() -> impl Iterator<Item = &'static str> {
-    POINTS.iter().chain(SAVED_POINTS).copied()
+    POINTS.iter().chain(STANDSTILL_POINTS).chain(SAVED_POINTS).chain(INSTANT_POINTS).copied()
 }
 
 #[cfg(test)]

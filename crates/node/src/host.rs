@@ -5,10 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use skerry_internal_api::{NodeError, NodeEvent};
+use skerry_internal_api::{NodeError, NodeEvent, StartPath, StartStatistics};
 use skerry_model::NodeId;
 use skerry_vmm::{Accelerator, Vmm};
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -18,7 +18,10 @@ use crate::{
     error::{Error, chain},
     images::ImageStore,
     layout::Layout,
+    pool::Pool,
     saved::Storage,
+    snapshots::SnapshotsUnderWay,
+    templates::Templates,
     uids::UidPool,
 };
 
@@ -35,6 +38,10 @@ pub(crate) struct Host {
     /// `Err` says why VMs do not get uids of their own.
     pub uids: Result<UidPool, String>,
     pub memory: MemoryBooks,
+    pub templates: Templates,
+    pub pool: Pool,
+    /// How starts went.
+    pub starts: StartCounters,
     pub events: broadcast::Sender<NodeEvent>,
     /// Cancelled when the node is to end in good order.
     pub shutdown: CancellationToken,
@@ -42,6 +49,10 @@ pub(crate) struct Host {
     pub abandon: CancellationToken,
     /// Every task of the node.
     pub tasks: TaskTracker,
+    /// Snapshots that are being taken.
+    pub snapshots: SnapshotsUnderWay,
+    /// Whose turn it is to make one layer of many: it reads and writes whole disks.
+    pub flattening: Arc<Semaphore>,
     /// Guests that hung during boot and were booted once more.
     pub repeated_boots: AtomicU64,
 }
@@ -56,8 +67,55 @@ impl Host {
         self.config.boot_timeout.unwrap_or(std::time::Duration::from_secs(seconds))
     }
 
+    /// How long a saved machine may take to load, and again to answer: without a boot it is far
+    /// quicker, but a host that restores many at once is slow.
+    pub fn restore_bound(&self) -> std::time::Duration {
+        self.boot_bound() / 2
+    }
+
     pub fn count_repeated_boot(&self) {
         self.repeated_boots.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How starts went since the node was opened.
+#[derive(Debug, Default)]
+pub(crate) struct StartCounters {
+    pool_hits: AtomicU64,
+    template_restores: AtomicU64,
+    boots: AtomicU64,
+    restore_fallbacks: AtomicU64,
+    memory_restores: AtomicU64,
+}
+
+impl StartCounters {
+    /// A start that took this path is complete.
+    pub fn count(&self, path: StartPath) {
+        let counter = match path {
+            StartPath::Pool => &self.pool_hits,
+            StartPath::Template => &self.template_restores,
+            StartPath::Boot => &self.boots,
+            StartPath::SavedMemory | StartPath::SnapshotMemory => &self.memory_restores,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A start boots because a restore failed.
+    pub fn count_fallback(&self) {
+        self.restore_fallbacks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All of it; what is ready for the next start is for others to fill in.
+    pub fn statistics(&self) -> StartStatistics {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        StartStatistics {
+            pool_hits: read(&self.pool_hits),
+            template_restores: read(&self.template_restores),
+            boots: read(&self.boots),
+            restore_fallbacks: read(&self.restore_fallbacks),
+            memory_restores: read(&self.memory_restores),
+            ..StartStatistics::default()
+        }
     }
 }
 

@@ -6,7 +6,8 @@
 //! <data-dir>/vms/<workspace uuid>/ledger.jsonl, spec.json, machine-id, disk.json,
 //!                                 console.log[.1], commands.log[.1], run/, suspended/
 //! <data-dir>/layers/<layer id>.qcow2
-//! <data-dir>/templates/<key>/, snapshots/<snapshot uuid>/[promoted/], pool/<slot>/
+//! <data-dir>/templates/<key>/, snapshots/<snapshot uuid>/[promoted/]
+//! <data-dir>/pool/<number>/, run/<number>/
 //! <memory-dir>/<tag>-<workspace uuid>.ram
 //! ```
 //! When `<data-dir>` is too deep for a socket's address, `run/` lies below a short private directory
@@ -101,6 +102,9 @@ impl Layout {
             }
         };
         let short_run_base = short_run_base(config, &data_dir, &tag)?;
+        if short_run_base.is_none() {
+            make_private_dir(&data_dir.join("run"))?;
+        }
         Ok(Self { data_dir, memory_dir, short_run_base, tag, _lock: lock })
     }
 
@@ -144,9 +148,25 @@ impl Layout {
         self.data_dir.join("pool")
     }
 
+    /// Parent of the directories for the sockets of VMs whose own directory may be renamed while
+    /// they run.
+    pub fn run_base(&self) -> PathBuf {
+        self.short_run_base.clone().unwrap_or_else(|| self.data_dir.join("run"))
+    }
+
+    /// The paths of a VM that is nobody's: in the pool's directory, with the sockets elsewhere,
+    /// because that directory is renamed when it is claimed.
+    pub fn nobodys(&self, number: WorkspaceId) -> VmPaths {
+        let run_dir = self.run_base().join(number.as_uuid().simple().to_string());
+        VmPaths { run_dir, ..self.paths_in(self.pool_dir().join(number.to_string()), number) }
+    }
+
     /// The paths of a workspace's VM.
     pub fn vm(&self, workspace_id: WorkspaceId) -> VmPaths {
-        let dir = self.vms_dir().join(workspace_id.to_string());
+        self.paths_in(self.vms_dir().join(workspace_id.to_string()), workspace_id)
+    }
+
+    fn paths_in(&self, dir: PathBuf, workspace_id: WorkspaceId) -> VmPaths {
         VmPaths {
             ledger: dir.join("ledger.jsonl"),
             spec: dir.join("spec.json"),
@@ -177,17 +197,26 @@ impl Layout {
             .collect()
     }
 
+    /// Directories of sockets of ours of which `known` says that no VM uses them.
+    pub fn stray_run_dirs(&self, known: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
+        let base = self.run_base();
+        // As we write it: 32 digits and nothing else.
+        let is_ours = |name: &str| {
+            name.parse::<WorkspaceId>().is_ok_and(|id| id.as_uuid().simple().to_string() == name)
+        };
+        let names = names_in(&base).unwrap_or_default().into_iter();
+        let ours = names.filter(|name| is_ours(name)).map(|name| base.join(name));
+        ours.filter(|dir| !known(dir)).collect()
+    }
+
     /// The workspaces that have a directory here, and names that are not of ours.
     pub fn scan(&self) -> Result<(Vec<WorkspaceId>, Vec<String>), Error> {
-        let (mut ours, mut others) = (Vec::new(), Vec::new());
-        for name in names_in(&self.vms_dir())? {
-            match WorkspaceId::from_str(&name) {
-                // Only the form we write: another spelling of the id would be another directory.
-                Ok(id) if id.to_string() == name => ours.push(id),
-                Ok(_) | Err(_) => others.push(name),
-            }
-        }
-        Ok((ours, others))
+        numbers_in(&self.vms_dir())
+    }
+
+    /// The VMs that are nobody's, and names that are not of ours.
+    pub fn scan_nobodys(&self) -> Result<(Vec<WorkspaceId>, Vec<String>), Error> {
+        numbers_in(&self.pool_dir())
     }
 
     /// Removes the directories outside the data directory as far as they are empty.
@@ -201,6 +230,18 @@ impl Layout {
             own.parent().into_iter().for_each(remove_if_empty);
         }
     }
+}
+
+fn numbers_in(parent: &Path) -> Result<(Vec<WorkspaceId>, Vec<String>), Error> {
+    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    for name in names_in(parent)? {
+        match WorkspaceId::from_str(&name) {
+            // Only the form we write: another spelling of the id would be another directory.
+            Ok(id) if id.to_string() == name => ours.push(id),
+            Ok(_) | Err(_) => others.push(name),
+        }
+    }
+    Ok((ours, others))
 }
 
 fn remove_if_empty(dir: &Path) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use skerry_internal_api::VmExit;
+use skerry_internal_api::{StartPath, VmExit};
 use skerry_model::{Incarnation, MemMib, SnapshotId, Timestamp};
 use skerry_vmm::VmmRecord;
 
@@ -62,6 +62,9 @@ pub(crate) enum Entry {
     Ready {
         /// When.
         at: Timestamp,
+        /// How it came to run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<StartPath>,
     },
     /// The VM ended by itself.
     Exited {
@@ -125,6 +128,8 @@ pub(crate) struct LedgerState {
     pub processes: Vec<VmmRecord>,
     /// When its guest was ready.
     pub ready_at: Option<Timestamp>,
+    /// How it came to run.
+    pub start_path: Option<StartPath>,
     /// How it ended by itself.
     pub last_exit: Option<VmExit>,
     /// Its CPUs are to stand still.
@@ -144,12 +149,16 @@ impl LedgerState {
                 self.incarnation = incarnation;
                 self.holdings = Some(holdings);
                 self.ready_at = None;
+                self.start_path = None;
                 self.last_exit = None;
                 self.paused = false;
                 self.saving = None;
             }
             Entry::Process { record } => self.processes.push(record),
-            Entry::Ready { at } => self.ready_at = Some(at),
+            Entry::Ready { at, path } => {
+                self.ready_at = Some(at);
+                self.start_path = path;
+            }
             Entry::Exited { exit } => self.last_exit = Some(exit),
             Entry::Paused => self.paused = true,
             Entry::Resumed => self.paused = false,
@@ -161,6 +170,7 @@ impl LedgerState {
                 self.holdings = None;
                 self.processes.clear();
                 self.ready_at = None;
+                self.start_path = None;
                 self.paused = false;
                 self.saving = None;
             }
@@ -223,26 +233,72 @@ impl Ledger {
 
     /// Appends `entry` and returns once it is durable.
     pub async fn append(&self, entry: Entry) -> Result<(), Error> {
+        self.append_all(vec![entry]).await
+    }
+
+    /// Appends `entries` in one write and returns once they are durable. Whoever dies in the middle
+    /// leaves the first of them, or none.
+    pub async fn append_all(&self, entries: Vec<Entry>) -> Result<(), Error> {
         let ledger = self.clone();
         blocking(move || {
-            ledger.append_blocking(entry).map_err(Error::path("writing", &ledger.path))
+            ledger.write(entries, Durability::Host).map_err(Error::path("writing", &ledger.path))
         })
         .await
     }
 
     /// [`Ledger::append`] where nothing can be awaited.
     pub fn append_blocking(&self, entry: Entry) -> io::Result<()> {
+        self.write(vec![entry], Durability::Host)
+    }
+
+    /// Appends what only matters as long as the host is up: it outlives us, not a power cut.
+    pub async fn note(&self, entry: Entry) -> Result<(), Error> {
+        let ledger = self.clone();
+        blocking(move || {
+            ledger
+                .write(vec![entry], Durability::Server)
+                .map_err(Error::path("writing", &ledger.path))
+        })
+        .await
+    }
+
+    fn write(&self, entries: Vec<Entry>, durability: Durability) -> io::Result<()> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let before = open.file.metadata()?.len();
-        let line = line_of(&entry)?;
-        if let Err(error) = open.file.write_all(&line).and_then(|()| open.file.sync_data()) {
+        let lines = lines_of(&entries)?;
+        let written = open.file.write_all(&lines).and_then(|()| match durability {
+            Durability::Host => open.file.sync_data(),
+            Durability::Server => Ok(()),
+        });
+        if let Err(error) = written {
             // Half a line in the middle would be read as damage later. If even this fails, replay
             // skips the line.
             let _ = open.file.set_len(before);
             return Err(error);
         }
-        open.state.apply(entry);
+        entries.into_iter().for_each(|entry| open.state.apply(entry));
         Ok(())
+    }
+
+    /// A ledger of `entries` in place of the one at `path`, whose directory is about to be renamed so
+    /// that it will be at `later`. Not synced: that is the caller's. Blocks.
+    pub fn replace(path: &Path, later: &Path, entries: Vec<Entry>) -> Result<Self, Error> {
+        let temporary = path.with_extension("new");
+        let write = || -> io::Result<File> {
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(&lines_of(&entries)?)?;
+            std::fs::rename(&temporary, path)?;
+            OpenOptions::new().append(true).open(path)
+        };
+        let file = write().map_err(Error::path("writing", path))?;
+        let mut state = LedgerState::default();
+        entries.into_iter().for_each(|entry| state.apply(entry));
+        Ok(Self { path: later.to_owned(), open: Arc::new(Mutex::new(Open { file, state })) })
     }
 
     /// Begins the ledger of a new start: one line for the past, one that names what will be held.
@@ -254,31 +310,40 @@ impl Ledger {
 
     fn begin_blocking(&self, incarnation: Incarnation, holdings: Holdings) -> Result<(), Error> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut content = Vec::new();
         let past = Entry::Summary {
             incarnation: open.state.incarnation,
             last_exit: open.state.last_exit.clone(),
             memory_saved: open.state.memory_saved,
         };
         let begun = Entry::Begun { incarnation, holdings };
-        for entry in [&past, &begun] {
-            content.extend(line_of(entry).map_err(Error::path("writing", &self.path))?);
-        }
+        let entries = [past, begun];
+        let content = lines_of(&entries).map_err(Error::path("writing", &self.path))?;
         write_durably(&self.path, &content)?;
         open.file = OpenOptions::new()
             .append(true)
             .open(&self.path)
             .map_err(Error::path("opening", &self.path))?;
-        open.state.apply(past);
-        open.state.apply(begun);
+        entries.into_iter().for_each(|entry| open.state.apply(entry));
         Ok(())
     }
 }
 
-fn line_of(entry: &Entry) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(entry)?;
-    line.push(b'\n');
-    Ok(line)
+/// What a line outlives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Durability {
+    /// Us.
+    Server,
+    /// The host too.
+    Host,
+}
+
+fn lines_of(entries: &[Entry]) -> io::Result<Vec<u8>> {
+    let mut lines = Vec::new();
+    for entry in entries {
+        serde_json::to_writer(&mut lines, entry)?;
+        lines.push(b'\n');
+    }
+    Ok(lines)
 }
 
 /// The state, and how many bytes of `content` are whole lines.
@@ -314,6 +379,7 @@ mod tests {
             console_limit_bytes: 4096,
             fingerprint: "f".to_owned(),
             memory: skerry_vmm::GuestMemory::Own,
+            memory_mib: 256,
         }
     }
 
@@ -322,7 +388,7 @@ mod tests {
             Entry::Begun { incarnation: Incarnation(1), holdings: Holdings::default() },
             Entry::Process { record: record(10) },
             Entry::Process { record: record(11) },
-            Entry::Ready { at: Timestamp::UNIX_EPOCH },
+            Entry::Ready { at: Timestamp::UNIX_EPOCH, path: Some(StartPath::Pool) },
             Entry::Paused,
             Entry::Resumed,
             Entry::Saving {
@@ -371,7 +437,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_ledger_cut_anywhere_reads_as_the_lines_before_the_cut(cut in 0_usize..2000) {
-            let lines: Vec<Vec<u8>> = life().iter().map(|entry| line_of(entry).unwrap()).collect();
+            let lines: Vec<Vec<u8>> = life().into_iter().map(|entry| lines_of(&[entry]).unwrap()).collect();
             let whole = lines.concat();
             let cut = cut.min(whole.len());
             let (mut complete, mut bytes) = (0, 0);

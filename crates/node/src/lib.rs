@@ -27,10 +27,13 @@ mod ledger;
 mod logged_guest;
 mod logs;
 mod node;
+mod pool;
 mod recovery;
 mod release;
 mod saving;
+mod snapshots;
 mod saved;
+mod templates;
 mod uids;
 mod vm;
 
@@ -40,6 +43,6 @@ pub use config::{
 pub use doctor::doctor;
 pub use error::Error;
 pub use faults::{
-    FaultKind, Faults, POINTS as FAULT_POINTS, SAVED_POINTS as SAVED_FAULT_POINTS,
+    FaultKind, Faults, INSTANT_POINTS as INSTANT_FAULT_POINTS, POINTS as FAULT_POINTS, SAVED_POINTS as SAVED_FAULT_POINTS,
 };
 pub use node::Node;

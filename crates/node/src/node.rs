@@ -9,11 +9,11 @@ use std::{
 use async_trait::async_trait;
 use skerry_internal_api::{
     ByteStream, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError,
-    NodeEvent, StopMode, VmPhase, VmReport, VmSpec,
+    NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmPhase, VmReport, VmSpec,
 };
-use skerry_model::{Incarnation, NodeId, WorkspaceId};
+use skerry_model::{Incarnation, NodeId, SnapshotId, WorkspaceId};
 use skerry_vmm::Vmm;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -21,14 +21,18 @@ use crate::{
     capacity::{MemoryBooks, disk_free_mib, guest_memory_limit_mib},
     cgroups::Cgroups,
     doctor,
-    error::{Error, blocking},
-    host::Host,
+    error::{Error, blocking, chain},
+    host::{Host, StartCounters},
     images::ImageStore,
     layout::{Layout, node_id},
     ledger::Ledger,
     logs,
+    pool::{self, Pool},
     recovery::{Recovered, recover},
     saved::Storage,
+    saving::{ended_by, replaced_by},
+    snapshots::{self, SnapshotsUnderWay},
+    templates::Templates,
     uids::UidPool,
     vm::{
         Answer, Request, Slot, Status, Undertaking,
@@ -79,10 +83,27 @@ impl Node {
         let host = Arc::new(blocking(move || open_host(config, vmm, environment)).await?);
         let last = Arc::new(AbandonOnDrop(host.abandon.clone()));
         let node = Self { host, slots: Arc::default(), _last: last };
+        pool::sweep(&node.host).await?;
         for Recovered { workspace_id, ledger, found } in recover(&node.host).await? {
             node.adopt_slot(workspace_id, ledger, found);
         }
+        node.start_keeper();
         Ok(node)
+    }
+
+    /// Makes templates and VMs that wait, if there are to be any.
+    fn start_keeper(&self) {
+        if self.host.templates.off().is_some() {
+            return;
+        }
+        let (host, abandon) = (Arc::clone(&self.host), self.host.abandon.clone());
+        self.host.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = abandon.cancelled() => {}
+                () = pool::keep(host) => {}
+            }
+        });
     }
 
     /// Works until `shutdown` is cancelled, then ends in good order.
@@ -113,6 +134,12 @@ impl Node {
         self.host.abandon.cancel();
         self.host.tasks.close();
         self.host.tasks.wait().await;
+    }
+
+    /// Completes when no template and no waiting VM is being made or removed, and none is due. For
+    /// tests.
+    pub async fn settled(&self) {
+        self.host.pool.settled().await;
     }
 
     /// How many guests hung during boot and were booted once more since the node was opened.
@@ -177,6 +204,11 @@ impl Node {
         });
     }
 
+    /// Cancelled when the node is to end in good order.
+    pub(crate) fn shutdown_token(&self) -> &CancellationToken {
+        &self.host.shutdown
+    }
+
     /// Asks the owner of a VM that is there.
     pub(crate) async fn ask_owner<T>(
         &self,
@@ -234,6 +266,9 @@ fn open_host(
         tracing::warn!(reason, "VMs run without uids of their own");
     }
     let memory = MemoryBooks::new(guest_memory_limit_mib(&config, &layout.memory_dir));
+    let shutdown = CancellationToken::new();
+    let templates = Templates::new(config.template_budget_mib, &*vmm);
+    let pool = Pool::new(&config, memory.limit_mib(), &templates, &shutdown);
     Ok(Host {
         id: node_id(&layout.data_dir, &environment)?,
         config,
@@ -245,10 +280,15 @@ fn open_host(
         cgroups,
         uids,
         memory,
+        templates,
+        pool,
+        starts: StartCounters::default(),
         events: broadcast::Sender::new(EVENTS),
-        shutdown: CancellationToken::new(),
+        shutdown,
         abandon: CancellationToken::new(),
         tasks: TaskTracker::new(),
+        snapshots: SnapshotsUnderWay::default(),
+        flattening: Arc::new(Semaphore::new(1)),
         repeated_boots: AtomicU64::new(0),
     })
 }
@@ -266,9 +306,7 @@ impl NodeApi for Node {
             }
             let slot = self.slot_or_new(spec.workspace_id);
             // A newer start replaces an older one, also one that is still under way.
-            if let Some(older) = spec.incarnation.0.checked_sub(1) {
-                slot.cancel(&[Undertaking::Start], |start| start <= Incarnation(older));
-            }
+            slot.cancel(replaced_by(&spec), |start| start < spec.incarnation);
             let cancel =
                 slot.announce(Undertaking::Start, spec.incarnation, &self.host.shutdown);
             let request = |answer| Request::Run { spec: Box::new(spec.clone()), cancel, answer };
@@ -289,7 +327,7 @@ impl NodeApi for Node {
                 return Err(error);
             }
             let Some(slot) = self.slot(workspace_id) else { return Ok(()) };
-            slot.cancel(&[Undertaking::Start], |start| start <= incarnation);
+            slot.cancel(ended_by(mode), |start| start <= incarnation);
             let request = |answer| Request::Stop { through: incarnation, mode, answer };
             if let Some(result) = self.ask(&slot, request).await {
                 return result;
@@ -313,13 +351,51 @@ impl NodeApi for Node {
         self.resume(workspace_id, incarnation).await
     }
 
+    async fn ensure_suspended(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<VmReport, NodeError> {
+        self.suspend(workspace_id, incarnation).await
+    }
+
+    async fn take_snapshot(
+        &self,
+        workspace_id: WorkspaceId,
+        snapshot_id: SnapshotId,
+        contents: SnapshotContents,
+    ) -> Result<SnapshotInfo, NodeError> {
+        self.snapshot(workspace_id, snapshot_id, contents).await
+    }
+
+    async fn ensure_snapshot_deleted(&self, snapshot_id: SnapshotId) -> Result<(), NodeError> {
+        if let Some(error) = self.ending() {
+            return Err(error);
+        }
+        snapshots::delete(&self.host, snapshot_id).await
+    }
+
+    async fn snapshots(&self) -> Vec<SnapshotInfo> {
+        snapshots::list(&self.host).await.unwrap_or_else(|error| {
+            tracing::error!(error = chain(&error), "the snapshots cannot be listed");
+            Vec::new()
+        })
+    }
+
+    async fn start_statistics(&self) -> StartStatistics {
+        let mut statistics = self.host.starts.statistics();
+        statistics.templates = self.host.templates.all().len() as u64;
+        self.host.pool.count(&mut statistics);
+        statistics
+    }
+
     async fn ensure_deleted(&self, workspace_id: WorkspaceId) -> Result<(), NodeError> {
         loop {
             if let Some(error) = self.ending() {
                 return Err(error);
             }
             let Some(slot) = self.slot(workspace_id) else { return Ok(()) };
-            slot.cancel(&[Undertaking::Start], |_| true);
+            slot.cancel(Undertaking::ALL, |_| true);
             if let Some(result) = self.ask(&slot, |answer| Request::Delete { answer }).await {
                 return result;
             }

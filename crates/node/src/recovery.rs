@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 
 use futures::{StreamExt, stream};
 use skerry_internal_api::{VmExit, VmSpec};
-use skerry_model::WorkspaceId;
+use skerry_model::{Incarnation, WorkspaceId};
 use skerry_vmm::{Vm, VmmError, VmmRecord};
 
 use crate::{
@@ -14,12 +14,15 @@ use crate::{
     host::Host,
     identity::GuestIdentity,
     layout::{VmPaths, remove_file, remove_tree},
-    ledger::{Entry, Holdings, Ledger, LedgerState},
+    ledger::{Entry, Holdings, Ledger, LedgerState, SavePurpose},
     release::{Remains, release_all},
+    saved::{About, Sealed},
     vm::{
         CPUS_WITHIN,
         bring_up::Leases,
+        cancel_save,
         owner::{Contact, Cpus, Found},
+        settle_push,
     },
 };
 
@@ -61,7 +64,7 @@ async fn recover_one(host: &Arc<Host>, workspace_id: WorkspaceId) -> Recovered {
             let outcome = settle(host, &paths, &ledger).await;
             (Some(ledger), outcome)
         }
-        Ok(None) => (None, settle_unnamed(&paths).await),
+        Ok(None) => (None, settle_unnamed(host, &paths).await),
         Err(error) => (None, Err(error)),
     };
     let found = outcome.unwrap_or_else(|error| {
@@ -75,10 +78,10 @@ async fn recover_one(host: &Arc<Host>, workspace_id: WorkspaceId) -> Recovered {
 
 /// Books what an earlier start holds, whether it runs or could not be released: a process that may
 /// still be there must not share its uid, nor its memory, with a new VM.
-fn reclaim(host: &Host, holdings: &Holdings) -> Leases {
+pub(crate) fn reclaim(host: &Host, holdings: &Holdings) -> Leases {
     // A uid the configuration no longer has is still this process's; it only cannot be given twice.
     let uid = holdings.uid.and_then(|uid| host.uids.as_ref().ok()?.claim(uid));
-    Leases { uid, _memory: host.memory.acknowledge(holdings.memory_mib) }
+    Leases { uid, memory: host.memory.acknowledge(holdings.memory_mib) }
 }
 
 async fn open_ledger(paths: &VmPaths) -> Result<Option<Ledger>, Error> {
@@ -87,8 +90,8 @@ async fn open_ledger(paths: &VmPaths) -> Result<Option<Ledger>, Error> {
 }
 
 /// A directory without a ledger: its first start or the end of its deletion was cut short.
-async fn settle_unnamed(paths: &VmPaths) -> Result<Found, Error> {
-    if paths.disk.exists() {
+async fn settle_unnamed(host: &Host, paths: &VmPaths) -> Result<Found, Error> {
+    if host.storage.disks.at(&paths.dir).exists() {
         return Ok(Found::Disk);
     }
     let dir = paths.dir.clone();
@@ -97,8 +100,12 @@ async fn settle_unnamed(paths: &VmPaths) -> Result<Found, Error> {
 }
 
 async fn settle(host: &Arc<Host>, paths: &VmPaths, ledger: &Ledger) -> Result<Found, Error> {
+    settle_saved_memory(host, paths, ledger).await?;
     let state = ledger.state();
     if let Some((record, holdings)) = complete_start(&state) {
+        // It may have died between the start's success and this.
+        let disk = host.storage.disks.at(&paths.dir);
+        blocking(move || disk.keep_replacement()).await?;
         match take_over(host, paths, ledger, record, holdings).await {
             Ok(running) => {
                 tracing::info!(pid = record.pid, dir = %paths.dir.display(), "VM taken over");
@@ -123,9 +130,51 @@ async fn settle(host: &Arc<Host>, paths: &VmPaths, ledger: &Ledger) -> Result<Fo
     }
 }
 
-/// The process of a start that was complete and is not to be deleted.
+/// Decides a suspension that was under way: memory that has its place is the truth and the process has
+/// no future, else there is none and the VM goes on. Afterwards saved memory is there exactly if the
+/// ledger says so.
+async fn settle_saved_memory(
+    host: &Arc<Host>,
+    paths: &VmPaths,
+    ledger: &Ledger,
+) -> Result<(), Error> {
+    let state = ledger.state();
+    let (states, place, dir) =
+        (host.storage.states.clone(), paths.suspended.clone(), paths.dir.clone());
+    let complete = blocking(move || {
+        states.sweep(&dir)?;
+        if state.memory_saved {
+            return Ok(false);
+        }
+        if state.saving == Some(SavePurpose::Suspension) {
+            match states.open(&place) {
+                Ok(Some(sealed)) if is_memory_of(&sealed, state.incarnation) => return Ok(true),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "half a suspension is given up");
+                }
+            }
+        }
+        states.delete(&place)?;
+        Ok(false)
+    });
+    if complete.await? {
+        ledger.append(Entry::MemorySaved).await?;
+    }
+    Ok(())
+}
+
+fn is_memory_of(sealed: &Sealed, start: Incarnation) -> bool {
+    match sealed.manifest.about {
+        About::SuspendedMemory { incarnation, workspace_id: _ } => incarnation == start,
+        About::Template | About::Snapshot { .. } | About::PromotedMemory { .. } => false,
+    }
+}
+
+/// The process of a start that was complete, is not suspended and is not to be deleted.
 fn complete_start(state: &LedgerState) -> Option<(&VmmRecord, &Holdings)> {
-    if state.deleting || state.ready_at.is_none() || state.last_exit.is_some() {
+    let over = state.deleting || state.memory_saved || state.last_exit.is_some();
+    if over || state.ready_at.is_none() {
         return None;
     }
     Some((state.processes.last()?, state.holdings.as_ref()?))
@@ -146,22 +195,47 @@ async fn take_over(
         Ok((read_spec(&files.spec)?, GuestIdentity::ensure(&files, &environment)?))
     })
     .await?;
-    let cpus = settle_cpus(&*vm, ledger).await?;
+    let cpus = settle_vm(host, paths, ledger, &*vm).await?;
     let leases = reclaim(host, holdings);
     let contact = Contact { spec: Box::new(spec), identity };
     Ok(Found::Running { vm, cpus, leases, contact })
 }
 
-/// A VM whose CPUs are to stand still stands still; one that was being paused when we died may run.
-async fn settle_cpus(vm: &dyn Vm, ledger: &Ledger) -> Result<Cpus, Error> {
-    if ledger.state().paused {
-        vm.pause(CPUS_WITHIN).await?;
-        return Ok(Cpus::Paused);
+/// Undoes what was being done to the VM when we died: it runs, or stands still if it is to.
+async fn settle_vm(
+    host: &Host,
+    paths: &VmPaths,
+    ledger: &Ledger,
+    vm: &dyn Vm,
+) -> Result<Cpus, Error> {
+    let state = ledger.state();
+    if state.saving.is_some() {
+        cancel_save(vm).await?;
     }
-    Ok(Cpus::Running)
+    let disk = host.storage.disks.at(&paths.dir);
+    if let Err(error) = settle_push(vm, &disk).await {
+        // Nobody depends on knowing it yet.
+        tracing::error!(error = chain(&error), "on which file a guest writes is not known");
+    }
+    // The start that replaced it is complete.
+    blocking(move || disk.keep_replacement()).await?;
+    let cpus = if state.paused {
+        vm.pause(CPUS_WITHIN).await?;
+        Cpus::Paused
+    } else {
+        if state.saving.is_some() {
+            vm.resume(CPUS_WITHIN).await?;
+        }
+        Cpus::Running
+    };
+    if state.saving.is_some() {
+        ledger.note(Entry::SaveEnded).await?;
+    }
+    Ok(cpus)
 }
 
-fn read_spec(path: &Path) -> Result<VmSpec, Error> {
+/// The specification of the last start.
+pub(crate) fn read_spec(path: &Path) -> Result<VmSpec, Error> {
     let text = std::fs::read(path).map_err(Error::path("reading", path))?;
     serde_json::from_slice(&text).map_err(|error| Error::path("understanding", path)(error.into()))
 }
@@ -174,9 +248,21 @@ async fn sweep(host: &Arc<Host>, recovered: &[Recovered]) -> Result<(), Error> {
         .filter(|one| matches!(one.found, Found::Running { .. } | Found::Leftovers { .. }))
         .map(|one| one.workspace_id)
         .collect();
+    // A VM that was claimed from the pool has things that are not named after its workspace.
+    let ledgers = recovered.iter().filter_map(|one| one.ledger.as_ref());
+    let held: Vec<Holdings> = ledgers.filter_map(|ledger| ledger.state().holdings).collect();
+    let all_known = recovered.iter().all(|one| match one.found {
+        Found::Leftovers { .. } => one.ledger.is_some(),
+        Found::Nothing | Found::Disk | Found::Running { .. } => true,
+    });
     let host = Arc::clone(host);
     blocking(move || {
-        for group in host.cgroups.strays(|id, _| in_use.contains(&id)) {
+        let in_group = |id: WorkspaceId, group: &Path| {
+            in_use.contains(&id)
+                || held.iter().any(|one| one.cgroups.iter().any(|own| own == group))
+        };
+        // Where a ledger cannot be read, what it names is not known.
+        for group in host.cgroups.strays(|id, group| !all_known || in_group(id, group)) {
             tracing::warn!(group = %group.display(), "stray cgroup removed");
             if let Err(error) = remove_group(&group) {
                 tracing::error!(error = chain(&error), "stray cgroup not removed");
@@ -185,6 +271,11 @@ async fn sweep(host: &Arc<Host>, recovered: &[Recovered]) -> Result<(), Error> {
         for file in host.layout.stray_memory_files(|id| in_use.contains(&id)) {
             tracing::warn!(file = %file.display(), "stray memory file removed");
             remove_file(&file)?;
+        }
+        let runs_in = |dir: &Path| held.iter().any(|one| one.run_dir.as_deref() == Some(dir));
+        for dir in host.layout.stray_run_dirs(|dir| !all_known || runs_in(dir)) {
+            tracing::warn!(dir = %dir.display(), "stray directory of sockets removed");
+            remove_tree(&dir)?;
         }
         Ok(())
     })

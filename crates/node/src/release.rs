@@ -1,14 +1,14 @@
 //! The clean slate: one function that releases everything a VM's ledger names. A failed bring-up, a
 //! stop, a deletion and recovery after a crash all end here. Every undo may be repeated.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use nix::unistd::{chown, getegid, geteuid};
 use skerry_vmm::{Vm, VmmError, VmmRecord};
 
 use crate::{
     Error,
     cgroups::remove_group,
+    disk::Disk,
     error::blocking,
     faults::Next,
     host::{Host, StepFailed},
@@ -65,10 +65,16 @@ pub(crate) async fn release_all(
         let run_dir = holdings.run_dir.clone();
         undo(host, "release_run_directory", move || run_dir.as_deref().map_or(Ok(()), remove_tree))
             .await?;
-        let disk = paths.disk.clone();
+        let disk = host.storage.disks.at(&paths.dir);
         undo(host, "release_uid", move || match holdings.uid {
-            Some(_) => take_back(&disk),
+            // The next VM that gets this uid has no claim on the disk.
+            Some(_) => disk.take_back(),
             None => Ok(()),
+        })
+        .await?;
+        let disk = host.storage.disks.at(&paths.dir);
+        undo(host, "release_replacement", move || {
+            settle_replacement(&disk, state.ready_at.is_some())
         })
         .await?;
         loop {
@@ -80,9 +86,9 @@ pub(crate) async fn release_all(
         }
     }
     if state.deleting {
-        let disk = paths.disk.clone();
-        undo(host, "release_disk", move || remove_file(&disk)).await?;
-    } else if paths.disk.exists() {
+        let disk = host.storage.disks.at(&paths.dir);
+        undo(host, "release_disk", move || disk.remove()).await?;
+    } else if host.storage.disks.at(&paths.dir).exists() {
         return Ok(Remains::Disk);
     }
     remove_directory(host, paths).await?;
@@ -138,7 +144,7 @@ async fn end_process(
 ) -> Result<(), Error> {
     let kill = async {
         // A second handle would compete with the first for the control socket.
-        match live.filter(|vm| vm.record() == record) {
+        match live.filter(|vm| vm.record().is_same_process(record)) {
             Some(vm) => vm.kill().await,
             None => match host.vmm.adopt(record).await {
                 Ok(vm) => vm.kill().await,
@@ -153,10 +159,15 @@ async fn end_process(
     }
 }
 
-/// The disk belongs to us again: the next VM that gets this uid has no claim on it.
-fn take_back(disk: &Path) -> Result<(), Error> {
-    match chown(disk, Some(geteuid()), Some(getegid())) {
-        Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(Error::path("taking back", disk)(errno.into())),
+/// A start that was to replace the disk has succeeded or has not.
+fn settle_replacement(disk: &Disk, has_succeeded: bool) -> Result<(), Error> {
+    let settled = if has_succeeded { disk.keep_replacement() } else { disk.revert_replacement() };
+    match settled {
+        // A disk that cannot be understood must not keep the rest from being released.
+        Err(Error::Disk { path, problem }) => {
+            tracing::error!(disk = %path.display(), problem, "the disk is damaged");
+            Ok(())
+        }
+        other => other,
     }
 }

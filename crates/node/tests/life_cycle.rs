@@ -38,7 +38,7 @@ async fn a_started_vm_runs_commands_and_a_stop_keeps_only_its_disk() {
 
         node.ensure_stopped(ID, Incarnation(1), GRACEFUL).await.unwrap();
         assert_only_disk(&world, 1);
-        assert!(world.vm_dir(1).join("disk.qcow2").exists());
+        assert!(world.has_disk(1));
         let report = node.inspect(ID).await.unwrap();
         assert_eq!((report.phase, report.pid, report.ready_at), (VmPhase::Stopped, None, None));
         assert_eq!(node.guest(ID).await.err(), Some(NodeError::NotRunning));

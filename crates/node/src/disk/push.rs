@@ -15,7 +15,7 @@ use crate::{Error, layers::LayerId, layout::remove_file};
 impl Disk {
     /// Whether [`Disk::begin_push`] was called and neither [`Disk::complete_push`] nor
     /// [`Disk::abort_push`] was since: after a crash of ours, only the running VMM knows which of the
-    /// two is right. Once it has ended, [`Disk::settle`] decides by what was written.
+    /// two is right. Once it has ended, the next use of the disk at rest decides by what was written.
     pub fn push_is_pending(&self) -> Result<bool, Error> {
         Ok(self.read()?.is_some_and(|record| record.pushing.is_some()))
     }

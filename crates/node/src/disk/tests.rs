@@ -158,7 +158,6 @@ fn a_replaced_disk_is_kept_until_the_replacement_has_proved_itself() {
     disk.revert_replacement().unwrap();
     assert_eq!(life.written(1, &disk.settled().unwrap().unwrap()), [1, 2].into());
     let new = disk.replace(&foundation, 12 * MIB).unwrap();
-    assert!(disk.replacement_is_pending().unwrap());
     mark(&top(&life, 1, &new), 4);
     disk.keep_replacement().unwrap();
     disk.revert_replacement().unwrap();
@@ -172,7 +171,7 @@ fn flattening_lets_go_of_the_layers_and_only_of_the_chain_that_was_flattened() {
     let life = ground.open();
     let disk = life.disk(1);
     let mut chain = disk.ensure(&bare(), 12 * MIB).unwrap();
-    for number in 0..=LAYERS_BEFORE_FLATTENING as u64 {
+    for number in 0..=record::LAYERS_BEFORE_FLATTENING as u64 {
         assert!(!chain.wants_flattening());
         mark(&top(&life, 1, &chain), number);
         disk.freeze().unwrap();
@@ -206,25 +205,22 @@ fn no_layer_is_added_beyond_what_a_vmm_takes() {
 }
 
 #[test]
-fn a_disk_moves_into_another_directory_with_its_layers() {
+fn a_disk_whose_directory_was_renamed_holds_its_layers_as_before() {
     let ground = Ground::new();
     let life = ground.open();
-    let (slot, disk) = (life.disk(1), life.disk(2));
+    let slot = life.disk(1);
     let chain = slot.ensure(&bare(), 12 * MIB).unwrap();
     mark(&top(&life, 1, &chain), 1);
     slot.freeze().unwrap();
     let chain = slot.ensure(&bare(), 12 * MIB).unwrap();
-    mark(&top(&life, 1, &chain), 2);
-    assert_eq!(disk.take_from(&slot).unwrap(), chain);
-    assert_eq!(disk.take_from(&slot).unwrap(), chain);
-    assert!(!slot.exists());
-    assert_eq!(life.written(2, &chain), [1, 2].into());
-    assert_eq!(life.storage.layers.holders(chain.layers[0]), [Holder(life.vm_dir(2))]);
-
-    let other = life.disk(3);
-    other.ensure(&bare(), 12 * MIB).unwrap();
-    assert_eq!(problem(&disk.take_from(&other).unwrap_err()), "there is another disk already");
-    assert_eq!(problem(&life.disk(4).take_from(&slot).unwrap_err()), "there is no disk to take");
+    let (old, new) = (life.vm_dir(1), life.vm_dir(2));
+    fs::rename(&old, &new).unwrap();
+    life.storage.disks.moved(&old, &new);
+    assert_eq!(life.disk(2).settled().unwrap(), Some(chain.clone()));
+    assert_eq!(life.written(2, &chain), [1].into());
+    assert_eq!(life.storage.layers.holders(chain.layers[0]), [Holder(new)]);
+    life.disk(2).remove().unwrap();
+    assert_eq!(life.layer_files(), BTreeSet::new());
 }
 
 #[test]
@@ -284,13 +280,14 @@ fn an_overlay_that_claims_a_size_it_was_never_given_is_refused() {
 }
 
 #[test]
-fn a_growth_that_was_recorded_and_failed_is_made_true_by_the_next_start() {
+fn a_growth_that_was_recorded_and_not_made_is_made_by_the_next_start() {
     let ground = Ground::new();
     let life = ground.open();
     let disk = life.disk(1);
     disk.ensure(&bare(), 12 * MIB).unwrap();
-    disk.will_grow(64 * MIB).unwrap();
-    disk.will_grow(MIB).unwrap();
+    let mut record = DiskRecord::read(&disk.record_path()).unwrap().unwrap();
+    record.chain.size_bytes = 64 * MIB;
+    record.write(&disk.record_path()).unwrap();
     let chain = disk.ensure(&bare(), 12 * MIB).unwrap();
     assert_eq!(chain.size_bytes, 64 * MIB);
     let header = qcow2::read_header(&top(&life, 1, &chain)).unwrap().unwrap();

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::saved::ContentDigest;
 
-pub(crate) use store::{LayerGuard, LayerStore, Named};
+pub(crate) use store::{LayerStore, Named};
 
 /// Names one layer, and before that the overlay it was.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::*;
+use super::{store::LayerGuard, *};
 use crate::{Error, Faults, saved::KnownDigests};
 
 /// A store and a directory beside it where overlays are made.

@@ -29,10 +29,10 @@ pub(crate) const STATE_FILE: &str = "state";
 pub(crate) const RAM_FILE: &str = "ram";
 
 pub(crate) use self::{
-    budget::{Budgeted, evict},
+    budget::evict,
     digest::{ContentDigest, KnownDigests, open_regular},
     draft::Draft,
-    manifest::{About, FileSeal, Manifest, layers_named_by},
+    manifest::{About, Manifest, layers_named_by},
     room::{DiskRoom, RoomLease},
     states::{SavedStates, Sealed},
     storage::Storage,

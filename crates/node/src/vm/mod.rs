@@ -10,17 +10,24 @@ pub(crate) mod link;
 pub(crate) mod owner;
 pub(crate) mod tear_down;
 
+mod flatten;
 mod pause;
+mod snapshot;
 mod stillness;
+mod suspend;
 
-pub(crate) use stillness::CPUS_WITHIN;
+pub(crate) use self::{
+    snapshot::settle_push,
+    stillness::CPUS_WITHIN,
+    suspend::{cancel_save, forget_memory},
+};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skerry_internal_api::{
-    GuestApi, NodeError, StopMode, VmReport, VmSpec,
+    GuestApi, NodeError, SnapshotContents, SnapshotInfo, StopMode, VmReport, VmSpec,
 };
-use skerry_model::{Incarnation, WorkspaceId};
+use skerry_model::{Incarnation, SnapshotId, WorkspaceId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +47,15 @@ pub(crate) enum Request {
     Pause { incarnation: Incarnation, answer: Answer<VmReport> },
     /// Let it run on.
     Resume { incarnation: Incarnation, answer: Answer<VmReport> },
+    /// Save its memory and end it.
+    Suspend { incarnation: Incarnation, cancel: CancellationToken, answer: Answer<VmReport> },
+    /// Keep what it is now.
+    Snapshot {
+        snapshot_id: SnapshotId,
+        contents: SnapshotContents,
+        cancel: CancellationToken,
+        answer: Answer<SnapshotInfo>,
+    },
     /// Remove everything.
     Delete { answer: Answer<()> },
 }
@@ -71,6 +87,11 @@ pub(crate) enum Undertaking {
     Suspension,
     /// A snapshot.
     Snapshot,
+}
+
+impl Undertaking {
+    /// All of them.
+    pub const ALL: &[Self] = &[Self::Start, Self::Suspension, Self::Snapshot];
 }
 
 /// One of them, asked for and not ended.

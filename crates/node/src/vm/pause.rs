@@ -8,7 +8,10 @@ use skerry_internal_api::{NodeError, VmPhase, VmReport};
 use skerry_model::Incarnation;
 use skerry_vmm::Capability;
 
-use super::owner::{Cpus, Owner};
+use super::{
+    owner::{Cpus, Owner},
+    stillness::THAWED_WITHIN,
+};
 use crate::{error::Error, host::StepFailed, ledger::Entry};
 
 impl Owner {
@@ -92,22 +95,35 @@ impl Owner {
         }
     }
 
-    async fn resume(&mut self) -> Result<(), StepFailed> {
+    pub(super) async fn resume(&mut self) -> Result<(), StepFailed> {
+        let saving = self.ledger.as_ref().and_then(|ledger| ledger.state().saving);
+        if saving.is_some() {
+            // A save could not be given up when it failed: it is now, before the guest runs.
+            self.unsave().await?;
+        }
         self.let_cpus_run("cpus_resumed").await?;
         self.settle_as(Cpus::Running);
-        let link = self.reach().await.map_err(StepFailed::at("resumed"));
+        let link = self.reach().await;
         // The record comes after the deed: a server that dies in between takes the VM over as paused
         // and whoever resumed it, having had no answer, does so again. So both can be waited for at
         // once, and a full disk keeps nobody from going on.
-        let noted = self.note("resume_noted", Entry::Resumed);
+        let noted = async {
+            if saving.is_some() {
+                self.note("suspension_ended", Entry::SaveEnded).await?;
+            }
+            self.note("resume_noted", Entry::Resumed).await
+        };
         let answered = async {
-            let set = link?.sync_clock(self.host.environment.now()).await;
-            set.map_err(Error::Guest).map_err(StepFailed::at("resumed"))
+            let link = link?;
+            if saving.is_some() {
+                link.thaw(THAWED_WITHIN).await.map_err(Error::Guest)?;
+            }
+            link.sync_clock(self.host.environment.now()).await.map_err(Error::Guest)
         };
         let (noted, answered) = tokio::join!(noted, answered);
         if let Err(failed) = noted {
             failed.report("recording that a VM runs on");
         }
-        answered
+        answered.map_err(StepFailed::at("resumed"))
     }
 }

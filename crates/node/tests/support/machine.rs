@@ -3,6 +3,7 @@
 //! file by its path.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::{
         ffi::OsStrExt,
@@ -22,7 +23,7 @@ use skerry_model::{
 use skerry_node::images::{BootManifest, ImageManifest, SealedFile};
 use skerry_vmm::{
     BootSpec,
-    fake::{FakeGuest, FakeGuestIo, FakeHost, GuestEnd},
+    fake::{FakeGuest, FakeGuestIo, FakeHost, FakeMemory, GuestEnd, GuestStart},
 };
 use tokio::{
     io::{AsyncWriteExt, DuplexStream},
@@ -40,6 +41,9 @@ pub struct Machine {
     pub image: ImageDigest,
     /// Every boot, in order.
     pub boots: watch::Sender<Vec<BootSpec>>,
+    /// The part of each guest's memory that lives on in saved states, by the directory of its VM's
+    /// sockets.
+    pub memories: watch::Sender<BTreeMap<PathBuf, FakeMemory>>,
     /// What guests that run now are told to do by themselves: `None` is to go on.
     pub guest_end: watch::Sender<Option<GuestEnd>>,
 }
@@ -52,8 +56,9 @@ impl Machine {
         let boots = watch::Sender::new(Vec::new());
         let guest_end = watch::Sender::new(None);
         let home = dir.path().join("home");
-        let host = FakeHost::new(guest(home, boots.clone(), guest_end.clone()));
-        Self { dir, host, image, boots, guest_end }
+        let memories = watch::Sender::new(BTreeMap::new());
+        let host = FakeHost::new(guest(home, boots.clone(), memories.clone(), guest_end.clone()));
+        Self { dir, host, image, boots, memories, guest_end }
     }
 
     pub fn image_dir(&self) -> PathBuf {
@@ -70,6 +75,21 @@ impl Machine {
 
     pub fn vm_dir(&self, workspace: u128) -> PathBuf {
         self.data_dir().join("vms").join(WorkspaceId::from_u128(workspace).to_string())
+    }
+
+    /// Guests boot with another kernel from now on.
+    pub fn replace_kernel(&self, content: &[u8]) {
+        let store = self.image_dir();
+        write_boot(&store, "boot@1111111111111111", content);
+        fs::remove_file(store.join("boot")).unwrap();
+        symlink("boot@1111111111111111", store.join("boot")).unwrap();
+    }
+
+    /// The uids of the VMs that exist now.
+    pub fn live_uids(&self) -> BTreeSet<u32> {
+        let running = self.host.running();
+        let lives = |spec: &&BootSpec| running.iter().any(|vm| vm.run_dir == spec.run_dir);
+        self.boots.borrow().iter().filter(lives).filter_map(|spec| spec.sandbox.uid).collect()
     }
 
     /// Waits until so many guests have been booted in all.
@@ -94,13 +114,50 @@ impl Machine {
                 held.push(format!("cgroup {}", group.display()));
             }
         }
-        let disk = self.vm_dir(workspace).join("disk.qcow2");
-        if let Ok(found) = fs::metadata(disk)
-            && found.uid() != nix::unistd::geteuid().as_raw()
-        {
-            held.push(format!("disk of uid {}", found.uid()));
+        for name in names(&self.vm_dir(workspace)).iter().filter(|name| name.ends_with(".qcow2")) {
+            let found = fs::metadata(self.vm_dir(workspace).join(name)).unwrap();
+            if found.uid() != nix::unistd::geteuid().as_raw() {
+                held.push(format!("disk {name} of uid {}", found.uid()));
+            }
         }
         held
+    }
+
+    /// Whether the workspace has a disk.
+    pub fn has_disk(&self, workspace: u128) -> bool {
+        self.vm_dir(workspace).join("disk.json").exists()
+    }
+
+    /// Everything that is nobody's: VMs that wait or are being made, their groups, directories and
+    /// sockets, and templates that are being made.
+    pub fn nobodys(&self) -> Vec<String> {
+        let mut found = names(&self.data_dir().join("pool"));
+        found.extend(names(&self.data_dir().join("run")));
+        found.extend(self.unfinished_templates());
+        found
+    }
+
+    fn unfinished_templates(&self) -> impl Iterator<Item = String> {
+        let names = names(&self.data_dir().join("templates"));
+        names.into_iter().filter(|name| name.starts_with('.'))
+    }
+
+    /// The keys of the templates.
+    pub fn templates(&self) -> Vec<String> {
+        let names = names(&self.data_dir().join("templates"));
+        names.into_iter().filter(|name| !name.starts_with('.')).collect()
+    }
+
+    /// The frozen layers of disks.
+    pub fn layers(&self) -> Vec<String> {
+        let names = names(&self.data_dir().join("layers"));
+        names.into_iter().filter(|name| name.ends_with(".qcow2")).collect()
+    }
+
+    /// Our control groups that a VM could be in.
+    pub fn groups(&self) -> Vec<String> {
+        let groups = self.own_groups().into_iter().flat_map(|group| names(&group));
+        groups.filter(|name| name.starts_with("skerry-vm-")).collect()
     }
 
     /// The groups of this world's node, which carry a hash of the data directory's path.
@@ -162,12 +219,19 @@ pub fn find(below: &Path, wanted: &dyn Fn(&str) -> bool, depth: usize, found: &m
 fn guest(
     home: PathBuf,
     boots: watch::Sender<Vec<BootSpec>>,
+    memories: watch::Sender<BTreeMap<PathBuf, FakeMemory>>,
     guest_end: watch::Sender<Option<GuestEnd>>,
 ) -> FakeGuest {
     Arc::new(move |mut io: FakeGuestIo| {
         let home = home.clone();
         let mut told = guest_end.subscribe();
         boots.send_modify(|boots| boots.push(io.spec.clone()));
+        memories.send_modify(|memories| {
+            memories.insert(io.spec.run_dir.clone(), io.memory.clone());
+        });
+        if io.start == GuestStart::Booted {
+            fill_template(&io);
+        }
         Box::pin(async move {
             let guest = Arc::new(Guest::hosted(home));
             io.console.print("the guest boots\n").unwrap();
@@ -198,6 +262,17 @@ fn guest(
             GuestEnd::PoweredOff
         })
     })
+}
+
+/// What a guest that a template is made of has in its memory and on its disk once it has booted.
+fn fill_template(io: &FakeGuestIo) {
+    let overlay = io.spec.disk.as_ref().map(|disk| disk.overlay.clone());
+    let in_pool = |path: &PathBuf| path.ancestors().nth(2).is_some_and(|dir| dir.ends_with("pool"));
+    if let Some(overlay) = overlay.filter(in_pool) {
+        io.memory.write(&vec![7; 300 << 10]);
+        let mut overlay = fs::OpenOptions::new().append(true).open(overlay).unwrap();
+        std::io::Write::write_all(&mut overlay, &[7; 8]).unwrap();
+    }
 }
 
 /// Carries bytes between the host and the agent, which has tasks of its own, as part of the guest:
@@ -237,21 +312,25 @@ fn write_images(store: &Path) -> ImageDigest {
         packages: Vec::new(),
     };
     fs::write(image_dir.join("image.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
-    let boot_dir = store.join("boot@0000000000000000");
+    write_boot(store, "boot@0000000000000000", b"kernel");
+    symlink("boot@0000000000000000", store.join("boot")).unwrap();
+    disk.digest
+}
+
+fn write_boot(store: &Path, name: &str, kernel: &[u8]) {
+    let boot_dir = store.join(name);
     fs::create_dir(&boot_dir).unwrap();
     let boot = BootManifest {
         format: 1,
         kernel_release: "6.1.0".into(),
         kernel_source: "test".into(),
-        kernel: write_file(&boot_dir, "vmlinux", b"kernel"),
+        kernel: write_file(&boot_dir, "vmlinux", kernel),
         initramfs: write_file(&boot_dir, "initramfs.cpio", b"initramfs"),
-        agent_digest: disk.digest.clone(),
+        agent_digest: ImageDigest("sha256:none".into()),
         modules: Vec::new(),
         built_at: Timestamp::UNIX_EPOCH,
     };
     fs::write(boot_dir.join("boot.json"), serde_json::to_vec(&boot).unwrap()).unwrap();
-    symlink("boot@0000000000000000", store.join("boot")).unwrap();
-    disk.digest
 }
 
 fn write_file(dir: &Path, name: &str, content: &[u8]) -> SealedFile {

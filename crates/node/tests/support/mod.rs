@@ -2,7 +2,9 @@
 //! agent as the guest, in this process.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod inside;
 pub mod machine;
+pub mod real;
 
 use std::{
     ops::Deref,
@@ -41,6 +43,10 @@ pub struct World {
     pub faults: Faults,
     pub memory_mib: Option<u64>,
     pub boot_timeout: Duration,
+    /// Room for templates; 0 makes none, and every start boots.
+    pub template_budget_mib: u64,
+    /// VMs that may wait in the pool.
+    pub pool_max_warm: u32,
     clock: Arc<AtomicU64>,
 }
 
@@ -59,8 +65,15 @@ impl World {
             faults: Faults::default(),
             memory_mib: Some(4096),
             boot_timeout: Duration::from_secs(40),
+            template_budget_mib: 0,
+            pool_max_warm: 0,
             clock: Arc::new(AtomicU64::new(1_700_000_000)),
         }
+    }
+
+    /// A world whose starts come from templates, and from a pool of so many.
+    pub fn instant(pool_max_warm: u32) -> Self {
+        Self { template_budget_mib: 1024, pool_max_warm, ..Self::new() }
     }
 
     pub fn config(&self) -> NodeConfig {
@@ -70,12 +83,19 @@ impl World {
         config.boot_timeout = Some(self.boot_timeout);
         config.guest_memory_mib = self.memory_mib;
         config.min_disk_free_mib = 1;
+        config.template_budget_mib = self.template_budget_mib;
+        config.pool_max_warm = self.pool_max_warm;
         config.faults = self.faults.clone();
         config
     }
 
     pub async fn open(&self) -> Node {
         self.try_open().await.unwrap()
+    }
+
+    /// A node with another driver.
+    pub async fn open_with(&self, vmm: Arc<dyn skerry_vmm::Vmm>) -> Node {
+        Node::open(self.config(), vmm, self.environment()).await.unwrap()
     }
 
     pub async fn try_open(&self) -> Result<Node, skerry_node::Error> {
@@ -118,6 +138,16 @@ impl World {
             log_retention: LogRetention::AcrossStarts,
         }
     }
+}
+
+/// Runs `request` until the planned fault has happened, then lets the node die there.
+pub async fn die_at<T>(world: &World, node: Node, point: &str, request: impl Future<Output = T>) {
+    assert!(world.faults.plan(point, skerry_node::FaultKind::Hang));
+    tokio::select! {
+        _ = request => panic!("the node did not stop at {point}"),
+        () = world.faults.happened(point) => {}
+    }
+    node.abandon().await;
 }
 
 /// What a stop or a failed start may leave.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::saved::test_ground::{Script, die, survive_everywhere};
 
-pub(crate) const SCRIPTS: [Script; 9] = [
+pub(crate) const SCRIPTS: [Script; 8] = [
     Script {
         name: "make",
         prepare: |life| drop(life.disk(1)),
@@ -79,30 +79,7 @@ pub(crate) const SCRIPTS: [Script; 9] = [
         },
         act: |life| life.disk(1).keep_replacement(),
         always: reads_one,
-        done: |life| assert!(!life.disk(1).replacement_is_pending().unwrap()),
-    },
-    Script {
-        name: "take",
-        prepare: |life| {
-            one_write(life);
-            life.disk(1).freeze().unwrap();
-            life.disk(1).ensure(&bare(), 12 * MIB).unwrap();
-            life.disk(2);
-        },
-        act: |life| {
-            life.disk(2).take_from(&life.disk(1))?;
-            life.disk(1).take_from(&life.disk(2)).map(drop)
-        },
-        always: |life| {
-            // Wholly one's or the other's, or still to be taken: as the owner of both repeats it.
-            if life.disk(2).exists() {
-                let chain = life.disk(2).take_from(&life.disk(1)).unwrap();
-                assert_eq!(life.written(2, &chain), [1].into());
-                life.disk(1).take_from(&life.disk(2)).unwrap();
-            }
-            reads_one(life);
-        },
-        done: |life| assert!(!life.disk(2).exists()),
+        done: |life| life.disk(1).revert_replacement().unwrap(),
     },
     Script {
         name: "remove",

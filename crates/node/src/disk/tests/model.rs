@@ -175,13 +175,12 @@ impl World {
                 return self.check();
             }
             Op::Move => {
-                disk.settled().unwrap();
-                if expected.previous.is_none() {
-                    let moved = u128::from(number) * 1000;
-                    self.life().disk(moved).take_from(&disk).unwrap();
-                    self.disks.push((moved, expected));
-                    return self.check();
-                }
+                let moved = u128::from(number) * 1000;
+                let (old, new) = (self.life().vm_dir(workspace), self.life().vm_dir(moved));
+                fs::rename(&old, &new).unwrap();
+                self.life().storage.disks.moved(&old, &new);
+                self.disks.push((moved, expected));
+                return self.check();
             }
             Op::Reopen => {
                 self.life = None;

@@ -1,17 +1,17 @@
 //! Bringing a VM down, deleting it, and what follows its own end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use skerry_internal_api::{NodeError, NodeEvent, StopMode, VmPhase};
 use skerry_model::Incarnation;
 use skerry_vmm::{Exit, Vm};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::{Owner, RELEASE_RETRY};
+use super::{Cpus, Owner, RELEASE_RETRY, Running};
 use crate::{
     error::{Error, blocking},
     faults::Next,
-    host::StepFailed,
+    host::{Host, StepFailed},
     layout::VmPaths,
     ledger::{Entry, Ledger},
     release::{Remains, release_all},
@@ -31,20 +31,47 @@ impl Owner {
         if self.running.is_some() {
             return self.stop(mode).await.map_err(|failed| failed.report("stopping a VM"));
         }
-        if self.retry_release.is_some() {
-            return self.release(None).await.map_err(|failed| failed.report("stopping a VM"));
-        }
+        let released = match self.retry_release {
+            Some(_) => self.release(None).await,
+            None => Ok(()),
+        };
+        // A suspended workspace that is stopped is its disk.
+        let forgotten = match released {
+            Ok(()) if self.phase == VmPhase::Suspended => self.forget_memory().await,
+            other => other,
+        };
+        forgotten.map_err(|failed| failed.report("stopping a VM"))?;
+        self.set_phase(VmPhase::Stopped);
         Ok(())
     }
 
     pub(super) async fn stop(&mut self, mode: StopMode) -> Result<(), StepFailed> {
+        self.withhold_guest(VmPhase::Stopping);
+        if let StopMode::Graceful { within } = mode {
+            self.wake_to_end(within).await;
+        }
         let Some(running) = self.running.take() else { return Ok(()) };
-        self.set_phase(VmPhase::Stopping);
         let ended = end_guest(&self.host, &running.vm, running.link.as_ref(), mode).await;
         let vm = self.close(running).await;
         // Whatever became of the guest, what it holds is released.
         let released = self.release(Some(&vm)).await;
         ended.and(released)
+    }
+
+    /// A guest that stands still cannot power off.
+    async fn wake_to_end(&mut self, within: Duration) {
+        match &self.running {
+            Some(Running { cpus: Cpus::Paused, .. }) => {}
+            Some(Running { cpus: Cpus::Running, .. }) | None => return,
+        }
+        if let Err(failed) = self.let_cpus_run("stop_woken").await {
+            failed.report("waking a guest to be ended");
+            return;
+        }
+        // Without an answer it is killed.
+        if let Ok(Err(error)) = timeout(within, self.reach()).await {
+            StepFailed { step: "stop_woken", error }.report("waking a guest to be ended");
+        }
     }
 
     pub(super) async fn ensure_deleted(&mut self) -> Result<(), NodeError> {
@@ -119,16 +146,17 @@ impl Owner {
     }
 
     /// Clean slate. On an error it is tried again later, and by the next request.
-    pub(super) async fn release(&mut self, vm: Option<&Arc<dyn Vm>>) -> Result<(), StepFailed> {
+    pub(in crate::vm) async fn release(&mut self, vm: Option<&Arc<dyn Vm>>) -> Result<(), StepFailed> {
         let outcome = match &self.ledger {
             Some(ledger) => release_all(&self.host, &self.paths, ledger, vm).await,
-            None => release_unnamed(&self.paths).await,
+            None => release_unnamed(&self.host, &self.paths).await,
         };
         match outcome {
             Ok(remains) => {
                 self.retry_release = None;
                 self.leases = None;
                 self.ready_at = None;
+                self.start_path = None;
                 self.present = remains == Remains::Disk;
                 if !self.present {
                     self.ledger = None;
@@ -146,8 +174,8 @@ impl Owner {
 }
 
 /// Without a ledger there is at most a directory that a failed start has just made.
-async fn release_unnamed(paths: &VmPaths) -> Result<Remains, StepFailed> {
-    if paths.disk.exists() {
+async fn release_unnamed(host: &Host, paths: &VmPaths) -> Result<Remains, StepFailed> {
+    if host.storage.disks.at(&paths.dir).exists() {
         return Ok(Remains::Disk);
     }
     let dir = paths.dir.clone();

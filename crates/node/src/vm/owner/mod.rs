@@ -10,13 +10,14 @@ use std::{
     time::Duration,
 };
 
-use skerry_internal_api::{GuestApi, NodeError, VmExit, VmPhase, VmReport, VmSpec};
+use skerry_internal_api::{GuestApi, NodeError, StartPath, VmExit, VmPhase, VmReport, VmSpec};
 use skerry_model::{Incarnation, Timestamp};
 use skerry_vmm::{Exit, Vm};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    Error,
     command_log::{CommandLog, CommandLogWriter},
     guest::GuestLink,
     host::Host,
@@ -24,7 +25,7 @@ use crate::{
     layout::VmPaths,
     ledger::Ledger,
     logged_guest::LoggedGuest,
-    vm::{Answer, Request, Slot, Status, bring_up::Leases, link},
+    vm::{Answer, Request, Slot, Status, bring_up::Leases, flatten::Flattening, link},
 };
 
 /// After this a release that failed is tried again.
@@ -91,6 +92,7 @@ pub(crate) struct Owner {
     pub(super) ledger: Option<Ledger>,
     pub(super) incarnation: Incarnation,
     ready_at: Option<Timestamp>,
+    start_path: Option<StartPath>,
     last_exit: Option<VmExit>,
     pub(super) phase: VmPhase,
     /// Whether the workspace has a disk or a VM here.
@@ -100,6 +102,8 @@ pub(crate) struct Owner {
     leases: Option<Leases>,
     /// When to try again to release what could not be released.
     retry_release: Option<Instant>,
+    /// Layers that become one while the VM runs.
+    pub(super) flattening: Option<Flattening>,
 }
 
 /// What an owner waits for.
@@ -108,6 +112,7 @@ enum Happened {
     Request(Option<Request>),
     Exit(Exit),
     Connected(Arc<GuestLink>),
+    Flattened(Result<(), Error>),
     RetryRelease,
 }
 
@@ -130,12 +135,14 @@ impl Owner {
             ledger,
             incarnation: state.incarnation,
             ready_at: None,
+            start_path: None,
             last_exit: state.last_exit,
             phase: VmPhase::Stopped,
             present: true,
             running: None,
             leases: None,
             retry_release: None,
+            flattening: None,
         };
         match found {
             Found::Nothing => owner.present = false,
@@ -147,6 +154,7 @@ impl Owner {
             }
             Found::Running { vm, cpus, leases, contact } => {
                 owner.ready_at = state.ready_at;
+                owner.start_path = state.start_path;
                 owner.leases = Some(leases);
                 owner.running = Some(Running {
                     vm,
@@ -172,6 +180,7 @@ impl Owner {
     /// Owns the VM until it is gone from this node or the node ends. `retire` is called when nothing
     /// is left, and says whether the slot could be removed.
     pub async fn run(mut self, retire: impl Fn(&Slot, &mut mpsc::Receiver<Request>) -> bool) {
+        self.flatten_if_deep().await;
         loop {
             match self.next().await {
                 Happened::Shutdown | Happened::Request(None) => break,
@@ -188,6 +197,21 @@ impl Owner {
                     let result = self.ensure_resumed(incarnation).await;
                     reply(answer, result);
                 }
+                Happened::Request(Some(Request::Suspend { incarnation, cancel, answer })) => {
+                    let result = self.ensure_suspended(incarnation, &cancel).await;
+                    self.slot.forget(&cancel);
+                    reply(answer, result);
+                }
+                Happened::Request(Some(Request::Snapshot {
+                    snapshot_id,
+                    contents,
+                    cancel,
+                    answer,
+                })) => {
+                    let result = self.take_snapshot(snapshot_id, contents, &cancel).await;
+                    self.slot.forget(&cancel);
+                    reply(answer, result);
+                }
                 Happened::Request(Some(Request::Stop { through, mode, answer })) => {
                     let result = self.ensure_stopped(through, mode).await;
                     reply(answer, result);
@@ -202,6 +226,7 @@ impl Owner {
                     self.attach(link);
                     self.publish();
                 }
+                Happened::Flattened(outcome) => self.flattened(outcome).await,
                 Happened::RetryRelease => {
                     if let Err(failed) = self.release(None).await {
                         failed.report("releasing a VM");
@@ -234,6 +259,13 @@ impl Owner {
                 None => std::future::pending().await,
             }
         };
+        let flattening = &mut self.flattening;
+        let flattened = async {
+            match flattening {
+                Some(flattening) => flattening.done().await,
+                None => std::future::pending().await,
+            }
+        };
         let retry_at = self.retry_release;
         let retry = async {
             match retry_at {
@@ -247,6 +279,7 @@ impl Owner {
             exit = exit => Happened::Exit(exit),
             link = connected => Happened::Connected(link),
             request = self.requests.recv() => Happened::Request(request),
+            outcome = flattened => Happened::Flattened(outcome),
             () = retry => Happened::RetryRelease,
         }
     }
@@ -296,6 +329,7 @@ impl Owner {
 
     /// Ends our side of the connection to the guest.
     pub(super) async fn close(&mut self, running: Running) -> Arc<dyn Vm> {
+        self.flattening = None;
         let Running { vm, cpus: _, link, guest, logging, connecting, contact: _ } = running;
         self.slot.status.send_modify(|status| status.guest = None);
         drop((connecting, guest));
@@ -333,7 +367,7 @@ impl Owner {
 
     pub(super) fn report(&self) -> VmReport {
         VmReport {
-            start_path: None,
+            start_path: self.start_path,
             workspace_id: self.slot.workspace_id,
             incarnation: self.incarnation,
             phase: self.phase,

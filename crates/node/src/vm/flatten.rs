@@ -1,0 +1,105 @@
+//! Making one layer of many, in the background: a disk of many layers reads slowly, and only so many
+//! are permitted.
+//!
+//! The VMM copies into the overlay what it needs from the layers; the record of the disk follows when
+//! it is done. Until then, and also when the server dies in between, the record names the layers, on
+//! which nothing depends any more: they go a little later, that is all.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::FutureExt;
+use skerry_vmm::Capability;
+
+use super::{owner::Owner, snapshot::on_disk};
+use crate::{
+    Error,
+    disk::{Disk, DiskChain},
+    error::blocking,
+    host::StepFailed,
+};
+
+/// Longer than the largest disk takes on a slow host.
+const FLATTENED_WITHIN: Duration = Duration::from_secs(4 * 3600);
+
+/// A flattening that is wanted or under way.
+pub(super) struct Flattening {
+    chain: DiskChain,
+    /// Locked only so that the owner may be looked at from several tasks; never waited for.
+    work: Mutex<Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>>,
+}
+
+impl Flattening {
+    /// Completes when the VMM is done.
+    pub async fn done(&mut self) -> Result<(), Error> {
+        self.work.get_mut().unwrap_or_else(PoisonError::into_inner).await
+    }
+}
+
+impl Owner {
+    /// Begins to flatten the disk of a VM if it wants to be. One disk of the node at a time.
+    pub(super) async fn flatten_if_deep(&mut self) {
+        let Some(running) = &self.running else { return };
+        let able = self.host.vmm.capabilities().supported.contains(&Capability::Snapshot);
+        if self.flattening.is_some() || !able {
+            return;
+        }
+        let found = on_disk(&self.disk(), |disk| Ok((disk.chain()?, disk.push_is_pending()?))).await;
+        let chain = match found {
+            Ok((Some(chain), false)) if chain.wants_flattening() => chain,
+            Ok(_) => return,
+            Err(error) => {
+                StepFailed { step: "flattened", error }.report("looking at a disk's layers");
+                return;
+            }
+        };
+        let (vm, turn) = (Arc::clone(&running.vm), Arc::clone(&self.host.flattening));
+        let work = async move {
+            let _turn = turn.acquire().await.map_err(|_| Error::Cancelled)?;
+            Ok(vm.flatten_disk(FLATTENED_WITHIN).await?)
+        };
+        tracing::debug!(
+            workspace.id = %self.slot.workspace_id,
+            layers = chain.layers.len(),
+            "the disk's layers are to become one"
+        );
+        self.flattening = Some(Flattening { chain, work: Mutex::new(Box::pin(work)) });
+    }
+
+    /// The VMM has copied, or failed to. A failure is tried again after the next snapshot or start.
+    pub(super) async fn flattened(&mut self, outcome: Result<(), Error>) {
+        let Some(Flattening { chain, .. }) = self.flattening.take() else { return };
+        let recorded = match outcome {
+            Ok(()) => self.step("flattened", || record(self.disk(), chain.clone())).await,
+            Err(error) => Err(StepFailed { step: "flattened", error }),
+        };
+        match recorded {
+            Ok(_) => tracing::info!(
+                workspace.id = %self.slot.workspace_id,
+                layers = chain.layers.len(),
+                "the disk's layers have become one"
+            ),
+            Err(failed) => {
+                failed.report("making one layer of many");
+            }
+        }
+    }
+
+    /// A new overlay or a save ends the VMM's copying. What is copied stays copied, and the rest is
+    /// taken up again later.
+    pub(super) async fn leave_flattening(&mut self) {
+        let Some(flattening) = &mut self.flattening else { return };
+        match flattening.done().now_or_never() {
+            Some(outcome) => self.flattened(outcome).await,
+            None => self.flattening = None,
+        }
+    }
+}
+
+async fn record(disk: Disk, chain: DiskChain) -> Result<DiskChain, Error> {
+    blocking(move || disk.flattened(&chain)).await
+}

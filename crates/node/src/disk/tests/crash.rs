@@ -79,7 +79,10 @@ pub(crate) const SCRIPTS: [Script; 8] = [
         },
         act: |life| life.disk(1).keep_replacement(),
         always: reads_one,
-        done: |life| life.disk(1).revert_replacement().unwrap(),
+        done: |life| {
+            let record = DiskRecord::read(&life.disk(1).record_path()).unwrap().unwrap();
+            assert_eq!(record.previous, None);
+        },
     },
     Script {
         name: "remove",

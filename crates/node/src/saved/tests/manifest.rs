@@ -7,7 +7,9 @@ use skerry_model::{Incarnation, SnapshotId, WorkspaceId};
 use crate::{
     layers::{LayerId, LayerSeal},
     saved::{
-        About, ContentDigest, Manifest, manifest::{FileSeal, is_file_name}, test_ground::manifest,
+        About, ContentDigest, Manifest,
+        manifest::{FileSeal, is_file_name},
+        test_ground::manifest,
     },
 };
 

@@ -133,7 +133,6 @@ fn examine(subject: &Subject<'_>) -> NodeDoctor {
         acceleration(subject, Path::new("/dev/kvm").exists()),
         images(subject),
         boot_files(subject),
-        qemu_img(),
         uid_separation(subject),
         cgroups(subject),
         memory(subject),
@@ -237,23 +236,6 @@ fn boot_files(subject: &Subject<'_>) -> DoctorCheck {
             check(name, DoctorLevel::Degraded, found, Some(BUILD_KERNEL))
         }
         Ok(_) | Err(_) => check(name, DoctorLevel::Ok, kernel, None),
-    }
-}
-
-fn qemu_img() -> DoctorCheck {
-    // The directories in which disks' `qemu-img` is looked for.
-    let found = ["/usr/local/bin", "/usr/bin", "/bin"]
-        .iter()
-        .map(|dir| PathBuf::from(dir).join("qemu-img"))
-        .find(|path| path.exists());
-    match found {
-        Some(path) => check("qemu-img", DoctorLevel::Ok, path.display().to_string(), None),
-        None => check(
-            "qemu-img",
-            DoctorLevel::Missing,
-            "not found",
-            Some("install the Debian package qemu-utils"),
-        ),
     }
 }
 

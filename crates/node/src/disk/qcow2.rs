@@ -47,7 +47,7 @@ pub(super) struct Header {
 
 /// Writes an empty image of this size into the new, empty `file`.
 pub(super) fn write_empty(file: &File, size_bytes: u64) -> io::Result<()> {
-    if size_bytes == 0 || size_bytes > MAX_SIZE_BYTES || size_bytes % SECTOR_BYTES != 0 {
+    if size_bytes == 0 || size_bytes > MAX_SIZE_BYTES || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "impossible size of a disk"));
     }
     for (at, content) in pieces(size_bytes) {
@@ -141,7 +141,7 @@ fn parse(header: &[u8; HEADER_BYTES]) -> Result<Header, &'static str> {
         return Err("names an external data file");
     }
     let size_bytes = double(24);
-    if size_bytes == 0 || size_bytes > MAX_SIZE_BYTES || size_bytes % SECTOR_BYTES != 0 {
+    if size_bytes == 0 || size_bytes > MAX_SIZE_BYTES || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         return Err("has an impossible size");
     }
     let capacity_bytes = u64::from(word(36)).saturating_mul(BYTES_OF_L1_ENTRY).min(MAX_SIZE_BYTES);

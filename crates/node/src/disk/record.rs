@@ -105,7 +105,7 @@ impl DiskRecord {
                 return Err("names a layer twice".to_owned());
             }
             let size = chain.size_bytes;
-            if size == 0 || size > MAX_SIZE_BYTES || size % 512 != 0 {
+            if size == 0 || size > MAX_SIZE_BYTES || !size.is_multiple_of(512) {
                 return Err(format!("names the impossible size {size}"));
             }
         }

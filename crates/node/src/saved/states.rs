@@ -36,6 +36,9 @@ pub(crate) struct Sealed {
     pub manifest: Manifest,
 }
 
+/// A name, and the saved state of that name or why it cannot be used.
+pub(crate) type Listed = (String, Result<Sealed, Error>);
+
 impl Sealed {
     pub(super) fn new(place: PathBuf, manifest: Manifest) -> Self {
         Self { place, manifest }
@@ -127,7 +130,7 @@ impl SavedStates {
 
     /// What lies in `parent`, by name: saved states, and why others cannot be used. What was being
     /// made or removed does not count.
-    pub fn list(&self, parent: &Path) -> Result<Vec<(String, Result<Sealed, Error>)>, Error> {
+    pub fn list(&self, parent: &Path) -> Result<Vec<Listed>, Error> {
         let mut found = Vec::new();
         for name in names_in(parent)?.into_iter().filter(|name| !is_rubbish(name)) {
             match self.open(&parent.join(&name)) {

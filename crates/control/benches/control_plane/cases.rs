@@ -14,7 +14,7 @@ use skerry_model::{EnvVar, Secret, State, WorkspaceId};
 
 use crate::{
     ground::Ground,
-    measure::{Stopwatch, Timings, timed},
+    measure::{Stopwatch, Timings, offered, timed},
     report::{Figure, Target},
 };
 
@@ -39,11 +39,28 @@ impl Plan {
 /// More than any bring-up here takes.
 const LONG: Wait = Wait::UpTo(Duration::from_secs(120));
 const CALLERS: [usize; 3] = [1, 64, 512];
-/// Creates per second, and the 99th percentile of their latency in milliseconds.
-const CREATES: Target = Target { per_second: Some(3000.0), p99_ms: Some(50.0) };
+/// With so many callers a sync is shared, and none of them waits for many others.
+const SOME: usize = 64;
+/// Creates per second.
+const THROUGHPUT: Target = Target { per_second: Some(3000.0), p99_ms: None };
+/// So many creates begin each second, whether or not earlier ones are answered.
+const OFFERED: u32 = 3000;
+/// The 99th percentile of their latency.
+const LATENCY: Target = Target { per_second: None, p99_ms: Some(50.0) };
 /// A page of a list.
 const PAGE: Target = Target { per_second: None, p99_ms: Some(20.0) };
 const PAGE_LEN: u64 = 100;
+
+/// What is read from a database with many workspaces.
+const READS: [&str; 7] = [
+    "first page of 100",
+    "last page of 100",
+    "page of one state",
+    "page of one namespace",
+    "whole list",
+    "one workspace",
+    "authenticate",
+];
 
 /// Runs every case that is wanted.
 pub async fn run(plan: &Plan) -> Vec<Figure> {
@@ -59,20 +76,27 @@ pub async fn run(plan: &Plan) -> Vec<Figure> {
     ];
     for (name, start) in creates {
         for callers in CALLERS.into_iter().filter(|_| plan.wants(name)) {
-            let timings = create(plan, start, callers).await;
-            // The goal is one of throughput: with one caller nothing can share a sync.
-            let target = if callers == 512 { CREATES } else { Target::NONE };
+            let timings = create(plan, start, Load::Callers(callers)).await;
+            let target = if callers == SOME { THROUGHPUT } else { Target::NONE };
             figures.push(Figure::new(name, callers, &timings, target));
         }
     }
-    if plan.wants("page") || plan.wants("one") || plan.wants("authenticate") {
+    for (name, start) in [
+        ("3,000 creates/s, not started", StartPolicy::Later),
+        ("3,000 creates/s, started too", StartPolicy::Now(Wait::No)),
+    ] {
+        if plan.wants(name) {
+            let timings = create(plan, start, Load::Offered(OFFERED)).await;
+            figures.push(Figure::new(name, 0, &timings, LATENCY));
+        }
+    }
+    if READS.iter().any(|name| plan.wants(name)) {
         reads(plan, &mut figures).await;
     }
     figures
 }
 
 /// The floor of every durable write: one block appended and synced.
-#[allow(clippy::expect_used, reason = "a benchmark's own ground; there is nobody to tell")]
 fn sync_of_the_disk(directory: &Path, each: Duration) -> Timings {
     let directory = tempfile::tempdir_in(directory).expect("a temporary directory");
     let mut file = File::create(directory.path().join("block")).expect("a file");
@@ -98,27 +122,38 @@ fn request(start: StartPolicy) -> CreateWorkspace {
     }
 }
 
-#[allow(clippy::expect_used, reason = "a benchmark's own ground; there is nobody to tell")]
-async fn create(plan: &Plan, start: StartPolicy, callers: usize) -> Timings {
+/// How calls are made.
+#[derive(Clone, Copy)]
+enum Load {
+    /// By so many callers, each one after another.
+    Callers(usize),
+    /// So many a second.
+    Offered(u32),
+}
+
+async fn create(plan: &Plan, start: StartPolicy, load: Load) -> Timings {
     let ground = Ground::open(&plan.directory).await;
     let (control, caller) = (ground.control.clone(), ground.caller.clone());
     let watch = Stopwatch::start();
-    let timings = timed(callers, plan.each, move || {
+    let call = move || {
         let (control, caller) = (control.clone(), caller.clone());
         async move {
             let made = control.create_workspace(&caller, request(start)).await.expect("created");
             let runs = matches!(made.state, State::Running { .. });
             assert!(runs || start != StartPolicy::Now(LONG), "{}", made.state.name());
         }
-    })
-    .await;
+    };
+    let timings = match load {
+        Load::Callers(callers) => timed(callers, plan.each, call).await,
+        Load::Offered(per_second) => offered(per_second, plan.each, call).await,
+    };
     let running = match start {
         StartPolicy::Later => 0,
         StartPolicy::Now(_) => timings.count() as u64,
     };
     // What was begun in the background is part of the work.
     while count(&ground, &["running"]).await != running {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let timings = timings.extended(&watch);
     assert_eq!(count(&ground, &[]).await, timings.count() as u64, "an answered create is lost");
@@ -126,13 +161,11 @@ async fn create(plan: &Plan, start: StartPolicy, callers: usize) -> Timings {
     timings
 }
 
-#[allow(clippy::expect_used, reason = "a benchmark's own ground; there is nobody to tell")]
 async fn count(ground: &Ground, states: &[&'static str]) -> u64 {
     let filter = ListWorkspaces { states: states.to_vec(), limit: Some(0), ..Default::default() };
     ground.control.list_workspaces(&ground.caller, &filter).await.expect("a list").total
 }
 
-#[allow(clippy::expect_used, reason = "a benchmark's own ground; there is nobody to tell")]
 async fn reads(plan: &Plan, figures: &mut Vec<Figure>) {
     let ground = Ground::open(&plan.directory).await;
     let ids = fill(&ground, plan.workspaces).await;
@@ -164,8 +197,20 @@ async fn reads(plan: &Plan, figures: &mut Vec<Figure>) {
             figures.push(Figure::new(name, callers, &timings, target));
         }
     }
+    if plan.wants("whole list") {
+        let (control, caller) = (ground.control.clone(), ground.caller.clone());
+        let timings = timed(1, plan.each, move || {
+            let (control, caller) = (control.clone(), caller.clone());
+            async move {
+                let all = ListWorkspaces::default();
+                control.list_workspaces(&caller, &all).await.expect("a list");
+            }
+        })
+        .await;
+        figures.push(Figure::new("whole list", 1, &timings, Target::NONE));
+    }
     for callers in [1, 64] {
-        if plan.wants("one") {
+        if plan.wants("one workspace") {
             let (control, caller) = (ground.control.clone(), ground.caller.clone());
             let which = WorkspaceRef::Id(*ids.get(ids.len() / 2).expect("workspaces"));
             let timings = timed(callers, plan.each, move || {
@@ -195,7 +240,6 @@ async fn reads(plan: &Plan, figures: &mut Vec<Figure>) {
 }
 
 /// Makes this many workspaces; every fourth carries labels of some size.
-#[allow(clippy::expect_used, reason = "a benchmark's own ground; there is nobody to tell")]
 async fn fill(ground: &Ground, workspaces: u64) -> Vec<WorkspaceId> {
     let mut tasks = tokio::task::JoinSet::new();
     for share in 0..64 {

@@ -41,7 +41,6 @@ struct Arguments {
     bench: bool,
 }
 
-#[allow(clippy::expect_used, reason = "a benchmark's own ground; there is nobody to tell")]
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let runtime =

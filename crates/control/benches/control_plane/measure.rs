@@ -63,7 +63,6 @@ impl Stopwatch {
 }
 
 /// The CPU time of this process so far.
-#[allow(clippy::expect_used, reason = "a benchmark's own ground; there is nobody to tell")]
 fn cpu_time() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_SELF).expect("a process knows its own use");
     let micros = |time: nix::sys::time::TimeVal| {
@@ -94,5 +93,33 @@ where
         });
     }
     let latencies = tasks.join_all().await.concat();
+    Timings::new(latencies, &watch)
+}
+
+/// Begins `per_second` calls each second, evenly and whether or not earlier ones are answered, until
+/// `each` is over. A call's time counts from when it was due, so that one that had to wait for its turn
+/// shows it.
+pub async fn offered<C, F>(per_second: u32, each: Duration, call: C) -> Timings
+where
+    C: Fn() -> F + Clone + Send + 'static,
+    F: Future<Output = ()> + Send,
+{
+    let watch = Stopwatch::start();
+    let began = watch.began;
+    let mut tasks = tokio::task::JoinSet::new();
+    let between = Duration::from_secs(1) / per_second;
+    let mut due = Duration::ZERO;
+    while due < each {
+        while due <= began.elapsed() && due < each {
+            let (call, due_at) = (call.clone(), began + due);
+            tasks.spawn(async move {
+                call().await;
+                due_at.elapsed()
+            });
+            due += between;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let latencies = tasks.join_all().await;
     Timings::new(latencies, &watch)
 }

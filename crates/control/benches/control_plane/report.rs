@@ -91,7 +91,7 @@ pub fn print(figures: &[Figure]) -> bool {
         println!(
             "{:<34} {:>7} {:>8} {:>10.0} {:>9.3} {:>9.3} {:>9.1}  {goal}",
             figure.name,
-            figure.callers,
+            if figure.callers == 0 { "-".to_owned() } else { figure.callers.to_string() },
             figure.count,
             figure.per_second,
             figure.p50_ms,

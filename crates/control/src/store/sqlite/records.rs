@@ -179,7 +179,7 @@ pub(super) async fn upsert_rows(
         let mut arguments = SqliteArguments::default();
         arguments.reserve(count * COLUMNS.len(), 0);
         for row in now {
-            bind(row, &mut arguments).map_err(|error| Error::internal(error.to_string()))?;
+            bind(row, &mut arguments).map_err(Error::internal)?;
         }
         sqlx::query_with(text, arguments).execute(&mut *db).await?;
         rows = later;

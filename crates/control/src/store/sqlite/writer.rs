@@ -34,8 +34,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A fault of the database, because of which a transaction was not made. Everybody who took part in it
 /// is told.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error(transparent)]
+#[error("{}", cause(.0))]
 pub(super) struct Broken(Arc<Error>);
+
+/// What the log is to say: an error by itself says only what may be shown to everybody.
+fn cause(error: &Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
 
 impl<E: Into<Error>> From<E> for Broken {
     fn from(error: E) -> Self {
@@ -69,7 +74,7 @@ pub(super) trait Operation: Send + 'static {
     }
 }
 
-/// The callers' side. The task ends when this is dropped.
+/// The callers' side. The task ends when this is dropped: then nobody is left to be answered.
 pub(super) struct Writer {
     queue: mpsc::Sender<Job>,
 }

@@ -195,6 +195,11 @@ impl Faults {
         !self.lock().is_empty()
     }
 
+    /// Forgets what was planned and has not happened.
+    pub fn forget_pending(&self) {
+        self.lock().clear();
+    }
+
     /// Completes once a planned fault at `point` has happened.
     pub async fn happened(&self, point: &str) {
         let mut reached = self.reached.subscribe();

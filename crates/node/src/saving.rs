@@ -1,7 +1,9 @@
 //! What can be asked of a VM beside running and stopping: pausing it, saving it, and keeping what it
 //! is.
 
-use skerry_internal_api::{NodeError, SnapshotContents, SnapshotInfo, StartFrom, StopMode, VmReport, VmSpec};
+use skerry_internal_api::{
+    NodeError, SnapshotContents, SnapshotInfo, StartFrom, StopMode, VmReport, VmSpec,
+};
 use skerry_model::{Incarnation, SnapshotId, WorkspaceId};
 
 use crate::{

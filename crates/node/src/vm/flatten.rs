@@ -48,7 +48,8 @@ impl Owner {
         if self.flattening.is_some() || !able {
             return;
         }
-        let found = on_disk(&self.disk(), |disk| Ok((disk.chain()?, disk.push_is_pending()?))).await;
+        let found =
+            on_disk(&self.disk(), |disk| Ok((disk.chain()?, disk.push_is_pending()?))).await;
         let chain = match found {
             Ok((Some(chain), false)) if chain.wants_flattening() => chain,
             Ok(_) => return,

@@ -77,9 +77,7 @@ impl Vm for Taciturn {
         self.asked.lock().unwrap().push(overlay.to_owned());
         match self.answers.lock().unwrap().pop_front().unwrap() {
             Answer::Done => Ok(()),
-            Answer::Refused => {
-                Err(VmmError::Refused { command: "push", reason: "no".to_owned() })
-            }
+            Answer::Refused => Err(VmmError::Refused { command: "push", reason: "no".to_owned() }),
             Answer::Lost => Err(VmmError::Timeout("push")),
         }
     }

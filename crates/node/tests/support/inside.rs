@@ -9,14 +9,16 @@ use std::{
 };
 
 use serde_json::Value;
+use skerry_internal_api::{NodeApi, NodeError, SnapshotContents, SnapshotInfo, StartFrom};
 use skerry_model::{SnapshotId, WorkspaceId};
+use skerry_node::Node;
 use skerry_vmm::{
     Exit, Vmm, VmmRecord,
     fake::{FakeDisk, FakeMemory, FakeVmm, VmState},
 };
 use tokio::task::JoinHandle;
 
-use super::World;
+use super::{World, assert_running};
 
 /// An overlay's own structures end here; what a fake guest writes follows.
 const DATA_AT: usize = 256 * 1024;
@@ -135,6 +137,31 @@ impl World {
         let ids = ids.as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned());
         ids.map(|id| self.data_dir().join("layers").join(format!("{id}.qcow2"))).collect()
     }
+}
+
+/// A VM that runs, with something in its memory and on its disk.
+pub async fn running(world: &World) -> Node {
+    let node = world.open().await;
+    node.ensure_running(world.spec(1, 1)).await.unwrap();
+    world.remember(1, 7);
+    world.write(1, 8);
+    node
+}
+
+/// Takes a snapshot of workspace 1.
+pub async fn take(
+    node: &Node,
+    number: u128,
+    contents: SnapshotContents,
+) -> Result<SnapshotInfo, NodeError> {
+    node.take_snapshot(WorkspaceId::from_u128(1), SnapshotId::from_u128(number), contents).await
+}
+
+/// Starts workspace 2 from a snapshot.
+pub async fn fork(world: &World, node: &Node, number: u128) {
+    let mut spec = world.spec(2, 1);
+    spec.start_from = StartFrom::Snapshot { snapshot_id: SnapshotId::from_u128(number) };
+    assert_running(&node.ensure_running(spec).await.unwrap());
 }
 
 fn file_names(files: &[PathBuf]) -> Vec<String> {

@@ -48,6 +48,7 @@ pub struct World {
     /// VMs that may wait in the pool.
     pub pool_max_warm: u32,
     clock: Arc<AtomicU64>,
+    random: Arc<Mutex<u64>>,
 }
 
 impl Deref for World {
@@ -68,6 +69,7 @@ impl World {
             template_budget_mib: 0,
             pool_max_warm: 0,
             clock: Arc::new(AtomicU64::new(1_700_000_000)),
+            random: Arc::default(),
         }
     }
 
@@ -103,9 +105,10 @@ impl World {
         Node::open(self.config(), vmm, self.environment()).await
     }
 
-    /// Each look at the clock is one second later; randomness counts.
+    /// Each look at the clock is one second later; randomness counts, and goes on counting in the
+    /// next life of the server.
     fn environment(&self) -> NodeEnvironment {
-        let (clock, random) = (Arc::clone(&self.clock), Arc::new(Mutex::new(0_u64)));
+        let (clock, random) = (Arc::clone(&self.clock), Arc::clone(&self.random));
         NodeEnvironment {
             now: Arc::new(move || {
                 let second = clock.fetch_add(1, Ordering::Relaxed);

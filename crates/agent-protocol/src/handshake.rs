@@ -61,31 +61,51 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let attempt = async {
-        let (mut reader, mut writer) = tokio::io::split(stream);
-        let generation = {
-            // Greeting must not keep the answer from being read: the channel's buffers may be full
-            // of earlier greetings while the guest boots.
-            let greeting = keep_greeting(&mut writer, nonce);
-            let answer = find(&mut reader, RecordKind::Ack, nonce);
-            tokio::select! {
-                broken = greeting => return Err(broken.into()),
-                answer = answer => answer?.generation_max,
-            }
-        };
-        if !(GENERATION_MIN..=GENERATION_MAX).contains(&generation) {
-            return Err(HandshakeError::NoCommonGeneration);
-        }
+        let generation = meet(stream, nonce).await?;
         // The greeting may have been cut off in the middle of a hello; the agent's scanner skips the
         // fragment only if the bytes that follow are a record, which they are.
-        writer.write_all(&record(RecordKind::Start, generation, generation, nonce)).await?;
-        writer.flush().await?;
-        match timeout(READY_WITHIN, find(&mut reader, RecordKind::Ready, nonce)).await {
+        stream.write_all(&record(RecordKind::Start, generation, generation, nonce)).await?;
+        stream.flush().await?;
+        match timeout(READY_WITHIN, find(stream, RecordKind::Ready, nonce)).await {
             Ok(ready) => ready?,
             Err(_) => return Err(HandshakeError::Timeout(READY_WITHIN)),
         };
         Ok(generation)
     };
     timeout(within, attempt).await.unwrap_or(Err(HandshakeError::Timeout(within)))
+}
+
+/// The first half of [`connect`]: returns once the agent waits for this host or the next, and for
+/// nothing else. The stream is of no use for HTTP/2 after it.
+///
+/// # Errors
+/// [`HandshakeError`], at the latest after `within`.
+pub async fn greet<S>(stream: &mut S, nonce: Nonce, within: Duration) -> Result<(), HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let met = timeout(within, meet(stream, nonce)).await;
+    met.unwrap_or(Err(HandshakeError::Timeout(within))).map(drop)
+}
+
+/// Says hello until it is acknowledged; returns the agreed generation.
+async fn meet<S>(stream: &mut S, nonce: Nonce) -> Result<u16, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    // Greeting must not keep the answer from being read: the channel's buffers may be full of earlier
+    // greetings while the guest boots.
+    let greeting = keep_greeting(&mut writer, nonce);
+    let answer = find(&mut reader, RecordKind::Ack, nonce);
+    let generation = tokio::select! {
+        broken = greeting => return Err(broken.into()),
+        answer = answer => answer?.generation_max,
+    };
+    if !(GENERATION_MIN..=GENERATION_MAX).contains(&generation) {
+        return Err(HandshakeError::NoCommonGeneration);
+    }
+    Ok(generation)
 }
 
 /// The guest's end: throws away whatever comes until a host has said hello and start. Returns the
@@ -239,6 +259,20 @@ mod tests {
         let began = Instant::now();
         connect(&mut host, [7; 16], Duration::from_secs(30)).await.unwrap();
         assert!(began.elapsed() <= Duration::from_millis(10), "{:?}", began.elapsed());
+        drop(agent.await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_was_only_greeted_takes_the_next_host_at_once() {
+        let (mut host, mut guest) = tokio::io::duplex(256 * 1024);
+        let agent = tokio::spawn(async move {
+            accept(&mut guest).await.unwrap();
+            guest
+        });
+        greet(&mut host, [1; 16], Duration::from_secs(30)).await.unwrap();
+        let began = Instant::now();
+        connect(&mut host, [2; 16], Duration::from_secs(30)).await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
         drop(agent.await);
     }
 

@@ -24,7 +24,7 @@ use crate::{
     host_keys::KeyMaker,
     init::disk::RootDisk,
     signals::IgnoredSignals,
-    users::{Account, Accounts},
+    users::{Account, AccountFiles},
 };
 
 /// Short file operations that run at the same time.
@@ -40,6 +40,7 @@ pub struct Guest {
     identity: tokio::sync::Mutex<Option<Identity>>,
     boot_id: String,
     ignored_signals: IgnoredSignals,
+    accounts: AccountFiles,
     children: Arc<Children>,
     freezer: Freezer,
     key_maker: KeyMaker,
@@ -96,6 +97,7 @@ impl Guest {
             identity: tokio::sync::Mutex::default(),
             boot_id,
             ignored_signals: IgnoredSignals::of_this_process(),
+            accounts: AccountFiles::of_the_guest(),
             children,
             freezer,
             key_maker: KeyMaker::default(),
@@ -179,7 +181,7 @@ impl Guest {
     /// Who `user` is in this guest. Reads files: call it where blocking is allowed.
     pub(crate) fn account(&self, user: &message::User) -> Result<Account, AgentError> {
         match &self.kind {
-            Kind::Machine(_) => Accounts::load()?.find(user),
+            Kind::Machine(_) => self.accounts.load()?.find(user),
             Kind::Hosted { home } => Ok(Account::current(home)),
         }
     }

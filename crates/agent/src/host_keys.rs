@@ -1,8 +1,8 @@
 //! The SSH host keys of the guest. They belong to its machine id: with another one they are removed, so
 //! that no two clones share them, and made anew if the guest has an SSH server.
 //!
-//! Making them takes seconds on a slow machine, so nobody waits for it: a server that is started
-//! meanwhile has those that are there already, and one that runs is told when all are.
+//! Making them takes seconds on a slow machine, so nobody waits for it. The kind that is made in no time
+//! comes first, so that a server that is started soon has one; a server that runs is told.
 
 use std::{
     fs, io,
@@ -25,8 +25,12 @@ const DIRECTORY: &str = "/etc/ssh";
 const SERVER: &str = "/usr/sbin/sshd";
 /// Where a running server leaves its number.
 const SERVER_PID: &str = "/run/sshd.pid";
-/// Makes every kind of key that is missing (ssh-keygen(1)).
-const MAKE: &[&str] = &["/usr/bin/ssh-keygen", "-A"];
+const FIRST_KEY: &str = "/etc/ssh/ssh_host_ed25519_key";
+/// Makes the first key (ssh-keygen(1)).
+const MAKE_FIRST: &[&str] =
+    &["/usr/bin/ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", FIRST_KEY];
+/// Makes every kind of key that is missing.
+const MAKE_ALL: &[&str] = &["/usr/bin/ssh-keygen", "-A"];
 /// RSA keys take long to find, also on a busy machine under emulation.
 const MADE_WITHIN: Duration = Duration::from_secs(600);
 
@@ -102,23 +106,29 @@ async fn end(making: Option<Making>) {
 }
 
 async fn make(guest: Arc<Guest>, given_up: CancellationToken) {
-    let wanted = guest.blocking(|| Ok(Path::new(SERVER).exists())).await;
-    if !matches!(wanted, Ok(true)) || given_up.is_cancelled() {
-        return;
-    }
-    match exec::run_quietly(&guest, MAKE, MADE_WITHIN, &given_up).await {
-        Ok(ExecEnd::Code(0)) => {
-            let told = guest.blocking(|| {
-                tell_server();
-                Ok(())
-            });
-            if let Err(error) = told.await {
-                log(&format!("SSH host keys: {error}"));
-            }
+    let look = || Ok((Path::new(SERVER).exists(), Path::new(FIRST_KEY).exists()));
+    let commands = match guest.blocking(look).await {
+        Ok((true, false)) => &[MAKE_FIRST, MAKE_ALL][..],
+        Ok((true, true)) => &[MAKE_ALL],
+        Ok((false, _)) | Err(_) => return,
+    };
+    for command in commands {
+        let end = exec::run_quietly(&guest, command, MADE_WITHIN, &given_up).await;
+        if given_up.is_cancelled() {
+            return;
         }
-        Ok(_) if given_up.is_cancelled() => {}
-        Ok(end) => log(&format!("SSH host keys: ssh-keygen ended with {end:?}")),
-        Err(error) => log(&format!("SSH host keys: {error}")),
+        match end {
+            Ok(ExecEnd::Code(0)) => {}
+            Ok(end) => return log(&format!("SSH host keys: ssh-keygen ended with {end:?}")),
+            Err(error) => return log(&format!("SSH host keys: {error}")),
+        }
+        let told = guest.blocking(|| {
+            tell_server();
+            Ok(())
+        });
+        if told.await.is_err() {
+            return;
+        }
     }
 }
 

@@ -206,6 +206,8 @@ async fn dispatch(
         call::PREPARE => json(&prepare::prepare(guest, body.head().await?).await?)?,
         call::POWER_OFF => {
             let Empty {} = body.head().await?;
+            // What is frozen cannot be made consistent. A freeze that hangs is no reason to stay on.
+            let _ = guest.freezer().thaw().await;
             guest.request_power_off();
             json(&Empty {})?
         }

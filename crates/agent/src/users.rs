@@ -1,13 +1,18 @@
 //! Who is who in the guest: `/etc/passwd` and `/etc/group`, read by ourselves because a static
-//! program has no name service.
+//! program has no name service. Every command needs them, so they are kept until they change.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use nix::unistd::{getegid, geteuid};
+use nix::{
+    time::ClockId,
+    unistd::{getegid, geteuid},
+};
 use skerry_agent_protocol::message::{FailureCode, User};
 
 use crate::AgentError;
@@ -45,18 +50,85 @@ impl Account {
     }
 }
 
-/// The two files' text.
+/// The accounts of the guest, as they are at every look.
+#[derive(Debug)]
+pub(crate) struct AccountFiles {
+    passwd: PathBuf,
+    group: PathBuf,
+    known: Mutex<Option<(Version, Arc<Accounts>)>>,
+}
+
+/// What changes with a file, so that an equal one need not be read again.
+#[derive(Debug, PartialEq, Eq)]
+struct Version([Option<FileVersion>; 2]);
+
+#[derive(Debug, PartialEq, Eq)]
+struct FileVersion {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds of the last change to anything about it.
+    changed: (i64, i64),
+}
+
+/// The kernel stamps changes with a clock that ticks some hundred times a second: what was changed just
+/// now may be changed once more under the same stamp.
+const SETTLED_SECONDS: i64 = 2;
+
+impl AccountFiles {
+    /// Those of the guest itself.
+    pub(crate) fn of_the_guest() -> Self {
+        Self::new(PathBuf::from("/etc/passwd"), PathBuf::from("/etc/group"))
+    }
+
+    fn new(passwd: PathBuf, group: PathBuf) -> Self {
+        Self { passwd, group, known: Mutex::default() }
+    }
+
+    /// The accounts now. Blocks.
+    pub(crate) fn load(&self) -> Result<Arc<Accounts>, AgentError> {
+        let version = Version([version(&self.passwd)?, version(&self.group)?]);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, accounts)) = &*known
+            && *of == version
+        {
+            return Ok(Arc::clone(accounts));
+        }
+        let accounts =
+            Arc::new(Accounts { passwd: read(&self.passwd)?, group: read(&self.group)? });
+        *known = version.is_settled().then(|| (version, Arc::clone(&accounts)));
+        Ok(accounts)
+    }
+}
+
+impl Version {
+    fn is_settled(&self) -> bool {
+        let Ok(now) = ClockId::CLOCK_REALTIME.now() else { return false };
+        self.0.iter().flatten().all(|file| file.changed.0 + SETTLED_SECONDS < now.tv_sec())
+    }
+}
+
+fn version(path: &Path) -> Result<Option<FileVersion>, AgentError> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(Some(FileVersion {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(AgentError::from_io(&path.to_string_lossy(), &error)),
+    }
+}
+
+/// The two files' text; that of a missing one is empty.
+#[derive(Debug)]
 pub(crate) struct Accounts {
     passwd: String,
     group: String,
 }
 
 impl Accounts {
-    /// Reads the guest's own files; a missing one is empty.
-    pub(crate) fn load() -> Result<Self, AgentError> {
-        Ok(Self { passwd: read(Path::new("/etc/passwd"))?, group: read(Path::new("/etc/group"))? })
-    }
-
     pub(crate) fn find(&self, user: &User) -> Result<Account, AgentError> {
         let name = match user {
             User::Root => "root",
@@ -134,7 +206,42 @@ fn read(path: &Path) -> Result<String, AgentError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
+
+    fn login(name: &str) -> String {
+        format!("{name}:x:7:8::/home/{name}:/bin/sh\n")
+    }
+
+    #[test]
+    fn a_change_of_the_files_is_seen_at_the_next_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let (passwd, group) = (dir.path().join("passwd"), dir.path().join("group"));
+        let files = AccountFiles::new(passwd.clone(), group);
+        let knows = |name: &str| files.load().unwrap().find(&User::Named(name.into())).is_ok();
+        assert!(!knows("one"));
+        // In place and of the same length, within one tick of the clock.
+        for name in ["one", "two", "six"] {
+            fs::write(&passwd, login(name)).unwrap();
+            assert!(knows(name));
+        }
+        fs::write(dir.path().join("new"), login("ten")).unwrap();
+        fs::rename(dir.path().join("new"), &passwd).unwrap();
+        assert!(knows("ten") && !knows("six"));
+    }
+
+    #[test]
+    fn files_that_have_not_changed_are_not_read_again() {
+        let passwd = PathBuf::from("/etc/passwd");
+        let files = AccountFiles::new(passwd.clone(), PathBuf::from("/missing"));
+        let changed = fs::metadata(&passwd).unwrap().ctime();
+        let settled = SystemTime::UNIX_EPOCH
+            + Duration::from_secs((changed + SETTLED_SECONDS).unsigned_abs() + 1);
+        assert!(settled.elapsed().is_ok(), "the machine was set up this very moment");
+        let (first, second) = (files.load().unwrap(), files.load().unwrap());
+        assert!(Arc::ptr_eq(&first, &second));
+    }
 
     fn accounts() -> Accounts {
         Accounts {

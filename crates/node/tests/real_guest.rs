@@ -1,146 +1,37 @@
 //! The agent as PID 1 of a real virtual machine, reached through the real serial port.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
+mod real;
+
 use std::{
     collections::BTreeMap,
-    env, fs,
-    path::{Path, PathBuf},
-    process::Command,
+    fs,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use skerry_internal_api::{
-    ExecControl, ExecExit, ExecOutput, ExecRequest, GuestApi, NodeError, Pty, User, WriteMode,
-};
-use skerry_model::{MemMib, Timestamp, VcpuCount, spec::CpuKind};
-use skerry_node::guest::{Dial, Fresh, GuestHello, GuestLink};
-use skerry_vmm::{
-    BootSpec, Channel, CpuModel, DiskSpec, Exit, Sandbox, Vm, Vmm, VmmError,
-    qemu::{AcceleratorChoice, QemuConfig, QemuVmm},
-};
+use skerry_internal_api::{ExecExit, ExecRequest, GuestApi, NodeError, Pty, User, WriteMode};
+use skerry_node::guest::{GuestHello, GuestLink};
+use skerry_vmm::{Exit, Vm, Vmm};
 use tokio::time::timeout;
 
-const BOOT_WITHIN: Duration = Duration::from_secs(180);
+use real::{TEST_WITHIN, prints, run, run_as};
+
 /// For so long the guest is left alone.
 const AWAY: Duration = Duration::from_secs(4);
-const TEST_WITHIN: Duration = Duration::from_secs(400);
-
-fn images() -> PathBuf {
-    let images = env::var_os("SKERRY_IMAGE_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../var/images"),
-        PathBuf::from,
-    );
-    assert!(images.join("boot/vmlinux").is_file(), "no images: run `make setup`");
-    fs::canonicalize(images).unwrap()
-}
-
-fn base(images: &Path) -> PathBuf {
-    fs::read_dir(images)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("base@"))
-        })
-        .expect("no image `base`: run `make setup`")
-        .join("root.ext4")
-}
-
-struct VmDial(Arc<dyn Vm>);
-
-#[async_trait]
-impl Dial for VmDial {
-    async fn dial(&self) -> Result<Box<dyn Channel>, VmmError> {
-        self.0.connect_guest().await
-    }
-}
 
 fn hello() -> GuestHello {
-    GuestHello {
-        hostname: String::from("real-guest"),
-        machine_id: "0123456789abcdef".repeat(2),
-        env: BTreeMap::from([(String::from("FROM_WORKSPACE"), String::from("yes"))]),
-        incarnation: 1,
-        fresh: Arc::new(|| Fresh {
-            entropy: (0..64).collect(),
-            now: Timestamp::from_second(1_900_000_000).unwrap(),
-        }),
-    }
-}
-
-async fn run(link: &GuestLink, script: &str) -> (String, ExecExit) {
-    run_as(link, script, User::Root, None).await
-}
-
-async fn run_as(
-    link: &GuestLink,
-    script: &str,
-    user: User,
-    pty: Option<Pty>,
-) -> (String, ExecExit) {
-    let request = ExecRequest {
-        argv: vec!["sh".into(), "-c".into(), script.into()],
-        env: BTreeMap::new(),
-        working_dir: None,
-        user,
-        pty,
-        timeout: Some(Duration::from_secs(60)),
-    };
-    let mut session = link.exec(request).await.unwrap();
-    if pty.is_none() {
-        session.control.send(ExecControl::CloseStdin).await.unwrap();
-    }
-    let mut said = Vec::new();
-    while let Some(output) = session.output.recv().await {
-        match output.unwrap() {
-            ExecOutput::Stdout(bytes) | ExecOutput::Stderr(bytes) => said.extend_from_slice(&bytes),
-            ExecOutput::Exit(exit) => return (String::from_utf8_lossy(&said).into_owned(), exit),
-        }
-    }
-    panic!("no exit after {}", String::from_utf8_lossy(&said));
-}
-
-async fn prints(link: &GuestLink, script: &str, expected: &str) {
-    assert_eq!(run(link, script).await, (expected.to_owned(), ExecExit::Code(0)), "{script}");
+    real::hello_of(1)
 }
 
 #[tokio::test]
 async fn the_agent_is_a_whole_machine() {
     let dir = tempfile::tempdir().unwrap();
-    let images = images();
-    let run_dir = dir.path().join("run");
-    fs::create_dir(&run_dir).unwrap();
-    let overlay = dir.path().join("root.qcow2");
-    let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-        .arg(base(&images))
-        .arg(&overlay)
-        .arg("3G")
-        .status()
-        .unwrap();
-    assert!(made.success());
-    let spec = BootSpec {
-        label: "real-guest".into(),
-        kernel: images.join("boot/vmlinux"),
-        initramfs: images.join("boot/initramfs.cpio"),
-        memory_file: Some(run_dir.join("ram")),
-        run_dir,
-        memory_mib: MemMib(256),
-        vcpu_count: VcpuCount(1),
-        cpu_kind: CpuKind::Shared,
-        cpu_model: CpuModel::Default,
-        disk: Some(DiskSpec { overlay, layers: Vec::new(), base: base(&images) }),
-        mac: [0x52, 0x54, 0, 0, 0, 9],
-        console_log: dir.path().join("console.log"),
-        console_limit_bytes: 1024 * 1024,
-        kernel_args: vec![],
-        sandbox: Sandbox::default(),
-    };
-    let config = QemuConfig { binary: None, accelerator: AcceleratorChoice::Tcg };
-    let vmm = QemuVmm::open(config).await.unwrap();
+    let disk = real::disk(&dir.path().join("root.qcow2"), &[], "3G");
+    let spec = real::machine(dir.path(), disk);
+    let vmm = real::vmm().await;
     let vm = vmm.boot(&spec, &mut |_| Ok(())).await.unwrap();
     let checked = {
         let vm = Arc::clone(&vm);
@@ -157,8 +48,7 @@ async fn the_agent_is_a_whole_machine() {
 
 async fn check(vm: &Arc<dyn Vm>) {
     let booted = Instant::now();
-    let dial: Arc<dyn Dial> = Arc::new(VmDial(Arc::clone(vm)));
-    let link = GuestLink::open(Arc::clone(&dial), hello(), BOOT_WITHIN).await.unwrap();
+    let link = real::open(vm, hello()).await;
     eprintln!("ready {:?} after the start", booted.elapsed());
 
     it_is_the_workspaces_own(&link).await;
@@ -174,7 +64,7 @@ async fn check(vm: &Arc<dyn Vm>) {
     // How long is what is measured: the agent must not spin while its host is away.
     tokio::time::sleep(AWAY).await;
     let started = Instant::now();
-    let second = GuestLink::open(dial, hello(), BOOT_WITHIN).await.unwrap();
+    let second = real::open(vm, hello()).await;
     eprintln!("reconnected in {:?}", started.elapsed());
     let after = second.stats().await.unwrap();
     let busy = Duration::from_millis(after.cpu_used_ms - before.cpu_used_ms);
@@ -183,14 +73,12 @@ async fn check(vm: &Arc<dyn Vm>) {
     prints(&second, &format!("kill -0 {} && echo alive", pid.trim()), "alive\n").await;
     second.close().await;
     for _ in 0..5 {
-        let again: Arc<dyn Dial> = Arc::new(VmDial(Arc::clone(vm)));
-        let third = GuestLink::open(again, hello(), BOOT_WITHIN).await.unwrap();
-        prints(&third, "echo $FROM_WORKSPACE", "yes\n").await;
+        let third = real::open(vm, hello()).await;
+        prints(&third, "echo $FROM_WORKSPACE", "1\n").await;
         third.close().await;
     }
 
-    let last: Arc<dyn Dial> = Arc::new(VmDial(Arc::clone(vm)));
-    let last = GuestLink::open(last, hello(), BOOT_WITHIN).await.unwrap();
+    let last = real::open(vm, hello()).await;
     last.power_off().await.unwrap();
     let asked = Instant::now();
     let exit = timeout(Duration::from_secs(30), vm.wait_exit()).await.unwrap();
@@ -200,9 +88,13 @@ async fn check(vm: &Arc<dyn Vm>) {
 }
 
 async fn it_is_the_workspaces_own(link: &GuestLink) {
-    prints(link, "hostname; cat /etc/machine-id", "real-guest\n0123456789abcdef0123456789abcdef\n")
-        .await;
-    prints(link, "grep -c real-guest /etc/hosts", "1\n").await;
+    prints(
+        link,
+        "hostname; cat /etc/machine-id",
+        "real-guest-1\n1123456789abcdef1123456789abcdef\n",
+    )
+    .await;
+    prints(link, "grep -c real-guest-1 /etc/hosts", "1\n").await;
     prints(link, "expr $(date +%s) - 1900000000 | grep -cE '^[0-9]{1,2}$'", "1\n").await;
     prints(link, "cat /proc/self/oom_score_adj", "0\n").await;
     prints(link, "cat /proc/self/cgroup", "0::/workload\n").await;

@@ -44,6 +44,8 @@ pub(super) struct Streams {
 
 /// Where the command's input goes.
 pub(super) enum InputEnd {
+    /// Nothing was written yet: most commands are never sent anything.
+    Unused(OwnedFd),
     Pipe(pipe::Sender),
     Terminal(Terminal),
     /// The command or the host closed it.
@@ -65,16 +67,10 @@ impl Streams {
     pub(super) fn new(ends: ParentEnds) -> io::Result<Self> {
         Ok(match ends {
             ParentEnds::Pipes { stdin, stdout, stderr } => Self {
-                input: InputEnd::Pipe(pipe::Sender::from_owned_fd(stdin)?),
+                input: InputEnd::Unused(stdin),
                 outputs: vec![
-                    OutputEnd {
-                        source: Source::Pipe(pipe::Receiver::from_owned_fd(stdout)?),
-                        wrap: Output::Stdout,
-                    },
-                    OutputEnd {
-                        source: Source::Pipe(pipe::Receiver::from_owned_fd(stderr)?),
-                        wrap: Output::Stderr,
-                    },
+                    OutputEnd { source: Source::Pipe(receiver(stdout)?), wrap: Output::Stdout },
+                    OutputEnd { source: Source::Pipe(receiver(stderr)?), wrap: Output::Stderr },
                 ],
             },
             ParentEnds::Terminal { master } => {
@@ -95,10 +91,25 @@ impl Streams {
     }
 }
 
-fn open_terminal(master: OwnedFd) -> io::Result<Terminal> {
+/// Of what we have just opened the only flag that can be changed and is set is the one we set.
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let flags = OFlag::from_bits_retain(fcntl(&master, FcntlArg::F_GETFL)?);
-    fcntl(&master, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+fn receiver(fd: OwnedFd) -> io::Result<pipe::Receiver> {
+    set_nonblocking(&fd)?;
+    pipe::Receiver::from_owned_fd_unchecked(fd)
+}
+
+fn sender(fd: OwnedFd) -> io::Result<pipe::Sender> {
+    set_nonblocking(&fd)?;
+    pipe::Sender::from_owned_fd_unchecked(fd)
+}
+
+fn open_terminal(master: OwnedFd) -> io::Result<Terminal> {
+    set_nonblocking(&master)?;
     // SAFETY: a `File` gives the same open descriptor for as long as it lives.
     let terminal = unsafe { AsyncFd::register(std::fs::File::from(master)) }?;
     Ok(Arc::new(terminal))
@@ -108,7 +119,9 @@ impl InputEnd {
     /// Writes all of `bytes`, waiting for the command to read. A command that reads no more is no
     /// error: it just gets nothing more.
     pub(super) async fn write(&mut self, mut bytes: Bytes) {
+        self.use_pipe();
         let outcome = match self {
+            Self::Unused(_) => Ok(()),
             Self::Pipe(pipe) => pipe.write_all(&bytes).await,
             Self::Terminal(terminal) => write_terminal(terminal, &mut bytes).await,
             Self::Closed => Ok(()),
@@ -118,10 +131,21 @@ impl InputEnd {
         }
     }
 
+    fn use_pipe(&mut self) {
+        if !matches!(self, Self::Unused(_)) {
+            return;
+        }
+        if let Self::Unused(fd) = std::mem::replace(self, Self::Closed)
+            && let Ok(pipe) = sender(fd)
+        {
+            *self = Self::Pipe(pipe);
+        }
+    }
+
     /// End of input. A terminal stays open and is told.
     pub(super) async fn close(&mut self) {
         match self {
-            Self::Pipe(_) => *self = Self::Closed,
+            Self::Unused(_) | Self::Pipe(_) => *self = Self::Closed,
             Self::Terminal(_) => self.write(Bytes::from_static(&[END_OF_TRANSMISSION])).await,
             Self::Closed => {}
         }
@@ -254,7 +278,7 @@ mod tests {
         // As much as a pipe holds; the writing end stays open, as in a background process.
         command.write_all(&[7; 64 * 1024]).unwrap();
         let end = OutputEnd {
-            source: Source::Pipe(pipe::Receiver::from_owned_fd(from_command.into()).unwrap()),
+            source: Source::Pipe(receiver(from_command.into()).unwrap()),
             wrap: Output::Stdout,
         };
         let (output, mut frames) = mpsc::channel(1);

@@ -61,12 +61,25 @@ pub(crate) fn reseed(entropy: &[u8]) -> Result<(), AgentError> {
     }
 }
 
+/// A clock that is off by less is left alone: what the host says was true a moment ago, and a clock
+/// that steps back at every reconnection would be worse than one that is a little off.
+const CLOCK_TOLERANCE_NS: i64 = 5_000_000;
+
 /// Sets the wall clock to `unix_time_ns`.
 pub(crate) fn set_clock(unix_time_ns: i64) -> Result<(), AgentError> {
+    let now = ClockId::CLOCK_REALTIME.now();
+    if now.is_ok_and(|now| is_close(now, unix_time_ns)) {
+        return Ok(());
+    }
     let seconds = unix_time_ns.div_euclid(1_000_000_000);
     let nanoseconds = unix_time_ns.rem_euclid(1_000_000_000);
     clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds, nanoseconds))
         .map_err(|errno| AgentError::from_io("the clock", &errno.into()))
+}
+
+fn is_close(now: TimeSpec, unix_time_ns: i64) -> bool {
+    let now_ns = now.tv_sec().saturating_mul(1_000_000_000).saturating_add(now.tv_nsec());
+    now_ns.abs_diff(unix_time_ns) < CLOCK_TOLERANCE_NS.unsigned_abs()
 }
 
 /// Sets the host name and the files that repeat it.
@@ -174,6 +187,14 @@ mod tests {
         let second = hosts_with(&first, "two");
         assert_eq!(second, first.replace("one", "two"));
         assert_eq!(hosts_with(&second, "two"), second);
+    }
+
+    #[test]
+    fn a_clock_that_is_right_is_left_alone() {
+        let now = TimeSpec::new(1_900_000_000, 999_999_999);
+        let now_ns = 1_900_000_000_999_999_999;
+        assert!(is_close(now, now_ns) && is_close(now, now_ns + 4_999_999));
+        assert!(!is_close(now, now_ns - 5_000_000) && !is_close(now, i64::MIN));
     }
 
     #[test]

@@ -26,6 +26,8 @@ const PROBE_ARGUMENT: &str = "skerry.probe";
 const PORT_WITHIN: Duration = Duration::from_secs(10);
 /// Threads for file operations and transfers; see the limits in [`Guest`].
 const BLOCKING_THREADS: usize = 48;
+/// For how long one of them stays that has nothing to do: the next call need not wait for a new one.
+const THREAD_IDLE: Duration = Duration::from_secs(3600);
 /// From the beginning of one connection to the next, so that a port that fails at once does not keep a
 /// CPU busy.
 const BETWEEN_CONNECTIONS: Duration = Duration::from_millis(10);
@@ -84,8 +86,7 @@ fn serve_port(uevents: &disk::Uevents, guest: Guest) -> Result<(), AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
-        // One that has to be made anew makes the call that needs it wait.
-        .thread_keep_alive(Duration::MAX)
+        .thread_keep_alive(THREAD_IDLE)
         .build()
         .map_err(AgentError::boot("start the runtime"))?;
     log("ready for the host");

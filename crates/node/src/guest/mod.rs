@@ -110,6 +110,7 @@ pub struct Fresh {
 /// without waiting for them.
 pub struct GuestLink {
     shared: Arc<Shared>,
+    dial: Arc<dyn Dial>,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -167,8 +168,8 @@ impl GuestLink {
             closed: CancellationToken::new(),
         });
         let mut connected = shared.connected.subscribe();
-        let keeper = tokio::spawn(keep_connected(Arc::clone(&shared), dial));
-        let link = Arc::new(Self { shared, keeper: Mutex::new(Some(keeper)) });
+        let keeper = tokio::spawn(keep_connected(Arc::clone(&shared), Arc::clone(&dial)));
+        let link = Arc::new(Self { shared, dial, keeper: Mutex::new(Some(keeper)) });
         let ready = connected.wait_for(Option::is_some);
         let is_ready = matches!(timeout(deadline, ready).await, Ok(Ok(_)));
         if is_ready {

@@ -104,6 +104,14 @@ impl GuestLink {
         connected.requests.is_closed() || matches!(timeout(KNOWN_WITHIN, other).await, Ok(Ok(_)))
     }
 
+    /// Closes the link like [`GuestLink::close`] and makes sure that the guest's agent has noticed, so
+    /// that it is saved waiting for its next host, however soon the VM is paused after this. A guest
+    /// that does not answer within `within` is left all the same, and met a little later then.
+    pub async fn leave(&self, within: Duration) {
+        self.close().await;
+        connection::only_greet(&*self.dial, &self.shared.hello().1, within).await;
+    }
+
     /// Has the guest write everything back to its disks. Done before a freeze, it makes that short.
     ///
     /// # Errors

@@ -31,6 +31,34 @@ async fn a_cut_line_fails_what_runs_kills_it_and_serves_the_next_call() {
 }
 
 #[tokio::test]
+async fn a_host_that_leaves_is_gone_when_the_agent_has_noticed() {
+    let lab = Lab::open().await;
+    let mut session = lab.shell("sleep 1000").await;
+    within(lab.link.leave(TEST_WITHIN)).await;
+    let said = read_on(&mut session.output, Said::default(), |_| false).await;
+    assert_eq!(said.exit, None);
+    assert_eq!(lab.line.dials(), 2);
+    assert!(within(lab.link.stats()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_answer_is_left_all_the_same() {
+    struct Silent(Mutex<Vec<tokio::io::DuplexStream>>);
+    #[async_trait]
+    impl Dial for Silent {
+        async fn dial(&self) -> Result<Box<dyn Channel>, VmmError> {
+            let (host, guest) = tokio::io::duplex(1024);
+            self.0.lock().unwrap().push(guest);
+            Ok(Box::new(host))
+        }
+    }
+    let silent = Silent(Mutex::default());
+    let bound = Duration::from_millis(50);
+    within(super::super::connection::only_greet(&silent, &hello(), bound)).await;
+    assert_eq!(silent.0.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn many_cuts_in_a_row_are_survived() {
     let lab = Lab::open().await;
     for round in 0..10 {

@@ -109,6 +109,11 @@ impl SavedStates {
                 return Err(sealed.wrong(name, "is damaged"));
             }
         }
+        self.verify_disk(sealed)
+    }
+
+    /// [`SavedStates::verify`] of the layers alone: for who only wants the disk.
+    pub fn verify_disk(&self, sealed: &Sealed) -> Result<(), Error> {
         sealed.manifest.layers.iter().try_for_each(|layer| self.layers.verify(layer))
     }
 

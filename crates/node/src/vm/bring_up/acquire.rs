@@ -158,7 +158,22 @@ impl BringUp<'_> {
     pub(super) async fn make_disk(&mut self) -> Result<(), Error> {
         let disk = self.host.storage.disks.at(&self.paths.dir);
         let how = self.disk_to_make()?;
-        self.disk = Some(blocking(move || how.make(&disk)).await?);
+        let unread = match self.source()? {
+            // Read in full before anything stands on it; where memory is restored too, all of it is
+            // read beside that.
+            Source::SnapshotDisk(snapshot) => Some(snapshot.clone()),
+            Source::Boot
+            | Source::SavedMemory(_)
+            | Source::Template(_)
+            | Source::SnapshotMemory(_)
+            | Source::Pool { .. } => None,
+        };
+        let states = self.host.storage.states.clone();
+        let made = blocking(move || {
+            unread.iter().try_for_each(|snapshot| states.verify_disk(snapshot))?;
+            how.make(&disk)
+        });
+        self.disk = Some(made.await?);
         Ok(())
     }
 

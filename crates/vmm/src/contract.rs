@@ -140,7 +140,10 @@ pub enum SaveProgress {
     /// A running VM's memory has been written once, and only what changed since is left: pausing now
     /// is short, however large the memory is.
     Converged,
-    /// The state file is complete. The VM is paused.
+    /// All that is saved has left the VM, which may be resumed; the file is still being written.
+    /// Reached only by a paused VM.
+    Captured,
+    /// The state file is complete. Only a paused VM gets there, or one that was [`Self::Captured`].
     Complete,
 }
 
@@ -400,8 +403,8 @@ pub trait Vm: Send + Sync {
     /// Stops the virtual CPUs; memory stays resident.
     async fn pause(&self, within: Duration) -> Result<(), VmmError>;
 
-    /// Continues after [`Vm::pause`], [`Vm::load`] or a save that is complete. Refused for a process
-    /// that is still parked, and after a complete [`SavedMemory::InMemoryFile`] save.
+    /// Continues after [`Vm::pause`], [`Vm::load`] or a save that is [`SaveProgress::Captured`].
+    /// Refused for a process that is still parked, and after a [`SavedMemory::InMemoryFile`] save.
     async fn resume(&self, within: Duration) -> Result<(), VmmError>;
 
     /// Loads the state a parked process waits for and returns with the VM paused. Once for each
@@ -425,8 +428,8 @@ pub trait Vm: Send + Sync {
         Err(VmmError::Unsupported(Capability::Snapshot))
     }
 
-    /// Waits until the save is as far as that. [`SaveProgress::Complete`] is reached only by a
-    /// paused VM.
+    /// Waits until the save is as far as that. A wait that ends too early changes nothing: the save
+    /// goes on, and another wait may follow.
     async fn wait_save(&self, progress: SaveProgress, within: Duration) -> Result<(), VmmError> {
         let _ = (progress, within);
         Err(VmmError::Unsupported(Capability::Snapshot))
@@ -443,7 +446,8 @@ pub trait Vm: Send + Sync {
     /// user) above the current overlay: from now on the guest writes there, and the former overlay
     /// is a frozen layer. Exact for a paused VM; for a running one the moment is any. The driver
     /// gives the file to the VM's user, and the former overlay to nobody: it stays that user's, to be
-    /// sealed by the caller.
+    /// sealed by the caller. During a save into the state it is possible until
+    /// [`SaveProgress::Captured`] (or a later one) is waited for, and then once the VM was resumed.
     ///
     /// Asked for the file the guest writes already, it does nothing: after a [`VmmError::Timeout`],
     /// and for a VM taken over from a life of ours that ended in the middle, it is not known on which

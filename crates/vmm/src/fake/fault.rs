@@ -32,6 +32,8 @@ pub enum Step {
     BeginSave,
     /// [`crate::Vm::wait_save`] for [`crate::SaveProgress::Converged`].
     Converge,
+    /// [`crate::Vm::wait_save`] for [`crate::SaveProgress::Captured`].
+    Capture,
     /// [`crate::Vm::wait_save`] for [`crate::SaveProgress::Complete`].
     CompleteSave,
     /// [`crate::Vm::cancel_save`].
@@ -51,7 +53,7 @@ impl Step {
             Self::Resume => "resume",
             Self::Load => "load",
             Self::BeginSave => "begin_save",
-            Self::Converge | Self::CompleteSave => "wait_save",
+            Self::Converge | Self::Capture | Self::CompleteSave => "wait_save",
             Self::CancelSave => "cancel_save",
             Self::PushOverlay => "push_overlay",
             Self::FlattenDisk => "flatten_disk",

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Seek},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -98,8 +98,39 @@ struct Parked {
 
 enum Save {
     None,
-    Writing { file: File, memory: SavedMemory, life: u64 },
+    Writing {
+        file: File,
+        memory: SavedMemory,
+        life: u64,
+    },
+    /// With what the memory held.
+    Captured {
+        file: File,
+        memory: SavedMemory,
+        life: u64,
+        content: Vec<u8>,
+    },
     Complete(SavedMemory),
+}
+
+impl Save {
+    /// Of which life it is still a save under way.
+    fn life(&self) -> Option<u64> {
+        match self {
+            Self::Writing { life, .. } | Self::Captured { life, .. } => Some(*life),
+            Self::None | Self::Complete(_) => None,
+        }
+    }
+
+    /// Whether the memory of the VM belongs to a saved state now.
+    fn has_the_memory(&self) -> bool {
+        match self {
+            Self::Captured { memory, .. } | Self::Complete(memory) => {
+                *memory == SavedMemory::InMemoryFile
+            }
+            Self::None | Self::Writing { .. } => false,
+        }
+    }
 }
 
 impl Machine {
@@ -252,7 +283,7 @@ impl Machine {
     }
 
     pub(super) fn resume(&self) -> Result<(), VmmError> {
-        if let Save::Complete(SavedMemory::InMemoryFile) = self.inside().save {
+        if self.inside().save.has_the_memory() {
             return Err(refused(Step::Resume, "its memory belongs to a saved state"));
         }
         match self.state() {
@@ -294,31 +325,21 @@ impl Machine {
     ) -> Result<(), VmmError> {
         let refused = |reason| Err(refused(Step::BeginSave, reason));
         let mut inside = self.inside();
-        match (&inside.save, self.state(), memory, self.record.memory) {
-            (Save::Writing { life: of, .. }, ..) if *of == life => {
-                return refused("a save is under way");
-            }
-            (Save::Complete(SavedMemory::InMemoryFile), ..) => {
-                return refused("its memory belongs to a saved state");
-            }
-            (_, VmState::Parked, ..) => return refused("it waits for its saved state"),
-            (_, VmState::Running, SavedMemory::InMemoryFile, _) => return refused("it runs"),
-            (_, VmState::Paused, SavedMemory::InMemoryFile, GuestMemory::Private) => {
+        // One of another life ended with that.
+        if inside.save.life() == Some(life) {
+            return refused("a save is under way");
+        }
+        if inside.save.has_the_memory() {
+            return refused("its memory belongs to a saved state");
+        }
+        match (self.state(), memory, self.record.memory) {
+            (VmState::Parked, ..) => return refused("it waits for its saved state"),
+            (VmState::Running, SavedMemory::InMemoryFile, _) => return refused("it runs"),
+            (VmState::Paused, SavedMemory::InMemoryFile, GuestMemory::Private) => {
                 return refused("its memory is in no file of its own");
             }
-            (
-                // A save ends with the life that began it.
-                Save::None | Save::Writing { .. } | Save::Complete(SavedMemory::InState),
-                VmState::Running | VmState::Paused,
-                SavedMemory::InState,
-                _,
-            )
-            | (
-                Save::None | Save::Writing { .. } | Save::Complete(SavedMemory::InState),
-                VmState::Paused,
-                SavedMemory::InMemoryFile,
-                GuestMemory::Own,
-            ) => {}
+            (VmState::Running | VmState::Paused, SavedMemory::InState, _)
+            | (VmState::Paused, SavedMemory::InMemoryFile, GuestMemory::Own) => {}
         }
         let label = Label { fingerprint: self.record.fingerprint.clone(), memory, tsc_khz: None };
         state_file::begin(&mut file, &label).map_err(save_failed)?;
@@ -334,50 +355,68 @@ impl Machine {
     ) -> Result<(), VmmError> {
         let step = match progress {
             SaveProgress::Converged => Step::Converge,
+            SaveProgress::Captured => Step::Capture,
             SaveProgress::Complete => Step::CompleteSave,
         };
-        match &self.inside().save {
-            Save::Writing { life: of, .. } if *of == life => {}
-            Save::Complete(_) => {}
-            Save::None | Save::Writing { .. } => {
+        let is_captured = match &self.inside().save {
+            Save::Writing { life: of, .. } if *of == life => false,
+            Save::Captured { life: of, .. } if *of == life => true,
+            Save::Complete(_) => true,
+            Save::None | Save::Writing { .. } | Save::Captured { .. } => {
                 return Err(refused(step, "nothing is being saved"));
             }
-        }
-        match progress {
-            SaveProgress::Converged => self.step(step, within, || Ok(())).await,
-            SaveProgress::Complete => {
-                let mut state = self.state.subscribe();
-                let stopped = state.wait_for(|state| *state == VmState::Paused);
-                tokio::select! {
-                    biased;
-                    _ = self.wait_exit() => return Err(VmmError::Gone),
-                    stopped = stopped => drop(stopped),
-                    () = tokio::time::sleep(within) => {
-                        return Err(VmmError::Timeout(step.name()));
-                    }
-                }
-                self.step(step, within, || self.complete_save()).await
+        };
+        if progress != SaveProgress::Converged && !is_captured {
+            let mut state = self.state.subscribe();
+            let stopped = async { drop(state.wait_for(|state| *state == VmState::Paused).await) };
+            tokio::select! {
+                biased;
+                _ = self.wait_exit() => return Err(VmmError::Gone),
+                () = stopped => {}
+                () = tokio::time::sleep(within) => return Err(VmmError::Timeout(step.name())),
             }
         }
+        let effect = || match progress {
+            SaveProgress::Converged => Ok(()),
+            SaveProgress::Captured => {
+                self.capture();
+                Ok(())
+            }
+            SaveProgress::Complete => {
+                self.capture();
+                self.complete_save()
+            }
+        };
+        self.step(step, within, effect).await
+    }
+
+    fn capture(&self) {
+        let mut inside = self.inside();
+        let content = inside.memory.read();
+        inside.save = match std::mem::replace(&mut inside.save, Save::None) {
+            Save::Writing { file, memory, life } => Save::Captured { file, memory, life, content },
+            other @ (Save::None | Save::Captured { .. } | Save::Complete(_)) => other,
+        };
     }
 
     fn complete_save(&self) -> Result<(), VmmError> {
         let mut inside = self.inside();
-        let memory = inside.memory.clone();
-        if let Save::Writing { file, memory: kind, .. } = &mut inside.save {
-            let kind = *kind;
-            saved::write_state(file, kind, &memory, self.memory_file.as_deref())
-                .and_then(|()| state_file::complete(file))
-                .and_then(|()| file.rewind())
-                .map_err(save_failed)?;
-            inside.save = Save::Complete(kind);
-        }
+        inside.save = match std::mem::replace(&mut inside.save, Save::None) {
+            Save::Captured { mut file, memory, content, .. } => {
+                let memory_file = self.memory_file.as_deref();
+                saved::write_state(&mut file, memory, &content, memory_file)
+                    .and_then(|()| state_file::complete(&file))
+                    .map_err(save_failed)?;
+                Save::Complete(memory)
+            }
+            other @ (Save::None | Save::Writing { .. } | Save::Complete(_)) => other,
+        };
         Ok(())
     }
 
     pub(super) fn cancel_save(&self) {
         let mut inside = self.inside();
-        if let Save::Writing { .. } = inside.save {
+        if inside.save.life().is_some() {
             inside.save = Save::None;
         }
     }

@@ -49,20 +49,19 @@ impl FakeMemory {
 pub(super) fn write_state(
     file: &mut File,
     kind: SavedMemory,
-    memory: &FakeMemory,
+    memory: &[u8],
     memory_file: Option<&Path>,
 ) -> io::Result<()> {
     let mut content = DEVICES.to_vec();
     match kind {
-        SavedMemory::InState => content.extend(memory.read()),
+        SavedMemory::InState => content.extend(memory),
         SavedMemory::InMemoryFile => {
-            let memory = memory.read();
             let path = memory_file.ok_or(io::ErrorKind::NotFound)?;
             let file = File::options().write(true).open(path)?;
             file.write_all_at(MEMORY_MAGIC, 0)?;
             let length = (memory.len() as u64).to_le_bytes();
             file.write_all_at(&length, MEMORY_MAGIC.len() as u64)?;
-            file.write_all_at(&memory, MEMORY_AT)?;
+            file.write_all_at(memory, MEMORY_AT)?;
         }
     }
     file.write_all(&Sha256::digest(&content))?;

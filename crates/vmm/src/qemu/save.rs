@@ -12,14 +12,18 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Write},
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
     time::Duration,
 };
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use tokio::{io::AsyncReadExt, net::unix::pipe, sync::watch, task::JoinHandle};
+use tokio::{
+    io::AsyncReadExt,
+    net::unix::pipe,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 use super::{
     control::{self, ANSWER_DEADLINE, Migration},
@@ -28,9 +32,9 @@ use super::{
 };
 use crate::{SavedMemory, VmmError, state_file};
 
-/// The pipe until the VM is stopped: as small as still keeps two processes busy, because zero pages
-/// take only [`ZERO_PAGE_BYTES`] in it.
-const SMALL_PIPE_BYTES: u64 = 16 * 1024;
+/// The pipe until the VM is stopped, for up to so much memory: the larger the faster, and the more is
+/// left at the end, because zero pages take only [`ZERO_PAGE_BYTES`] in it.
+const SMALL_PIPES: [(u64, u64); 2] = [(512 << 20, 16 * 1024), (u64::MAX, 64 * 1024)];
 
 /// The pipe afterwards: what a process may have without privileges (pipe(7)).
 const LARGE_PIPE_BYTES: u64 = 1024 * 1024;
@@ -58,6 +62,9 @@ const END_DEADLINE: Duration = Duration::from_secs(30);
 /// Written to the file at once.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
+/// So many chunks may wait for the disk: as many as come while a VM that has converged stands still.
+const QUEUED_CHUNKS: usize = 64;
+
 /// What a state may have beyond twice the memory (once in the first round, once more when all of it
 /// has changed since): the devices.
 const DEVICES_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
@@ -69,6 +76,8 @@ pub(super) enum Progress {
     Copying,
     /// Little is left, and it waits for the VM to be stopped.
     Converged,
+    /// QEMU is done, and the file is not yet.
+    Captured,
     /// The state file is complete.
     Complete,
     /// As the caller wished.
@@ -80,8 +89,16 @@ pub(super) enum Progress {
 impl Progress {
     pub(super) fn is_over(&self) -> bool {
         match self {
-            Self::Copying | Self::Converged => false,
+            Self::Copying | Self::Converged | Self::Captured => false,
             Self::Complete | Self::GivenUp | Self::Failed(_) => true,
+        }
+    }
+
+    /// Whether QEMU is done with it.
+    pub(super) fn is_past_the_vm(&self) -> bool {
+        match self {
+            Self::Copying | Self::Converged => false,
+            Self::Captured | Self::Complete | Self::GivenUp | Self::Failed(_) => true,
         }
     }
 }
@@ -120,7 +137,7 @@ impl Save {
 
     /// Whether the VM must not run on before it is over.
     pub(super) fn needs_the_vm_stopped(&self) -> bool {
-        *self.order.borrow() == Order::Finish && !self.progress.borrow().is_over()
+        *self.order.borrow() == Order::Finish && !self.progress.borrow().is_past_the_vm()
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -154,7 +171,8 @@ pub(super) async fn begin(
     let parameters = serde_json::json!({ "max-bandwidth": 1_u64 << 40, "downtime-limit": 1 });
     control::run(qmp, "migrate-set-parameters", parameters).await?;
 
-    let (ours, theirs) = stream().map_err(|source| io_error("make a pipe", source))?;
+    let pipe_bytes = pipe_bytes(source.memory_bytes);
+    let (ours, theirs) = stream(pipe_bytes).map_err(|source| io_error("make a pipe", source))?;
     let name = serde_json::json!({ "fdname": "state" });
     qmp.execute_with_file("getfd", name, theirs, ANSWER_DEADLINE).await?;
     control::run(qmp, "migrate", serde_json::json!({ "uri": "fd:state" })).await?;
@@ -164,15 +182,21 @@ pub(super) async fn begin(
     let (order, ordered) = watch::channel(order);
     let (progress, progressed) = watch::channel(Progress::Copying);
     let limit_bytes = source.memory_bytes.saturating_mul(2).saturating_add(DEVICES_LIMIT_BYTES);
-    let saver = Saver { source, pipe: ours, sink: Sink::new(file, limit_bytes), ordered, progress };
-    Ok((Save { memory, order, progress: progressed }, saver.run()))
+    let saver = Saver { source, pipe: ours, pipe_bytes, ordered, progress };
+    let saving = saver.run(Sink::new(file, limit_bytes));
+    Ok((Save { memory, order, progress: progressed }, saving))
 }
 
 /// Our reading end, QEMU's writing end.
-fn stream() -> io::Result<(pipe::Receiver, OwnedFd)> {
+fn stream(pipe_bytes: u64) -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-    resize(&read, SMALL_PIPE_BYTES)?;
+    resize(&read, pipe_bytes)?;
     Ok((pipe::Receiver::from_owned_fd(read)?, write))
+}
+
+fn pipe_bytes(memory_bytes: u64) -> u64 {
+    let fits = |(most, _): &&(u64, u64)| memory_bytes <= *most;
+    SMALL_PIPES.iter().find(fits).map_or(LARGE_PIPE_BYTES, |(_, pipe_bytes)| *pipe_bytes)
 }
 
 fn resize(pipe: impl AsFd, bytes: u64) -> io::Result<()> {
@@ -182,9 +206,9 @@ fn resize(pipe: impl AsFd, bytes: u64) -> io::Result<()> {
 
 /// How many bytes may be read so that QEMU, which has `remaining_bytes` of memory before it, cannot
 /// come to the end: not even if all of it is zero and its own buffers and the pipe are empty.
-fn allowance(remaining_bytes: u64) -> u64 {
+fn allowance(remaining_bytes: u64, pipe_bytes: u64) -> u64 {
     let least_stream_bytes = remaining_bytes / PAGE_BYTES * ZERO_PAGE_BYTES;
-    least_stream_bytes.saturating_sub(SMALL_PIPE_BYTES + QEMU_BUFFER_BYTES)
+    least_stream_bytes.saturating_sub(pipe_bytes + QEMU_BUFFER_BYTES)
 }
 
 /// Why a save ends before it is complete.
@@ -210,14 +234,14 @@ impl From<io::Error> for End {
 struct Saver {
     source: Source,
     pipe: pipe::Receiver,
-    sink: Sink,
+    pipe_bytes: u64,
     ordered: watch::Receiver<Order>,
     progress: watch::Sender<Progress>,
 }
 
 impl Saver {
-    async fn run(mut self) {
-        let outcome = match self.save().await {
+    async fn run(mut self, sink: Sink) {
+        let outcome = match self.save(sink).await {
             Ok(()) => Progress::Complete,
             Err(end) => {
                 self.stop().await;
@@ -230,19 +254,24 @@ impl Saver {
         self.progress.send_replace(outcome);
     }
 
-    async fn save(&mut self) -> Result<(), End> {
-        self.copy_most().await?;
+    async fn save(&mut self, mut sink: Sink) -> Result<(), End> {
+        self.copy_most(&mut sink).await?;
         self.wait_until_stopped().await?;
-        self.copy_rest().await
+        self.copy_rest(&mut sink).await?;
+        self.progress.send_replace(Progress::Captured);
+        sink.complete().await?;
+        Ok(())
     }
 
     /// Reads until only a small rest is left.
-    async fn copy_most(&mut self) -> Result<(), End> {
+    async fn copy_most(&mut self, sink: &mut Sink) -> Result<(), End> {
         while *self.ordered.borrow_and_update() == Order::Hold {
             let allowed = match control::migration(&self.source.qmp).await? {
                 // The beginning of the stream is small.
                 Migration::None | Migration::Busy => LEAST_STEP_BYTES,
-                Migration::Active { remaining_bytes, .. } => allowance(remaining_bytes),
+                Migration::Active { remaining_bytes, .. } => {
+                    allowance(remaining_bytes, self.pipe_bytes)
+                }
                 Migration::Completed | Migration::Cancelled => return Err(ended_by_itself()),
                 Migration::Failed(reason) => return Err(End::Failed(reason)),
             };
@@ -250,18 +279,18 @@ impl Saver {
                 self.progress.send_replace(Progress::Converged);
                 return Ok(());
             }
-            self.copy(allowed).await?;
+            self.copy(sink, allowed).await?;
         }
         Ok(())
     }
 
     /// Moves up to so many bytes, less when they do not come.
-    async fn copy(&mut self, allowed: u64) -> Result<(), End> {
+    async fn copy(&mut self, sink: &mut Sink, allowed: u64) -> Result<(), End> {
         let mut left = allowed;
         while left > 0 {
             let step = usize::try_from(left).unwrap_or(usize::MAX);
             tokio::select! {
-                read = self.sink.take_from(&mut self.pipe, step) => match read? {
+                read = sink.take_from(&mut self.pipe, step) => match read? {
                     0 => return Ok(()),
                     read => left -= read as u64,
                 },
@@ -294,7 +323,8 @@ impl Saver {
         Ok(())
     }
 
-    async fn copy_rest(&mut self) -> Result<(), End> {
+    /// Lets everything through, and returns when QEMU is done.
+    async fn copy_rest(&mut self, sink: &mut Sink) -> Result<(), End> {
         // Only a matter of speed.
         let _ = resize(&self.pipe, LARGE_PIPE_BYTES);
         loop {
@@ -302,7 +332,7 @@ impl Saver {
                 return Err(End::GivenUp);
             }
             tokio::select! {
-                read = self.sink.take_from(&mut self.pipe, CHUNK_BYTES) => {
+                read = sink.take_from(&mut self.pipe, CHUNK_BYTES) => {
                     if read? == 0 {
                         break;
                     }
@@ -315,10 +345,7 @@ impl Saver {
             }
         }
         match self.migration_end().await? {
-            Migration::Completed => {
-                self.sink.complete().await?;
-                Ok(())
-            }
+            Migration::Completed => Ok(()),
             Migration::Failed(reason) => Err(End::Failed(reason)),
             Migration::None | Migration::Busy | Migration::Active { .. } | Migration::Cancelled => {
                 Err(End::Failed("the VMM gave it up".into()))
@@ -389,25 +416,34 @@ fn ended_by_itself() -> End {
     End::Failed("the VMM ended the save at a moment of its own".into())
 }
 
-/// The state file. One chunk is written while the next one is filled.
+/// The state file, written by a thread of its own: while the VM stands still, nothing waits for a
+/// disk that is busy.
 struct Sink {
-    file: Arc<File>,
     filling: Vec<u8>,
-    writing: Option<JoinHandle<io::Result<Vec<u8>>>>,
+    queue: mpsc::Sender<Vec<u8>>,
+    writer: JoinHandle<io::Result<File>>,
     taken_bytes: u64,
     limit_bytes: u64,
 }
 
 impl Sink {
-    fn new(file: File, limit_bytes: u64) -> Self {
+    fn new(mut file: File, limit_bytes: u64) -> Self {
+        let (queue, mut chunks) = mpsc::channel::<Vec<u8>>(QUEUED_CHUNKS);
+        // Ends when the queue does.
+        let writer = tokio::task::spawn_blocking(move || {
+            while let Some(chunk) = chunks.blocking_recv() {
+                file.write_all(&chunk)?;
+            }
+            Ok(file)
+        });
         let filling = Vec::with_capacity(CHUNK_BYTES);
-        Self { file: Arc::new(file), filling, writing: None, taken_bytes: 0, limit_bytes }
+        Self { filling, queue, writer, taken_bytes: 0, limit_bytes }
     }
 
     /// Reads up to so many bytes. Cancel-safe: nothing that was read is lost.
     async fn take_from(&mut self, pipe: &mut pipe::Receiver, most: usize) -> io::Result<usize> {
         if self.filling.len() >= CHUNK_BYTES {
-            self.write_chunk().await?;
+            self.queue_chunk().await?;
         }
         let room = (CHUNK_BYTES - self.filling.len()).min(most);
         let read = pipe.take(room as u64).read_buf(&mut self.filling).await?;
@@ -418,31 +454,28 @@ impl Sink {
         Ok(read)
     }
 
-    async fn write_chunk(&mut self) -> io::Result<()> {
-        let emptied = self.written().await?.unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES));
-        let chunk = std::mem::replace(&mut self.filling, emptied);
-        let file = self.file.clone();
-        self.writing = Some(tokio::task::spawn_blocking(move || {
-            io::Write::write_all(&mut &*file, &chunk)?;
-            let mut emptied = chunk;
-            emptied.clear();
-            Ok(emptied)
-        }));
-        Ok(())
+    /// Waits when the disk is far behind. Cancel-safe.
+    async fn queue_chunk(&mut self) -> io::Result<()> {
+        match self.queue.reserve().await {
+            Ok(place) => {
+                let empty = Vec::with_capacity(CHUNK_BYTES);
+                place.send(std::mem::replace(&mut self.filling, empty));
+                Ok(())
+            }
+            // The thread has ended, so it has something to say.
+            Err(_) => match (&mut self.writer).await {
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(_)) => Err(io::ErrorKind::BrokenPipe.into()),
+                Err(error) => Err(io::Error::other(error)),
+            },
+        }
     }
 
-    /// Waits for the chunk being written. Cancel-safe.
-    async fn written(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let Some(writing) = &mut self.writing else { return Ok(None) };
-        let outcome = writing.await;
-        self.writing = None;
-        outcome.map_err(io::Error::other)?.map(Some)
-    }
-
-    async fn complete(&mut self) -> io::Result<()> {
-        self.write_chunk().await?;
-        self.written().await?;
-        let file = self.file.clone();
+    /// Waits until everything is written, and marks the end.
+    async fn complete(mut self) -> io::Result<()> {
+        self.queue_chunk().await?;
+        drop(self.queue);
+        let file = self.writer.await.map_err(io::Error::other)??;
         let completed = tokio::task::spawn_blocking(move || state_file::complete(&file));
         completed.await.map_err(io::Error::other)?
     }
@@ -456,17 +489,23 @@ mod tests {
 
     #[test]
     fn what_is_allowed_never_brings_qemu_to_the_end() {
-        for remaining in (0..4096).map(|mib| mib * MIB) {
-            let in_flight = allowance(remaining) + SMALL_PIPE_BYTES + QEMU_BUFFER_BYTES;
-            let pages = in_flight / ZERO_PAGE_BYTES;
-            assert!(allowance(remaining) == 0 || pages * PAGE_BYTES <= remaining, "{remaining}");
+        for (_, pipe_bytes) in SMALL_PIPES {
+            for remaining in (0..4096).map(|mib| mib * MIB) {
+                let allowed = allowance(remaining, pipe_bytes);
+                let pages = (allowed + pipe_bytes + QEMU_BUFFER_BYTES) / ZERO_PAGE_BYTES;
+                assert!(allowed == 0 || pages * PAGE_BYTES <= remaining, "{remaining}");
+            }
         }
     }
 
     #[test]
-    fn a_save_converges_with_little_left() {
-        let held = (0..1024).rev().find(|mib| allowance(mib * MIB) < LEAST_STEP_BYTES).unwrap();
-        assert!(held < 48, "{held} MiB");
+    fn a_save_converges_with_little_left_of_every_size() {
+        for memory_mib in [64, 256, 512, 1024, 65_536] {
+            let pipe_bytes = pipe_bytes(memory_mib * MIB);
+            let is_held = |mib: &u64| allowance(mib * MIB, pipe_bytes) < LEAST_STEP_BYTES;
+            let left = (0..memory_mib).rev().find(is_held).unwrap();
+            assert!(left < 64 && left * 8 < memory_mib * 5, "{left} of {memory_mib} MiB");
+        }
     }
 
     async fn taken(limit_bytes: u64, sent: usize) -> (io::Result<()>, Vec<u8>) {
@@ -474,7 +513,7 @@ mod tests {
         let path = dir.path().join("state");
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         let mut sink = Sink::new(file, limit_bytes);
-        let (mut ours, theirs) = stream().unwrap();
+        let (mut ours, theirs) = stream(16 * 1024).unwrap();
         let writer = tokio::task::spawn_blocking(move || {
             let content: Vec<u8> = (0..sent).map(|n| (n % 251) as u8).collect();
             let _ = io::Write::write_all(&mut File::from(theirs), &content);

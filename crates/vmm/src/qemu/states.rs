@@ -1,6 +1,6 @@
 //! What a VM may be asked, depending on what it does: running, standing still, saving, loading.
 
-use std::{fs::File, path::Path, time::Duration};
+use std::{fs::File, io, path::Path, time::Duration};
 
 use serde_json::json;
 use tokio::time::timeout;
@@ -49,7 +49,10 @@ impl Shared {
             RunState::Stopped => Cpus::Stopped,
             // Private memory is saved nowhere else than in a state.
             RunState::Saved => match self.record.memory {
-                GuestMemory::Own if control::leaves_out_shared_memory(qmp).await? => {
+                GuestMemory::Own
+                    if control::leaves_out_shared_memory(qmp).await?
+                        && control::migration(qmp).await? == Migration::Completed =>
+                {
                     Cpus::GivenAway
                 }
                 GuestMemory::Own | GuestMemory::Private => Cpus::Stopped,
@@ -187,7 +190,8 @@ impl Shared {
         let waited = async {
             let outcome = match progress {
                 SaveProgress::Converged => self.wait_converged().await,
-                SaveProgress::Complete => self.wait_complete().await,
+                SaveProgress::Captured => self.wait_past_the_vm(Progress::is_past_the_vm).await,
+                SaveProgress::Complete => self.wait_past_the_vm(Progress::is_over).await,
             };
             self.or_gone(outcome).await
         };
@@ -206,10 +210,10 @@ impl Shared {
             Some(save) => save.progress.clone(),
             None => return Err(nothing_is_saved()),
         };
-        self.outcome(progress.wait_for(|progress| *progress != Progress::Copying).await.as_deref())
+        outcome(progress.wait_for(|progress| *progress != Progress::Copying).await.as_deref())
     }
 
-    async fn wait_complete(&self) -> Result<(), VmmError> {
+    async fn wait_past_the_vm(&self, is_reached: fn(&Progress) -> bool) -> Result<(), VmmError> {
         self.must_live()?;
         let (mut progress, memory) = match &*self.save.lock().await {
             Some(save) => (save.progress.clone(), save.memory),
@@ -217,18 +221,18 @@ impl Shared {
         };
         let mut cpus = self.cpus.subscribe();
         {
-            let over = async { drop(progress.wait_for(Progress::is_over).await) };
+            let past = async { drop(progress.wait_for(Progress::is_past_the_vm).await) };
             let stopped = async { drop(cpus.wait_for(|cpus| *cpus != Cpus::Running).await) };
             tokio::select! {
                 biased;
-                () = over => {}
+                () = past => {}
                 () = stopped => {}
             }
         }
         if let Some(save) = &*self.save.lock().await {
             save.finish();
         }
-        self.outcome(progress.wait_for(Progress::is_over).await.as_deref())?;
+        outcome(progress.wait_for(is_reached).await.as_deref())?;
         match memory {
             SavedMemory::InMemoryFile => {
                 self.cpus.send_replace(Cpus::GivenAway);
@@ -236,19 +240,6 @@ impl Shared {
             SavedMemory::InState => {}
         }
         Ok(())
-    }
-
-    fn outcome<E>(&self, progress: Result<&Progress, E>) -> Result<(), VmmError> {
-        match progress {
-            Ok(Progress::Copying | Progress::Converged | Progress::Complete) => Ok(()),
-            Ok(Progress::GivenUp) => Err(nothing_is_saved()),
-            Ok(Progress::Failed(reason)) if self.has_ended() => {
-                tracing::debug!(reason, "the save of a VM that has ended");
-                Err(VmmError::Gone)
-            }
-            Ok(Progress::Failed(reason)) => Err(refused("migrate", reason)),
-            Err(_) => Err(refused("migrate", "the driver was closed")),
-        }
     }
 
     pub(super) async fn cancel_save(&self, within: Duration) -> Result<(), VmmError> {
@@ -357,6 +348,19 @@ impl Shared {
             Ok(done) => Ok(done),
             Err(error) => Err(self.gone_or(error).await),
         }
+    }
+}
+
+fn outcome<E>(progress: Result<&Progress, E>) -> Result<(), VmmError> {
+    match progress {
+        Ok(Progress::Copying | Progress::Converged | Progress::Captured | Progress::Complete) => {
+            Ok(())
+        }
+        Ok(Progress::GivenUp) => Err(nothing_is_saved()),
+        Ok(Progress::Failed(reason)) => {
+            Err(io_error("save the VM's state", io::Error::other(reason.clone())))
+        }
+        Err(_) => Err(refused("migrate", "the driver was closed")),
     }
 }
 

@@ -225,6 +225,9 @@ async fn a_guest_goes_on_with_the_memory_it_had_and_clones_part_from_there() {
     first.wait_save(SaveProgress::Converged, STEP).await.unwrap();
     harness.memories.lock().unwrap()[1].1.write(b"late");
     first.pause(STEP).await.unwrap();
+    first.wait_save(SaveProgress::Captured, STEP).await.unwrap();
+    first.resume(STEP).await.unwrap();
+    harness.memories.lock().unwrap()[1].1.write(b"too late");
     first.wait_save(SaveProgress::Complete, STEP).await.unwrap();
     restore(&vmm, &from_state(harness.spec_in("third"), &state)).await;
     assert_eq!(harness.memory().read(), b"late");
@@ -295,6 +298,7 @@ async fn take(vm: &Arc<dyn Vm>, step: Step, dir: &Path) -> Result<(), VmmError> 
         Step::Load => vm.load(STEP).await,
         Step::BeginSave => vm.begin_save(file("state"), SavedMemory::InState).await,
         Step::Converge => vm.wait_save(SaveProgress::Converged, STEP).await,
+        Step::Capture => vm.wait_save(SaveProgress::Captured, STEP).await,
         Step::CompleteSave => vm.wait_save(SaveProgress::Complete, STEP).await,
         Step::CancelSave => vm.cancel_save(STEP).await,
         Step::PushOverlay => {
@@ -312,6 +316,7 @@ async fn a_fault_injected_at_a_step_is_met_there_once_and_nowhere_else() {
         Step::Pause,
         Step::BeginSave,
         Step::Converge,
+        Step::Capture,
         Step::CompleteSave,
         Step::Resume,
         Step::CancelSave,

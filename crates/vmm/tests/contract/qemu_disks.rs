@@ -151,8 +151,9 @@ async fn a_running_guest_is_saved_with_its_disk_at_one_instant_and_both_go_on() 
         let second = harness.overlay("second.qcow2");
         vm.push_overlay(&second, STEP).await.unwrap();
         vm.push_overlay(&second, STEP).await.unwrap();
-        vm.wait_save(SaveProgress::Complete, STEP).await.unwrap();
+        vm.wait_save(SaveProgress::Captured, STEP).await.unwrap();
         vm.resume(STEP).await.unwrap();
+        vm.wait_save(SaveProgress::Complete, STEP).await.unwrap();
         // What was the overlay is a layer now, and the process cannot write it any more.
         seal(&first);
         let frozen = fs::read(&first).unwrap();

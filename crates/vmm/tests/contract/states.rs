@@ -7,6 +7,10 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
 use skerry_agent_protocol::handshake;
 use skerry_vmm::{
     BootSpec, RestoreSpec, RestoredMemory, SaveProgress, SavedMemory, Vm, Vmm, VmmError, VmmRecord,
@@ -29,6 +33,7 @@ macro_rules! state_contract {
             a_save_of_an_earlier_life_is_given_up_by_the_next,
             a_parked_process_runs_nothing_and_is_killed_like_any_other,
             a_killed_vm_ends_its_save,
+            a_save_that_cannot_be_written_fails_and_the_vm_goes_on,
         }
     };
 }
@@ -167,9 +172,10 @@ pub(crate) async fn a_running_vm_is_saved_and_runs_until_it_is_paused(harness: i
     assert!(matches!(outcome, Some(VmmError::InvalidState(_))), "{outcome:?}");
 
     vm.pause(STEP).await.unwrap();
+    vm.wait_save(SaveProgress::Captured, STEP).await.unwrap();
+    vm.resume(STEP).await.unwrap();
     vm.wait_save(SaveProgress::Complete, STEP).await.unwrap();
     vm.wait_save(SaveProgress::Converged, STEP).await.unwrap();
-    vm.resume(STEP).await.unwrap();
     converse(&mut connect(&vm).await, 3).await;
 
     let other = restore(&vmm, &from_state(harness.spec_in("second"), &state)).await;
@@ -411,4 +417,31 @@ pub(crate) async fn a_killed_vm_ends_its_save(harness: impl Harness) {
     vm.kill().await.unwrap();
     assert!(matches!(waiter.await.unwrap(), Err(VmmError::Gone)));
     assert!(matches!(vm.cancel_save(STEP).await, Err(VmmError::Gone)));
+}
+
+/// The disk is full, as far as the driver can see.
+pub(crate) async fn a_save_that_cannot_be_written_fails_and_the_vm_goes_on(harness: impl Harness) {
+    let vmm = harness.vmm().await;
+    let dir = harness.kept_dir();
+    let vm = boot(&vmm, &harness.spec_in("first")).await;
+    converse(&mut connect(&vm).await, 1).await;
+    let file = memfd_create(c"state", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    vm.begin_save(File::from(file.try_clone().unwrap()), SavedMemory::InState).await.unwrap();
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW)).unwrap();
+    // Converged or failed already.
+    let _ = vm.wait_save(SaveProgress::Converged, STEP).await;
+    vm.pause(STEP).await.unwrap();
+    let outcome = vm.wait_save(SaveProgress::Complete, STEP).await;
+    assert!(matches!(outcome, Err(VmmError::Io { .. })), "{outcome:?}");
+    vm.cancel_save(STEP).await.unwrap();
+    assert!(is_silent(&vm).await);
+    vm.resume(STEP).await.unwrap();
+    converse(&mut connect(&vm).await, 2).await;
+
+    vm.pause(STEP).await.unwrap();
+    save(&vm, &dir.join("state"), SavedMemory::InState).await;
+    vm.kill().await.unwrap();
+    let vm = restore(&vmm, &from_state(harness.spec_in("second"), &dir.join("state"))).await;
+    converse(&mut connect(&vm).await, 3).await;
+    vm.kill().await.unwrap();
 }

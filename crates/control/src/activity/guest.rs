@@ -48,7 +48,7 @@ impl ActiveGuest {
 /// Carries output to the caller until the command ends or either side hangs up.
 async fn relay(
     mut from_guest: mpsc::Receiver<Result<ExecOutput, NodeError>>,
-    to_caller: mpsc::Sender<Result<ExecOutput, NodeError>>,
+    to_caller: &mpsc::Sender<Result<ExecOutput, NodeError>>,
 ) {
     loop {
         let item = tokio::select! {
@@ -71,9 +71,10 @@ impl GuestApi for ActiveGuest {
         let ending = self.inner.ending.clone();
         self.inner.tasks.spawn(async move {
             tokio::select! {
-                () = relay(from_guest, to_caller) => {}
+                () = relay(from_guest, &to_caller) => {}
                 () = ending.cancelled() => {}
             }
+            // A caller that sees the end of the output finds the session closed.
             drop(session);
         });
         Ok(ExecSession { control, output })

@@ -4,11 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use skerry_control::{
     Caller, Control, CreateSnapshot, CreateWorkspace, Error, ForkWorkspace, RestoreWorkspace,
-    SnapshotRef, StartPolicy, Wait, WorkspaceRef, sim_node::SimNode,
+    SnapshotRef, StartPolicy, Wait, WorkspaceRef, internal_api::VmExit, sim_node::SimNode,
+    testing::TestClock,
 };
 use skerry_model::{
-    AfterRestore, Desired, Snapshot, SnapshotContents, SnapshotId, SnapshotOnTerminate,
-    SnapshotPurpose, SnapshotState, State, Workspace, WorkspaceId,
+    AfterRestore, Backoff, Cause, Desired, Expiry, ExpiryAction, RestartMode, RestartPolicy,
+    Snapshot, SnapshotContents, SnapshotId, SnapshotOnTerminate, SnapshotPurpose, SnapshotState,
+    State, Workspace, WorkspaceId,
 };
 
 const LONG: Wait = Wait::UpTo(Duration::from_secs(30));
@@ -33,6 +35,8 @@ pub enum UseCase {
     CreateFromSnapshot,
     Fork,
     DeleteLeavingSnapshot,
+    Expire,
+    RestartByPolicy,
 }
 
 /// A control plane and its node.
@@ -41,6 +45,7 @@ pub struct Ground {
     pub control: Control,
     pub caller: Caller,
     pub node: Arc<SimNode>,
+    pub clock: TestClock,
 }
 
 /// What there is before the use case begins.
@@ -61,6 +66,18 @@ impl Ground {
         made.id
     }
 
+    /// Waits until the record is as wanted.
+    async fn until(&self, id: WorkspaceId, what: impl Fn(&Workspace) -> bool) {
+        let which = WorkspaceRef::Id(id);
+        loop {
+            let now = self.control.get_workspace(&self.caller, &which).await.unwrap();
+            if what(&now) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     async fn snapshot(&self, of: WorkspaceId) -> Result<SnapshotId, Error> {
         let request = CreateSnapshot {
             name: None,
@@ -78,7 +95,7 @@ fn started() -> CreateWorkspace {
 }
 
 impl UseCase {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Create,
         Self::Start,
         Self::Stop,
@@ -96,6 +113,8 @@ impl UseCase {
         Self::CreateFromSnapshot,
         Self::Fork,
         Self::DeleteLeavingSnapshot,
+        Self::Expire,
+        Self::RestartByPolicy,
     ];
 
     pub async fn prepare(self, ground: &Ground) -> Prepared {
@@ -139,6 +158,22 @@ impl UseCase {
                 let last = SnapshotOnTerminate { name: Some("the last".to_owned()), contents };
                 let request = CreateWorkspace { snapshot_on_terminate: Some(last), ..started() };
                 Prepared { workspace: Some(ground.running(request).await), snapshot: None }
+            }
+            Self::Expire => {
+                let expiry = Expiry { after_seconds: 60, action: ExpiryAction::Suspend };
+                let request = CreateWorkspace { expiry: Some(expiry), ..started() };
+                Prepared { workspace: Some(ground.running(request).await), snapshot: None }
+            }
+            Self::RestartByPolicy => {
+                let backoff = Backoff { first_seconds: 60, most_seconds: 60 };
+                let restart =
+                    RestartPolicy { mode: RestartMode::OnFailure, max_restarts: 0, backoff };
+                let request = CreateWorkspace { restart, ..started() };
+                let id = ground.running(request).await;
+                let reason = "signal 9".to_owned();
+                ground.node.end_vm(id, VmExit::Crashed { reason });
+                ground.until(id, |w| w.lifecycle.restart_at.is_some()).await;
+                Prepared { workspace: Some(id), snapshot: None }
             }
         }
     }
@@ -190,6 +225,16 @@ impl UseCase {
                     start: StartPolicy::Now(LONG),
                 };
                 control.fork_workspace(caller, id, request).await.map(drop)
+            }
+            Self::Expire => {
+                ground.clock.advance(Duration::from_secs(60));
+                ground.until(workspace, |w| w.state == State::Suspended).await;
+                Ok(())
+            }
+            Self::RestartByPolicy => {
+                ground.clock.advance(Duration::from_secs(60));
+                ground.until(workspace, |w| matches!(w.state, State::Running { .. })).await;
+                Ok(())
             }
         }
     }
@@ -265,6 +310,18 @@ impl UseCase {
                 } else {
                     assert!(left.is_empty(), "{what}: {left:?}");
                 }
+            }
+            Self::Expire => {
+                assert_eq!(now[0].state, State::Suspended, "{what}: a timer was lost");
+                assert_eq!(now[0].lifecycle.desired_by, Cause::Expiry, "{what}");
+                assert!(node.has_saved_memory(id), "{what}");
+                assert_eq!((now[0].incarnation.0, node.boots()), (1, 1), "{what}");
+            }
+            Self::RestartByPolicy => {
+                assert!(matches!(now[0].state, State::Running { .. }), "{what}: a timer was lost");
+                assert_eq!(now[0].lifecycle.restart_count, 1, "{what}: a timer rang twice");
+                assert_eq!((now[0].incarnation.0, node.boots()), (2, 2), "{what}");
+                assert_eq!(file(id), first_file(), "{what}");
             }
         }
     }

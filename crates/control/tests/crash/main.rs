@@ -6,11 +6,7 @@
 mod cases;
 mod fuse;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use cases::{Ground, UseCase};
 use fuse::{Fuse, FusedNode, FusedStore, When};
@@ -47,14 +43,13 @@ struct Life {
 }
 
 impl Life {
-    async fn begin(database: &Path, node: &Arc<SimNode>, seed: u64, fuse: Arc<Fuse>) -> Self {
+    async fn begin(world: &World, seed: u64, fuse: Arc<Fuse>) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (path, node, lit) = (database.to_owned(), Arc::clone(node), Arc::clone(&fuse));
+        let (world, lit) = (world.clone(), Arc::clone(&fuse));
         let handle = runtime.handle().clone();
-        let ground =
-            tokio::task::spawn_blocking(move || handle.block_on(open(path, node, seed, lit)))
-                .await
-                .unwrap();
+        let ground = tokio::task::spawn_blocking(move || handle.block_on(open(world, seed, lit)))
+            .await
+            .unwrap();
         let shutdown = CancellationToken::new();
         let (running, until) = (ground.control.clone(), shutdown.clone());
         let background = runtime.spawn(async move { running.run(until).await });
@@ -62,17 +57,19 @@ impl Life {
     }
 
     /// Everything of control is gone; database and node stay.
-    async fn end(self, database: &Path) {
-        if !self.fuse.is_blown() {
-            self.shutdown.cancel();
-            self.background.await.unwrap();
+    async fn end(self, world: &World) {
+        self.shutdown.cancel();
+        tokio::select! {
+            ended = self.background => ended.unwrap(),
+            // Also when that comes about only now, in work that goes on behind an answer.
+            () = self.fuse.blown() => {}
         }
         drop(self.ground);
         // Waits for the runtime's threads, which a task must not.
         let runtime = self.runtime;
         tokio::task::spawn_blocking(move || drop(runtime)).await.unwrap();
         // A commit that was under way is made or not; this waits for its lock.
-        let store = testing::open_store(database).await.unwrap();
+        let store = testing::open_store(&world.database).await.unwrap();
         store.touch_key(ApiKeyId::from_u128(0), start_of_time()).await.unwrap();
     }
 }
@@ -81,16 +78,26 @@ fn start_of_time() -> Timestamp {
     Timestamp::from_second(1_767_225_600).unwrap()
 }
 
-async fn open(database: PathBuf, node: Arc<SimNode>, seed: u64, fuse: Arc<Fuse>) -> Ground {
-    let clock = TestClock::at(start_of_time());
+/// What outlives control.
+#[derive(Clone)]
+struct World {
+    database: PathBuf,
+    node: Arc<SimNode>,
+    clock: TestClock,
+}
+
+async fn open(World { database, node, clock }: World, seed: u64, fuse: Arc<Fuse>) -> Ground {
     let environment = Environment { now: clock.as_fn(), rng: Arc::new(SeededRng::new(seed)) };
     let store = testing::open_store(&database).await.unwrap();
     let store = Store::from_backend(Arc::new(FusedStore(store, Arc::clone(&fuse))));
     let fused: Arc<dyn NodeApi> = Arc::new(FusedNode(Arc::clone(&node), fuse));
-    let control = Control::open(testing::config(), environment, store, fused).await.unwrap();
+    let mut config = testing::config();
+    // Nobody tells the timers that the clock was set.
+    config.reconcile_interval = Duration::from_millis(100);
+    let control = Control::open(config, environment, store, fused).await.unwrap();
     let credential = Credential { secret: Secret::new(testing::KEY), account: None };
     let caller = control.authenticate(&credential).await.unwrap();
-    Ground { control, caller, node }
+    Ground { control, caller, node, clock }
 }
 
 /// Everything that is recorded.
@@ -174,12 +181,14 @@ fn snapshot_is_kept(before: &Snapshot, after: Option<&Snapshot>) -> bool {
 }
 
 /// Waits until record and node agree, then checks that they agree on the right thing.
-async fn check(database: &Path, node: &SimNode, before: &Records, what: &str) -> Records {
-    let store = testing::open_store(database).await.unwrap();
+async fn check(world: &World, before: &Records, what: &str) -> Records {
+    let (node, at) = (&world.node, world.clock.now());
+    let store = testing::open_store(&world.database).await.unwrap();
     let agreed = async {
         loop {
             let now = Records::read(&store).await;
-            if now.agree_with(node).await {
+            let is_due = |record: &Workspace| record.due_at().is_some_and(|due| due <= at);
+            if now.agree_with(node).await && !now.workspaces.iter().any(is_due) {
                 return now;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -191,6 +200,10 @@ async fn check(database: &Path, node: &SimNode, before: &Records, what: &str) ->
         panic!("{what}: never agreed: {now:#?} {vms:#?} {:?} {calls:?}", node.snapshots().await);
     };
     for record in &before.workspaces {
+        // A timer that was due decides; what must come of it is the use case's.
+        if record.due_at().is_some_and(|due| due <= at) {
+            continue;
+        }
         let after = now.workspaces.iter().find(|now| now.id == record.id);
         assert!(keeps_the_wish(record, after), "{what}: {record:#?} became {after:#?}");
     }
@@ -207,19 +220,20 @@ async fn check(database: &Path, node: &SimNode, before: &Records, what: &str) ->
 /// a life without one. Answers whether the first death came about.
 async fn play(case: UseCase, deaths: &[(u32, When)]) -> bool {
     let directory = tempfile::tempdir().unwrap();
-    let database = directory.path().join("store.db");
-    let node = SimNode::new(TestClock::at(start_of_time()).as_fn());
+    let clock = TestClock::at(start_of_time());
+    let node = SimNode::new(clock.as_fn());
+    let world = World { database: directory.path().join("store.db"), node, clock };
     let what = format!("{case:?} {deaths:?}");
 
-    let life = Life::begin(&database, &node, 1, Fuse::at(NEVER, When::Before)).await;
+    let life = Life::begin(&world, 1, Fuse::at(NEVER, When::Before)).await;
     let here = life.ground.clone();
     let prepared = life.runtime.spawn(async move { case.prepare(&here).await }).await.unwrap();
-    life.end(&database).await;
+    life.end(&world).await;
 
     let mut died = false;
     for (index, (operation, when)) in deaths.iter().enumerate() {
         let fuse = Fuse::at(*operation, *when);
-        let life = Life::begin(&database, &node, 2 + index as u64, Arc::clone(&fuse)).await;
+        let life = Life::begin(&world, 2 + index as u64, Arc::clone(&fuse)).await;
         if index == 0 {
             let here = life.ground.clone();
             let performed = async move { case.perform(&here, &prepared).await };
@@ -235,16 +249,16 @@ async fn play(case: UseCase, deaths: &[(u32, When)]) -> bool {
             // A life that recovers; it may be over before its fuse is reached.
             let _alive = tokio::time::timeout(Duration::from_millis(50), fuse.blown()).await;
         }
-        life.end(&database).await;
+        life.end(&world).await;
     }
 
-    let store = testing::open_store(&database).await.unwrap();
+    let store = testing::open_store(&world.database).await.unwrap();
     let before = Records::read(&store).await;
     drop(store);
-    let life = Life::begin(&database, &node, 99, Fuse::at(NEVER, When::Before)).await;
-    let now = check(&database, &node, &before, &what).await;
-    case.check(&node, &prepared, &before.workspaces, &now.workspaces, &now.snapshots, &what);
-    life.end(&database).await;
+    let life = Life::begin(&world, 99, Fuse::at(NEVER, When::Before)).await;
+    let now = check(&world, &before, &what).await;
+    case.check(&world.node, &prepared, &before.workspaces, &now.workspaces, &now.snapshots, &what);
+    life.end(&world).await;
     died
 }
 
@@ -285,6 +299,8 @@ dying_anywhere! {
     dying_anywhere_in_restore_loses_nothing: Restore, 6;
     dying_anywhere_in_create_from_a_snapshot_loses_nothing: CreateFromSnapshot, 4;
     dying_anywhere_in_fork_loses_nothing: Fork, 9;
+    dying_anywhere_in_the_end_of_a_time_to_live_loses_nothing: Expire, 4;
+    dying_anywhere_in_a_restart_by_policy_loses_nothing: RestartByPolicy, 4;
     dying_anywhere_in_a_deletion_that_leaves_a_snapshot_loses_nothing: DeleteLeavingSnapshot, 8;
 }
 

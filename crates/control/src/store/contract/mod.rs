@@ -52,6 +52,7 @@ macro_rules! store_contract {
             fifty_creates_at_once_never_pass_a_limit
             of_two_creates_with_one_slug_one_is_made
             of_many_changes_to_one_revision_one_is_made
+            a_removal_right_behind_a_change_leaves_nothing
             writes_that_are_refused_do_not_harm_those_beside_them
             use_is_what_the_records_say_after_any_history
             timers_come_due_in_order

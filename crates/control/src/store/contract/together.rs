@@ -79,6 +79,26 @@ pub(crate) async fn of_many_changes_to_one_revision_one_is_made(store: &Store) {
     assert_eq!(store.workspace(read.id).await.unwrap().into_iter().collect::<Vec<_>>(), changed);
 }
 
+/// The second write does not wait for the answer to the first, which makes it possible.
+pub(crate) async fn a_removal_right_behind_a_change_leaves_nothing(store: &Store) {
+    let owner = owner(store, 1).await;
+    for number in 1..=10 {
+        let read = insert(store, &workspace(&owner, number)).await;
+        let (changed, removed) = tokio::join!(
+            store.update_workspace(&read, None),
+            store.remove_workspace(read.id, read.revision + 1)
+        );
+        let Write::Done(changed) = changed.unwrap() else { panic!("nobody else changed it") };
+        let left = store.workspace(read.id).await.unwrap();
+        match removed.unwrap() {
+            Write::Done(()) => assert_eq!(left, None),
+            Write::Stale | Write::Taken => assert_eq!(left, Some(changed)),
+        }
+    }
+    let usage = store.usage(owner.account.id).await.unwrap();
+    assert_eq!(usage, use_by_records(store, owner.account.id).await);
+}
+
 pub(crate) async fn writes_that_are_refused_do_not_harm_those_beside_them(store: &Store) {
     let owner = owner(store, 1).await;
     let there = insert(store, &workspace(&owner, 1000)).await;

@@ -48,12 +48,15 @@ impl Recent {
         }
     }
 
-    /// Adds a record as it was committed.
-    pub(super) fn add(&self, write: &WorkspaceWrite) {
+    /// Takes over what was committed.
+    pub(super) fn take_over(&self, write: &WorkspaceWrite) {
+        let mut records = self.held();
+        // A transaction may have changed it more than once.
+        records.pop(&write.id());
         match write {
             WorkspaceWrite::Insert { row, .. } | WorkspaceWrite::Update { row, .. } => {
                 if size(row) <= MOST_BYTES {
-                    self.held().put(row.record.id, row.record.clone());
+                    records.put(row.record.id, row.record.clone());
                 }
             }
             WorkspaceWrite::Remove { .. } => {}

@@ -92,8 +92,8 @@ impl Writer {
         Self { queue }
     }
 
-    /// Has one workspace written; answers it as it was written. Returns once the outcome is durable. A caller that goes away before
-    /// the write began takes it back.
+    /// Has one workspace written; answers it as it was written, once that is durable. A caller that
+    /// goes away before the write began takes it back.
     pub(super) async fn write(
         &self,
         write: WorkspaceWrite,
@@ -192,7 +192,7 @@ impl Job {
         match self {
             Self::Workspace(job) => {
                 if let Some(Verdict::Done(_)) = job.verdict {
-                    recent.add(&job.write);
+                    recent.take_over(&job.write);
                 }
             }
             Self::Other(job) => job.settle(recent),

@@ -3,11 +3,12 @@
 #   make setup   packages, binaries, images: everything the two below need
 #   make up      set up, start the server, demonstrate it, leave it running
 #   make down    stop the server and everything it runs
+#   make kernel  build the small guest kernel (about ten minutes); the server then uses it
 #   make test    set up, lint, and every test
 #   make lint    formatting, clippy, cargo-deny
 #   make clean   remove what is built and kept here (asks the server to stop first)
 
-.PHONY: setup up down test lint clean
+.PHONY: setup up down kernel test lint clean
 
 setup:
 	@scripts/setup
@@ -17,6 +18,9 @@ up: setup
 
 down:
 	@scripts/down
+
+kernel:
+	@scripts/kernel
 
 test: setup
 	@scripts/test

@@ -35,6 +35,29 @@ assert.equal((await client.workspaces.get(made.id)).info.status, 'stopped');
 await client.workspaces.start(made.id);
 assert.equal((await client.workspaces.get(made.id)).info.is_running, true);
 
+// Rest, snapshots and the rules of a life.
+const status = async () => (await client.workspaces.get(made.id)).info.status;
+await client.workspaces.pause(made.id);
+assert.equal(await status(), 'paused');
+await client.workspaces.resume(made.id);
+assert.equal(await status(), 'running');
+await client.workspaces.snapshots.create(made.id, { after: 'stop' });
+assert.equal(await status(), 'stopped');
+await client.workspaces.snapshots.restore(made.id);
+assert.equal(await status(), 'running');
+await client.workspaces.lifecycle.makeTemporary(made.id, { ttl: '1h', ttl_action: 'remove' });
+await client.workspaces.ping(made.id, { ttl_seconds: 7200 });
+const life = await client.workspaces.lifecycle.get(made.id);
+assert.deepEqual([life.ttl, life.ttl_action], ['1h', 'remove']);
+assert.ok(Date.parse(life.expires_at) - Date.now() > 6_000_000, life.expires_at);
+await client.workspaces.lifecycle.setIdle(made.id, { suspend_after: 900 });
+assert.deepEqual((await client.workspaces.lifecycle.get(made.id)).idle, { suspend_after: 900, stop_after: 0 });
+await client.workspaces.lifecycle.setIdle(made.id, null);
+await client.workspaces.lifecycle.makePermanent(made.id, { restart_policy: 'no' });
+const lasting = await client.workspaces.lifecycle.get(made.id);
+assert.deepEqual([lasting.mode, lasting.ttl, lasting.restart_policy], ['permanent', null, 'no']);
+await client.workspaces.lifecycle.makeTemporary(made.id);
+
 await assert.rejects(
   client.workspaces.create({ image: 'base', config: { cpus: 33 } }),
   (error) => error.status === 400 || error.status === 403,

@@ -34,12 +34,24 @@ assert.equal(oblien('ws', 'stop', made.id).status, 0);
 assert.equal(answer('ws', 'get', made.id).status, 'stopped');
 assert.equal(oblien('ws', 'start', made.id).status, 0);
 
+for (const [verb, status] of [['pause', 'paused'], ['resume', 'running']]) {
+  assert.equal(oblien('ws', verb, made.id).status, 0);
+  assert.equal(answer('ws', 'get', made.id).status, status);
+}
+assert.equal(oblien('lifecycle', 'make-temporary', made.id, '--ttl', '1h', '--ttl-action', 'suspend').status, 0);
+assert.equal(oblien('lifecycle', 'idle', made.id, '--after', '15m', '--stop-after', '72h').status, 0);
+const life = answer('lifecycle', 'get', made.id);
+assert.deepEqual([life.ttl, life.ttl_action], ['1h', 'suspend']);
+assert.deepEqual(life.idle, { suspend_after: 900, stop_after: 259200 });
+assert.equal(oblien('lifecycle', 'make-permanent', made.id).status, 0);
+assert.equal(answer('lifecycle', 'get', made.id).mode, 'permanent');
+
 for (const [args, words] of [
   [['ws', 'create', '--image', 'base', '--cpus', '99'], 'config.cpus is 99'],
   [['ws', 'create', '--image', 'base', '--ssh'], 'config.ssh_access is not available'],
   [['ws', 'create', '--image', 'nope'], 'there is no image nope'],
   [['ws', 'get', 'ws_none'], 'workspace not found'],
-  [['ws', 'pause', made.id], 'not available on this server'],
+  [['lifecycle', 'idle', made.id, '--after', '60'], 'suspend_after is out of range'],
 ]) {
   const { status, said } = oblien(...args);
   assert.notEqual(status, 0, args.join(' '));

@@ -42,6 +42,20 @@ pub fn image_dir() -> PathBuf {
     path
 }
 
+/// Which kernel the guests of every test server boot with, as `--kernel` takes it:
+/// `SKERRY_TEST_KERNEL`, or the distribution's, whatever else the image directory has.
+///
+/// # Panics
+/// When the variable names no kernel.
+#[must_use]
+pub fn kernel() -> &'static str {
+    match std::env::var("SKERRY_TEST_KERNEL").as_deref() {
+        Err(std::env::VarError::NotPresent) | Ok("distribution") => "distribution",
+        Ok("small") => "small",
+        other => panic!("SKERRY_TEST_KERNEL must be `distribution` or `small`, not {other:?}"),
+    }
+}
+
 /// The steps of bringing a VM up after which the server can be told to die, in their order. The
 /// server refuses a name it does not know, so this list cannot name what is gone.
 pub const BRING_UP_STEPS: &[&str] = &[

@@ -34,6 +34,16 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
 }
 
+impl Options {
+    /// A server that boots every VM: no templates, no VMs that wait. What it has on the host is then
+    /// what its workspaces have.
+    #[must_use]
+    pub fn booting() -> Self {
+        let arguments = ["--template-budget-mib", "0", "--pool-max-warm", "0"];
+        Self { arguments: arguments.map(str::to_owned).into(), environment: Vec::new() }
+    }
+}
+
 /// A server with a data directory of its own. Dropping it kills the server and every VM it has.
 pub struct Server {
     options: Options,
@@ -99,6 +109,7 @@ impl Server {
             .arg(crate::image_dir())
             .arg("--memory-dir")
             .arg(self.memory_dir())
+            .env("SKERRY_KERNEL", crate::kernel())
             .args(&self.options.arguments)
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
             .envs(environment.iter().copied())

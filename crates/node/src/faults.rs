@@ -96,8 +96,9 @@ pub const STANDSTILL_POINTS: &[&str] = &[
     "snapshot_frozen",
     "snapshot_stopped",
     "overlay_pushed",
-    "snapshot_saved",
+    "snapshot_captured",
     "snapshot_went_on",
+    "snapshot_saved",
     "overlay_kept",
     "snapshot_sealed",
     "snapshot_undone",
@@ -185,6 +186,8 @@ impl Faults {
         let Some(point) = all_points().find(|known| *known == point) else {
             return false;
         };
+        // One that happened at the same point before is not this one.
+        self.reached.send_replace(None);
         self.lock().insert(point, kind);
         true
     }
@@ -200,7 +203,7 @@ impl Faults {
         self.lock().clear();
     }
 
-    /// Completes once a planned fault at `point` has happened.
+    /// Completes once the fault that was planned last has happened, at `point`.
     pub async fn happened(&self, point: &str) {
         let mut reached = self.reached.subscribe();
         // The sender lives in `self`, so waiting cannot fail.
@@ -246,6 +249,8 @@ fn all_points() -> impl Iterator<Item = &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -264,5 +269,9 @@ mod tests {
         assert!(faults.after("disk").await.is_err());
         faults.happened("disk").await;
         faults.after("disk").await.unwrap();
+        assert!(faults.plan("disk", FaultKind::Repeat));
+        assert!(faults.happened("disk").now_or_never().is_none(), "not this one");
+        assert_eq!(faults.after("disk").await.unwrap(), Next::Again);
+        faults.happened("disk").await;
     }
 }

@@ -30,19 +30,18 @@ mod node;
 mod pool;
 mod recovery;
 mod release;
+mod saved;
 mod saving;
 mod snapshots;
-mod saved;
 mod templates;
 mod uids;
 mod vm;
 
-pub use config::{
-    CgroupPolicy, FillRandom, NodeConfig, NodeEnvironment, TemplatePreset, UidRange,
-};
+pub use config::{CgroupPolicy, FillRandom, NodeConfig, NodeEnvironment, TemplatePreset, UidRange};
 pub use doctor::doctor;
 pub use error::Error;
 pub use faults::{
-    FaultKind, Faults, INSTANT_POINTS as INSTANT_FAULT_POINTS, POINTS as FAULT_POINTS, SAVED_POINTS as SAVED_FAULT_POINTS,
+    FaultKind, Faults, INSTANT_POINTS as INSTANT_FAULT_POINTS, POINTS as FAULT_POINTS,
+    SAVED_POINTS as SAVED_FAULT_POINTS,
 };
 pub use node::Node;

@@ -9,7 +9,8 @@ use std::{
 use async_trait::async_trait;
 use skerry_internal_api::{
     ByteStream, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError,
-    NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmPhase, VmReport, VmSpec,
+    NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmPhase, VmReport,
+    VmSpec,
 };
 use skerry_model::{Incarnation, NodeId, SnapshotId, WorkspaceId};
 use skerry_vmm::Vmm;
@@ -307,8 +308,7 @@ impl NodeApi for Node {
             let slot = self.slot_or_new(spec.workspace_id);
             // A newer start replaces an older one, also one that is still under way.
             slot.cancel(replaced_by(&spec), |start| start < spec.incarnation);
-            let cancel =
-                slot.announce(Undertaking::Start, spec.incarnation, &self.host.shutdown);
+            let cancel = slot.announce(Undertaking::Start, spec.incarnation, &self.host.shutdown);
             let request = |answer| Request::Run { spec: Box::new(spec.clone()), cancel, answer };
             if let Some(result) = self.ask(&slot, request).await {
                 return result;

@@ -7,7 +7,7 @@ use std::fs;
 
 use skerry_internal_api::{NodeApi, NodeError, StopMode, VmExit, VmPhase};
 use skerry_model::{Incarnation, WorkspaceId};
-use skerry_node::{FaultKind, Node};
+use skerry_node::FaultKind;
 use support::{
     GRACEFUL, World, assert_nothing, assert_only_disk, assert_running, bounded, die_at, exec,
     outcome,

@@ -18,7 +18,7 @@ const MOST_LAYERS: usize = 7;
 const GRACEFUL: StopMode = StopMode::Graceful { within: std::time::Duration::from_secs(20) };
 
 /// Points at which a step may fail or the server may die.
-const POINTS: [&str; 31] = [
+const POINTS: [&str; 32] = [
     "pause_noted",
     "paused",
     "cpus_resumed",
@@ -41,8 +41,9 @@ const POINTS: [&str; 31] = [
     "snapshot_frozen",
     "snapshot_stopped",
     "overlay_pushed",
-    "snapshot_saved",
+    "snapshot_captured",
     "snapshot_went_on",
+    "snapshot_saved",
     "overlay_kept",
     "snapshot_sealed",
     "disk_frozen",

@@ -24,7 +24,7 @@ const BOTH: [SnapshotContents; 2] = [SnapshotContents::DiskAndMemory, SnapshotCo
 
 /// The steps of a snapshot of a VM, in which the VM is not paused before. What only memory needs is
 /// marked.
-const STEPS: [(&str, Needs); 13] = [
+const STEPS: [(&str, Needs); 14] = [
     ("snapshot_drafted", Needs::Any),
     ("snapshot_noted", Needs::Any),
     ("snapshot_synced", Needs::Any),
@@ -34,8 +34,9 @@ const STEPS: [(&str, Needs); 13] = [
     ("snapshot_frozen", Needs::Any),
     ("snapshot_stopped", Needs::Memory),
     ("overlay_pushed", Needs::Any),
-    ("snapshot_saved", Needs::Memory),
+    ("snapshot_captured", Needs::Memory),
     ("snapshot_went_on", Needs::Any),
+    ("snapshot_saved", Needs::Memory),
     ("overlay_kept", Needs::Any),
     ("snapshot_sealed", Needs::Any),
 ];
@@ -257,7 +258,13 @@ async fn a_snapshot_that_is_complete_stays_though_its_answer_is_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_of_a_paused_vm_that_fails_leaves_it_paused() {
-    for point in ["snapshot_woken", "snapshot_frozen", "snapshot_begun", "snapshot_saved"] {
+    for point in [
+        "snapshot_woken",
+        "snapshot_frozen",
+        "snapshot_begun",
+        "snapshot_captured",
+        "snapshot_saved",
+    ] {
         bounded(async {
             let world = World::new();
             let node = running(&world).await;
@@ -384,8 +391,14 @@ async fn a_snapshot_of_a_workspace_at_rest_is_whole_or_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vmm_that_fails_a_step_of_a_snapshot_leaves_the_vm_as_it_was() {
-    let steps =
-        [Step::BeginSave, Step::Converge, Step::Pause, Step::PushOverlay, Step::CompleteSave];
+    let steps = [
+        Step::BeginSave,
+        Step::Converge,
+        Step::Pause,
+        Step::PushOverlay,
+        Step::Capture,
+        Step::CompleteSave,
+    ];
     for step in steps {
         bounded(async {
             let world = World::new();
@@ -403,8 +416,14 @@ async fn a_vmm_that_fails_a_step_of_a_snapshot_leaves_the_vm_as_it_was() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vm_that_dies_in_the_middle_of_a_snapshot_leaves_its_disk_and_nothing_of_the_snapshot() {
-    let steps =
-        [Step::BeginSave, Step::Converge, Step::Pause, Step::PushOverlay, Step::CompleteSave];
+    let steps = [
+        Step::BeginSave,
+        Step::Converge,
+        Step::Pause,
+        Step::PushOverlay,
+        Step::Capture,
+        Step::CompleteSave,
+    ];
     for step in steps {
         bounded(async {
             let world = World::new();
@@ -424,8 +443,13 @@ async fn a_vm_that_dies_in_the_middle_of_a_snapshot_leaves_its_disk_and_nothing_
 }
 
 /// The waits during which somebody may change their mind.
-const WAITS: [&str; 4] =
-    ["snapshot_synced", "snapshot_converged", "snapshot_frozen", "snapshot_saved"];
+const WAITS: [&str; 5] = [
+    "snapshot_synced",
+    "snapshot_converged",
+    "snapshot_frozen",
+    "snapshot_captured",
+    "snapshot_saved",
+];
 
 /// Asks for a snapshot and, once it is at `point`, for `change`.
 async fn while_at<T>(

@@ -10,12 +10,12 @@ use skerry_control::{
     internal_api::NodeApi,
     store::{KeyRing, Store},
 };
-use skerry_model::{Plan, Secret};
-use skerry_node::{Node, NodeConfig, NodeEnvironment, UidRange};
+use skerry_model::{Plan, Secret, spec::ImageRef};
+use skerry_node::{Node, NodeConfig, NodeEnvironment, TemplatePreset, UidRange};
 use skerry_vmm::Vmm;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, TemplateSettings};
 
 /// The running parts.
 pub struct Assembled {
@@ -72,6 +72,14 @@ pub fn node_config(config: &Config) -> NodeConfig {
     node.uids = UidRange { first: config.uid_base, count: config.uid_count };
     node.boot_timeout = config.boot_timeout;
     node.replace_grace = config.stop_grace;
+    node.template_budget_mib = config.template_budget_mib;
+    node.pool_max_warm = config.pool_max_warm;
+    node.pool_memory_mib = config.pool_memory_mib;
+    let preset = |template: &TemplateSettings| TemplatePreset {
+        image: ImageRef(template.image.clone()),
+        shape: template.shape(config.plan.as_ref()),
+    };
+    node.template_presets = config.templates.iter().map(preset).collect();
     node.faults = config.faults.clone();
     node
 }
@@ -102,6 +110,9 @@ fn control_config(config: &Config, plan: Plan) -> ControlConfig {
         stop_grace: config.stop_grace,
         // A boot keeps one CPU busy.
         boot_concurrency: cpus,
+        // Writing memory out keeps the disk busy, which two at a time do.
+        save_concurrency: 2,
+        wake_timeout: Duration::from_secs(120),
         // The node's own bound for a start under emulation is three minutes.
         node_call_timeout: Duration::from_secs(600),
         reconcile_interval: Duration::from_secs(15),

@@ -12,8 +12,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use skerry_model::{
-    Plan, Secret,
+    DiskMib, MemMib, Plan, Secret, Shape, VcpuCount,
     limits::{Pool, Range},
+    spec::CpuKind,
 };
 use skerry_node::{Faults, images::KernelChoice};
 
@@ -116,6 +117,22 @@ pub struct Settings {
     /// Seconds a guest may take to power off before it is killed [default: 10]
     #[arg(long, env = "SKERRY_STOP_GRACE_SECONDS", value_name = "SECONDS")]
     pub stop_grace_seconds: Option<u64>,
+    /// MiB of disk for templates, saved machines from which workspaces start without a boot; 0 makes
+    /// every start a boot [default: 4096]
+    #[arg(long, env = "SKERRY_TEMPLATE_BUDGET_MIB", value_name = "MIB")]
+    pub template_budget_mib: Option<u64>,
+    /// The most VMs that wait, restored and paused, for a workspace to claim them; 0 keeps none
+    /// [default: 8]
+    #[arg(long, env = "SKERRY_POOL_MAX_WARM", value_name = "N")]
+    pub pool_max_warm: Option<u32>,
+    /// The most MiB of memory that waiting VMs take [default: a tenth of what guests may have]
+    #[arg(long, env = "SKERRY_POOL_MEMORY_MIB", value_name = "MIB")]
+    pub pool_memory_mib: Option<u64>,
+    /// Templates to make ahead of time; others are made when a workspace of their image and shape has
+    /// booted
+    #[arg(skip)]
+    #[serde(default)]
+    pub templates: Vec<TemplateSettings>,
     /// Other names for images: alias to image name
     #[arg(skip)]
     #[serde(default)]
@@ -123,6 +140,23 @@ pub struct Settings {
     /// The limits of every account [default: what the host has]
     #[arg(skip)]
     pub plan: Option<Plan>,
+}
+
+/// A template to make ahead of time. What is not given is the plan's default.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateSettings {
+    /// The image's name in the catalogue.
+    pub image: String,
+    /// Virtual CPUs.
+    pub vcpu_count: Option<u32>,
+    /// Guest memory in MiB.
+    pub memory_mib: Option<u32>,
+    /// Writable disk in MiB.
+    pub disk_mib: Option<u32>,
+    /// The share class of its virtual CPUs.
+    #[serde(default)]
+    pub cpu_kind: CpuKind,
 }
 
 /// Settings with every question answered.
@@ -158,6 +192,14 @@ pub struct Config {
     pub boot_timeout: Option<Duration>,
     /// See [`Settings::stop_grace_seconds`].
     pub stop_grace: Duration,
+    /// See [`Settings::template_budget_mib`].
+    pub template_budget_mib: u64,
+    /// See [`Settings::pool_max_warm`].
+    pub pool_max_warm: u32,
+    /// See [`Settings::pool_memory_mib`].
+    pub pool_memory_mib: Option<u64>,
+    /// See [`Settings::templates`].
+    pub templates: Vec<TemplateSettings>,
     /// See [`Settings::image_aliases`].
     pub image_aliases: BTreeMap<String, String>,
     /// See [`Settings::plan`].
@@ -221,6 +263,10 @@ impl Settings {
             uid_count: self.uid_count.or(weaker.uid_count),
             boot_timeout_seconds: self.boot_timeout_seconds.or(weaker.boot_timeout_seconds),
             stop_grace_seconds: self.stop_grace_seconds.or(weaker.stop_grace_seconds),
+            template_budget_mib: self.template_budget_mib.or(weaker.template_budget_mib),
+            pool_max_warm: self.pool_max_warm.or(weaker.pool_max_warm),
+            pool_memory_mib: self.pool_memory_mib.or(weaker.pool_memory_mib),
+            templates: if self.templates.is_empty() { weaker.templates } else { self.templates },
             image_aliases: if self.image_aliases.is_empty() {
                 weaker.image_aliases
             } else {
@@ -276,6 +322,10 @@ impl Settings {
                 .map(|seconds| seconds_within("boot_timeout_seconds", seconds, 1))
                 .transpose()?,
             stop_grace: seconds_within("stop_grace_seconds", stop_grace_seconds, 0)?,
+            template_budget_mib: self.template_budget_mib.unwrap_or(4096),
+            pool_max_warm: self.pool_max_warm.unwrap_or(8),
+            pool_memory_mib: self.pool_memory_mib,
+            templates: self.templates,
             image_aliases: self.image_aliases,
             plan: self.plan,
             runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
@@ -380,6 +430,30 @@ fn absolute(path: PathBuf) -> Result<PathBuf> {
     std::path::absolute(&path).with_context(|| format!("resolving {}", path.display()))
 }
 
+/// The size of a workspace whose request and plan name none.
+const DEFAULT_VCPU_COUNT: u32 = 1;
+const DEFAULT_MEMORY_MIB: u32 = 512;
+const DEFAULT_DISK_MIB: u32 = 1024;
+
+impl TemplateSettings {
+    /// The shape of its workspaces under `plan`.
+    #[must_use]
+    pub fn shape(&self, plan: Option<&Plan>) -> Shape {
+        let or = |given: Option<u32>, of_plan: Option<u32>, default| {
+            given.or(of_plan).unwrap_or(default)
+        };
+        let vcpu_count = plan.map(|plan| plan.vcpu_count.default);
+        let memory_mib = plan.map(|plan| plan.memory_mib.default);
+        let disk_mib = plan.map(|plan| plan.disk_mib.default);
+        Shape {
+            vcpu_count: VcpuCount(or(self.vcpu_count, vcpu_count, DEFAULT_VCPU_COUNT)),
+            memory_mib: MemMib(or(self.memory_mib, memory_mib, DEFAULT_MEMORY_MIB)),
+            disk_mib: DiskMib(or(self.disk_mib, disk_mib, DEFAULT_DISK_MIB)),
+            cpu_kind: self.cpu_kind,
+        }
+    }
+}
+
 /// The limits used when the configuration names none: one workspace may be as large as the host; all
 /// together may own far more than the host has, and run what its memory holds.
 #[must_use]
@@ -394,9 +468,9 @@ pub fn default_plan(host_cpus: u64, host_memory_mib: u64, host_disk_mib: u64) ->
         name: "self-hosted".to_owned(),
         label: "Self-hosted".to_owned(),
         // A guest may have more virtual CPUs than the host has: they share.
-        vcpu_count: Range { min: 1, max: 32, default: 1 },
-        memory_mib: range(128, 512, host_memory_mib, 65_536),
-        disk_mib: range(64, 1024, host_disk_mib, 204_800),
+        vcpu_count: Range { min: 1, max: 32, default: DEFAULT_VCPU_COUNT },
+        memory_mib: range(128, DEFAULT_MEMORY_MIB, host_memory_mib, 65_536),
+        disk_mib: range(64, DEFAULT_DISK_MIB, host_disk_mib, 204_800),
         max_workspaces: 10_000,
         owned_pool: Pool {
             vcpu_count: host_cpus.saturating_mul(1000),

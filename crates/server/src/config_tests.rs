@@ -47,6 +47,26 @@ fn the_kernel_can_be_chosen_and_is_the_small_one_if_present_otherwise() {
     assert!(file_problem("kernel = 'large'").contains("distribution"));
 }
 
+#[test]
+fn templates_are_of_the_plans_default_size_unless_they_say_otherwise() {
+    let config = file(
+        "pool_max_warm = 0\n[[templates]]\nimage = 'base'\n\
+         [[templates]]\nimage = 'node-20'\nmemory_mib = 2048\ncpu_kind = 'performance'",
+    );
+    let config = config.resolve().unwrap();
+    assert_eq!((config.template_budget_mib, config.pool_max_warm), (4096, 0));
+    let shapes: Vec<_> = config
+        .templates
+        .iter()
+        .map(|template| template.shape(None))
+        .map(|shape| (shape.vcpu_count.get(), shape.memory_mib.get(), shape.disk_mib.get()))
+        .collect();
+    assert_eq!(shapes, [(1, 512, 1024), (1, 2048, 1024)]);
+    let plan = default_plan(4, 256, 100_000);
+    assert_eq!(config.templates[0].shape(Some(&plan)).memory_mib.get(), 256);
+    assert!(file_problem("[[templates]]\nimages = 'base'").contains("image"));
+}
+
 /// Runs this test binary again with another environment: the process's own is shared by all tests.
 fn in_environment(test: &str, variables: &[(&str, &str)]) {
     let output = std::process::Command::new(std::env::current_exe().unwrap())

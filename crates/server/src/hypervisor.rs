@@ -153,8 +153,11 @@ fn probe(config: &Config, boot: BootFiles, scratch_dir: &Path) -> Probe {
 
 #[cfg(test)]
 mod tests {
+    use skerry_model::spec::ImageDigest;
+    use skerry_node::images::{BootManifest, KernelVariant, SealedFile};
+
     use super::*;
-    use crate::config::Settings;
+    use crate::config::{KernelSetting, Settings};
 
     fn proven(host_boot_id: &str) -> Proven {
         Proven {
@@ -217,5 +220,45 @@ mod tests {
         let error = boot_files(&config).unwrap_err().to_string();
         assert!(error.contains("data/images") && error.contains("make setup"), "{error}");
         assert!(!dir.path().join("data").exists());
+    }
+    #[test]
+    fn a_small_kernel_that_was_asked_for_and_is_not_there_is_told_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let boot = dir.path().join("images/boot");
+        fs::create_dir_all(&boot).unwrap();
+        let sealed = |name: &str| {
+            fs::write(boot.join(name), name).unwrap();
+            let metadata = fs::metadata(boot.join(name)).unwrap();
+            SealedFile {
+                digest: ImageDigest(format!("sha256:{}", "0".repeat(64))),
+                length_bytes: metadata.len(),
+                modified_ns: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
+            }
+        };
+        let kernel = sealed("vmlinux");
+        let manifest = BootManifest {
+            format: 1,
+            kernel_release: "6.1".to_owned(),
+            kernel_source: "a package".to_owned(),
+            agent_digest: kernel.digest.clone(),
+            kernel,
+            initramfs: sealed("initramfs.cpio"),
+            modules: Vec::new(),
+            built_at: skerry_model::Timestamp::UNIX_EPOCH,
+        };
+        let json = serde_json::to_vec(&manifest).unwrap();
+        fs::write(boot.join("boot.json"), json).unwrap();
+        let with_kernel = |kernel| {
+            let data_dir = Some(dir.path().to_owned());
+            let settings = Settings { data_dir, kernel: Some(kernel), ..Settings::default() };
+            boot_files(&settings.resolve().unwrap())
+        };
+        let error = format!("{:#}", with_kernel(KernelSetting::Small).unwrap_err());
+        assert!(
+            error.contains("skerry kernel build") && error.contains("not been built"),
+            "{error}"
+        );
+        let boot = with_kernel(KernelSetting::Auto).unwrap();
+        assert_eq!(boot.kernel_variant, KernelVariant::Distribution);
     }
 }

@@ -49,7 +49,6 @@ impl SimNode {
         if let Some(mut old) = state.vms.remove(&spec.workspace_id) {
             vm.guest = old.guest.clone();
             vm.saved = old.saved.take();
-            vm.console = std::mem::take(&mut old.console);
         }
         vm.beginning = beginning;
         vm.job = Some(job);

@@ -6,7 +6,7 @@ use skerry_e2e::{BRING_UP_STEPS, DELETION_STEPS, Options, Server};
 
 #[tokio::test]
 async fn a_server_killed_with_vms_running_finds_them_again_with_their_uptime() -> Result<()> {
-    let mut server = Server::start(Options::default()).await?;
+    let mut server = Server::start(Options::booting()).await?;
     let made = server.expect(200, "POST", "/v1/vms", Some(json!({}))).await?;
     let id = made["vm_id"].as_str().unwrap().to_owned();
     let boot = server.run(&id, "cat /proc/sys/kernel/random/boot_id").await?;
@@ -30,7 +30,7 @@ async fn a_server_killed_with_vms_running_finds_them_again_with_their_uptime() -
 #[tokio::test]
 async fn a_vm_that_died_while_the_server_was_away_is_reported_and_can_be_started_again()
 -> Result<()> {
-    let mut server = Server::start(Options::default()).await?;
+    let mut server = Server::start(Options::booting()).await?;
     let made = server.expect(200, "POST", "/v1/vms", Some(json!({}))).await?;
     let id = made["vm_id"].as_str().unwrap().to_owned();
     server.run(&id, "echo kept > /root/file && sync").await?;
@@ -50,7 +50,7 @@ async fn a_vm_that_died_while_the_server_was_away_is_reported_and_can_be_started
 #[tokio::test]
 async fn a_server_that_dies_after_any_step_of_bringing_a_vm_up_finishes_the_start_afterwards()
 -> Result<()> {
-    let mut server = Server::start(Options::default()).await?;
+    let mut server = Server::start(Options::booting()).await?;
     server.terminate().await?;
     for step in BRING_UP_STEPS {
         server.spawn_with(&[("SKERRY_FAULT", &format!("{step}:abort"))]).await?;
@@ -79,7 +79,7 @@ async fn a_server_that_dies_after_any_step_of_bringing_a_vm_up_finishes_the_star
 
 #[tokio::test]
 async fn a_server_that_dies_after_any_step_of_a_deletion_finishes_it_afterwards() -> Result<()> {
-    let mut server = Server::start(Options::default()).await?;
+    let mut server = Server::start(Options::booting()).await?;
     server.terminate().await?;
     for step in DELETION_STEPS {
         server.spawn_with(&[("SKERRY_FAULT", &format!("{step}:abort"))]).await?;
@@ -104,7 +104,7 @@ async fn a_server_that_dies_after_any_step_of_a_deletion_finishes_it_afterwards(
 
 #[tokio::test]
 async fn a_server_that_dies_while_a_guest_powers_off_finishes_the_stop_afterwards() -> Result<()> {
-    let mut server = Server::start(Options::default()).await?;
+    let mut server = Server::start(Options::booting()).await?;
     server.terminate().await?;
     server.spawn_with(&[("SKERRY_FAULT", "power_off:abort")]).await?;
     let path = "/skerry/v1/workspaces";

@@ -13,7 +13,7 @@ fn status_field(pid: i32, field: &str) -> Result<String> {
 
 #[tokio::test]
 async fn each_vmm_is_sandboxed_and_as_root_has_a_uid_of_its_own() -> Result<()> {
-    let server = Server::start(Options::default()).await?;
+    let server = Server::start(Options::booting()).await?;
     for name in ["one", "two"] {
         let body = json!({"name": name, "memory_mib": 256});
         server.expect(201, "POST", "/skerry/v1/workspaces?wait=240", Some(body)).await?;

@@ -7,6 +7,8 @@ mod command_line;
 mod crash;
 mod cross_dialect;
 mod dialects;
+mod instant_start;
 mod isolation;
+mod kernel;
 mod official_clients;
 mod server;

@@ -47,7 +47,7 @@ async fn the_bootstrap_key_works_at_once_in_every_dialects_way() -> Result<()> {
 
 #[tokio::test]
 async fn sigterm_ends_the_server_within_seconds_and_keeps_the_vms() -> Result<()> {
-    let mut server = Server::start(Options::default()).await?;
+    let mut server = Server::start(Options::booting()).await?;
     let body = json!({"name": "kept", "memory_mib": 256});
     server.expect(201, "POST", "/skerry/v1/workspaces?wait=240", Some(body)).await?;
     let took = server.terminate().await?;

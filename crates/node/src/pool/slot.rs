@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use skerry_internal_api::{ExecControl, ExecOutput, ExecRequest, GuestApi, NodeError, User};
+use skerry_internal_api::{
+    ExecControl, ExecOutput, ExecRequest, GuestApi, NodeError, User, VmSpec,
+};
 use skerry_model::WorkspaceId;
 use skerry_vmm::Vm;
 use tokio_util::sync::CancellationToken;
@@ -74,6 +76,12 @@ impl Waiting {
             Tier::Warm => WARM_MIB,
             Tier::Parked => PARKED_MIB,
         }
+    }
+
+    /// What it is while it waits.
+    fn spec(&self) -> VmSpec {
+        let recipe = &self.template.recipe;
+        neutral_spec(self.number, &recipe.image_digest, &recipe.shape)
     }
 
     pub fn into_nobodys(self) -> Nobodys {
@@ -169,7 +177,14 @@ async fn exercise(host: &Host, parked: &mut Waiting) -> Result<(), StepFailed> {
     let link = link::open_unclaimed(&parked.vm, &host.environment, bound).await;
     let link = link.map_err(Error::Guest).map_err(StepFailed::at("slot_warmed"))?;
     parked.link = Some(Arc::clone(&link));
-    run_once(&link).await.map_err(Error::Guest).map_err(StepFailed::at("slot_warmed"))?;
+    let exercised = async {
+        // Who it will be is known but for the name: what a claim has to do shrinks to that, and goes
+        // through what has been gone through before.
+        let spec = parked.spec();
+        link::claim(&link, &spec, &parked.identity, &host.environment, bound).await?;
+        run_once(&link).await
+    };
+    exercised.await.map_err(Error::Guest).map_err(StepFailed::at("slot_warmed"))?;
     link.hold();
     parked.vm.pause(PAUSE_WITHIN).await.map_err(at)?;
     let passed = host.config.faults.after("slot_warmed").await;

@@ -190,9 +190,8 @@ impl Owner {
         if while_it_runs {
             let begun = || begin_save(vm, &taking.draft, memory_mib);
             self.step("snapshot_begun", begun).await?;
-            let converged = self.step("snapshot_converged", || async {
-                Ok(vm.wait_save(SaveProgress::Converged, save_within(memory_mib)).await?)
-            });
+            let converged =
+                self.save_reaches("snapshot_converged", vm, SaveProgress::Converged, taking);
             unless_cancelled(cancel, "snapshot_converged", converged).await?;
         }
         let disk = self.disk();
@@ -214,18 +213,35 @@ impl Owner {
                 let begun = || begin_save(vm, &taking.draft, memory_mib);
                 self.step("snapshot_begun", begun).await?;
             }
-            let complete = self.step("snapshot_saved", || async {
-                Ok(vm.wait_save(SaveProgress::Complete, save_within(memory_mib)).await?)
-            });
-            unless_cancelled(cancel, "snapshot_saved", complete).await?;
+            let captured =
+                self.save_reaches("snapshot_captured", vm, SaveProgress::Captured, taking);
+            unless_cancelled(cancel, "snapshot_captured", captured).await?;
         }
         let went_on = self.go_on(as_before, "snapshot_went_on").await;
+        let blackout = went_on.at.saturating_duration_since(began);
         match went_on.frozen {
-            Frozen::UntilNow => Ok(went_on.at.saturating_duration_since(began)),
+            Frozen::UntilNow => {}
             Frozen::NoMore => {
-                Err(StepFailed { step: "snapshot_went_on", error: Error::NotOfOneMoment })
+                return Err(StepFailed { step: "snapshot_went_on", error: Error::NotOfOneMoment });
             }
         }
+        if taking.contents == SnapshotContents::DiskAndMemory {
+            // The file is still being written when the guest runs again.
+            let complete = self.save_reaches("snapshot_saved", vm, SaveProgress::Complete, taking);
+            unless_cancelled(cancel, "snapshot_saved", complete).await?;
+        }
+        Ok(blackout)
+    }
+
+    async fn save_reaches(
+        &self,
+        step: &'static str,
+        vm: &Arc<dyn Vm>,
+        progress: SaveProgress,
+        taking: &Taking,
+    ) -> Result<(), StepFailed> {
+        let within = save_within(taking.shape.memory_mib);
+        self.step(step, || async { Ok(vm.wait_save(progress, within).await?) }).await
     }
 
     /// The VM goes on as before, its disk with or without the new overlay, and nothing is left of the

@@ -79,6 +79,8 @@ impl World {
     fn config(&self) -> Config {
         let settings = Settings {
             data_dir: Some(self.data_dir()),
+            // Every start is a boot, and nobody works in the background.
+            template_budget_mib: Some(0),
             image_dir: Some(self.image_dir()),
             memory_dir: Some(self.memory_dir()),
             bootstrap_key: Some(KEY.parse().unwrap()),

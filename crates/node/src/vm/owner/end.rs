@@ -146,7 +146,10 @@ impl Owner {
     }
 
     /// Clean slate. On an error it is tried again later, and by the next request.
-    pub(in crate::vm) async fn release(&mut self, vm: Option<&Arc<dyn Vm>>) -> Result<(), StepFailed> {
+    pub(in crate::vm) async fn release(
+        &mut self,
+        vm: Option<&Arc<dyn Vm>>,
+    ) -> Result<(), StepFailed> {
         let outcome = match &self.ledger {
             Some(ledger) => release_all(&self.host, &self.paths, ledger, vm).await,
             None => release_unnamed(&self.host, &self.paths).await,

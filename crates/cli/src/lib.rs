@@ -76,7 +76,7 @@ async fn carry_out(
     let client = || Client::new(login::connection(options, environment)?);
     let done = |()| ExitCode::SUCCESS;
     match command {
-        Command::Create(args) => commands::workspaces::create(&client()?, args, output).await,
+        Command::Create(args) => commands::workspaces::create(&client()?, *args, output).await,
         Command::Ls(args) => commands::workspaces::list(&client()?, args, output).await.map(done),
         Command::Get(args) => {
             commands::workspaces::get(&client()?, &args.workspace, output).await.map(done)

@@ -60,7 +60,7 @@ impl fmt::Debug for Key {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a workspace and start it
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List workspaces
     #[command(visible_alias = "list")]
     Ls(LsArgs),
@@ -95,7 +95,7 @@ pub enum Command {
     /// Make workspaces that go on where this one is
     Fork(ForkArgs),
     /// Change the rules of a workspace's life: time to live, idling, restarts
-    Lifecycle(LifecycleArgs),
+    Lifecycle(Box<LifecycleArgs>),
     /// Renew a workspace's time to live
     Renew(RenewArgs),
     /// Delete workspaces with their disks

@@ -26,11 +26,14 @@ use crate::{
 /// Longer than the largest disk takes on a slow host.
 const FLATTENED_WITHIN: Duration = Duration::from_secs(4 * 3600);
 
+/// The VMM's part of it.
+type Work = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
 /// A flattening that is wanted or under way.
 pub(super) struct Flattening {
     chain: DiskChain,
     /// Locked only so that the owner may be looked at from several tasks; never waited for.
-    work: Mutex<Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>>,
+    work: Mutex<Work>,
 }
 
 impl Flattening {

@@ -19,6 +19,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    libc,
     sys::{
         signal::{Signal, kill, killpg},
         wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
@@ -173,6 +174,19 @@ impl Children {
         let _ = killpg(leader, signal);
         for pid in session_members(leader) {
             let _ = kill(pid, signal);
+        }
+    }
+
+    /// Gives a process that was started in the background the same share as others, if we still own it:
+    /// also being killed takes time on a processor.
+    pub(crate) fn hurry(&self, leader: Pid) {
+        let table = self.lock();
+        if position(&table, leader).is_some() {
+            let parameters = libc::sched_param { sched_priority: 0 };
+            // SAFETY: a plain system call that reads its argument. It fails only if it is not needed.
+            unsafe {
+                libc::sched_setscheduler(leader.as_raw(), libc::SCHED_OTHER, &raw const parameters)
+            };
         }
     }
 

@@ -1,7 +1,8 @@
 //! The SSH host keys of the guest. They belong to its machine id: with another one they are removed, so
 //! that no two clones share them, and made anew if the guest has an SSH server.
 //!
-//! Making them takes seconds on a slow machine, so nobody waits for it. The kind that is made in no time
+//! Making them takes seconds on a slow machine, so nobody waits for it, and it takes no time from
+//! anything else that wants to run. The kind that is made in no time
 //! comes first, so that a server that is started soon has one; a server that runs is told.
 
 use std::{

@@ -539,6 +539,8 @@ async fn a_stop_during_a_claim_wins() {
     bounded(async {
         let world = World::instant(1);
         let node = prepared(&world).await;
+        // One for the claim and one for the slot that is made in its place, whichever comes first.
+        world.host.inject_at(Step::Resume, StepFault::Hang);
         world.host.inject_at(Step::Resume, StepFault::Hang);
         let start = node.ensure_running(world.spec(1, 1));
         let stop = async {

@@ -254,7 +254,9 @@ async fn snapshots_of_a_real_guest_that_writes_are_whole_and_the_guest_goes_on()
         }
         node.ensure_stopped(id, FIRST, GRACEFUL).await.unwrap();
         node.ensure_running(world.spec(2, 256)).await.unwrap();
-        assert_eq!(stdout(&node, id, VERIFY).await.trim().parse::<u64>().unwrap(), source);
+        // What the writer had under way when it was told to end may have come after the count.
+        let kept: u64 = stdout(&node, id, VERIFY).await.trim().parse().unwrap();
+        assert!((source..=source + 1).contains(&kept), "{kept} instead of {source}");
         node.ensure_deleted(id).await.unwrap();
         assert_eq!(world.left(), Vec::<String>::new());
     })

@@ -58,6 +58,17 @@ pub(crate) struct Launch<'a> {
     pub(crate) cgroup: Option<&'a OwnedFd>,
     /// What the agent ignores and it must not.
     pub(crate) ignored_signals: &'a IgnoredSignals,
+    /// How much it matters.
+    pub(crate) importance: Importance,
+}
+
+/// How much a program matters beside others in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Importance {
+    /// Somebody waits for it.
+    Normal,
+    /// It gets what others leave of the processors.
+    Background,
 }
 
 /// Why a program did not start.
@@ -89,6 +100,7 @@ impl Launch<'_> {
             ids: self.ids.as_ref(),
             working_dir: self.working_dir.as_ptr(),
             ignored_signals: self.ignored_signals.as_slice(),
+            importance: self.importance,
             error: AtomicI32::new(0),
             stage: AtomicU8::new(Stage::Other as u8),
         };
@@ -235,6 +247,7 @@ struct Child<'a> {
     ids: Option<&'a (u32, u32, Vec<u32>)>,
     working_dir: *const c_char,
     ignored_signals: &'a [c_int],
+    importance: Importance,
     /// Why it has failed; 0 as long as it has not.
     error: AtomicI32,
     stage: AtomicU8,
@@ -270,6 +283,14 @@ impl Child<'_> {
             libc::umask(0o022);
             for signal in self.ignored_signals {
                 libc::signal(*signal, libc::SIG_DFL);
+            }
+            match self.importance {
+                Importance::Normal => {}
+                // A kernel that cannot do that runs it all the same.
+                Importance::Background => {
+                    let parameters = libc::sched_param { sched_priority: 0 };
+                    libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters);
+                }
             }
             if let Some((uid, gid, groups)) = self.ids {
                 check_long(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;

@@ -61,7 +61,7 @@ pub(crate) async fn start(guest: &Arc<Guest>, request: Exec) -> Result<Command, 
     })
 }
 
-/// Runs a program of the agent's own, as root and without any streams, for at most `within` or until it
+/// Runs a program of the agent's own, as root, in the background and without any streams, for at most `within` or until it
 /// is given up, and returns when it has ended.
 pub(crate) async fn run_quietly(
     guest: &Arc<Guest>,
@@ -74,6 +74,7 @@ pub(crate) async fn run_quietly(
     let end = tokio::select! {
         end = &mut ended => end,
         () = async { tokio::select! { () = sleep(within) => {}, () = given_up.cancelled() => {} } } => {
+            guest.children().hurry(leader);
             guest.children().signal_session(leader, Signal::SIGKILL);
             ended.await
         }

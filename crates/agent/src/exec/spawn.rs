@@ -21,7 +21,7 @@ use nix::{
 use skerry_agent_protocol::message::{Exec, ExecEnd, FailureCode, Terminal};
 use tokio::sync::oneshot;
 
-use super::launch::{Launch, LaunchError};
+use super::launch::{Importance, Launch, LaunchError};
 use crate::{AgentError, Guest, users::Account};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -65,13 +65,14 @@ pub(super) fn spawn(guest: &Guest, request: &Exec) -> Result<Started, AgentError
         working_dir: c_string(working_dir.as_os_str().as_bytes())?,
         cgroup: guest.workload_cgroup(),
         ignored_signals: guest.ignored_signals(),
+        importance: Importance::Normal,
     };
     let (leader, ended) =
         guest.children().start(&launch).map_err(|error| refusal_of_start(request, &error))?;
     Ok(Started { leader, ended, parent_ends })
 }
 
-/// Starts a program of the agent's own as root, without any streams.
+/// Starts a program of the agent's own as root, in the background and without any streams.
 pub(super) fn spawn_quietly(
     guest: &Guest,
     argv: &[&str],
@@ -92,6 +93,7 @@ pub(super) fn spawn_quietly(
         working_dir: c_string(b"/")?,
         cgroup: guest.workload_cgroup(),
         ignored_signals: guest.ignored_signals(),
+        importance: Importance::Background,
     };
     guest.children().start(&launch).map_err(|error| match error {
         LaunchError::WorkingDir(error) => AgentError::from_io("/", &error),

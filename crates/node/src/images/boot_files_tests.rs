@@ -12,7 +12,7 @@ fn store() -> (tempfile::TempDir, ImageStore) {
 }
 
 fn publish_boot(store: &ImageStore) -> BootArtefacts {
-    let lock = store.lock(&mut || panic!("nobody else builds here")).unwrap();
+    let lock = store.lock(&mut || {}).unwrap();
     let staging = lock.staging("boot").unwrap();
     let (kernel, initramfs) = (staging.path.join(KERNEL_FILE), staging.path.join(INITRAMFS_FILE));
     fs::write(&kernel, "distribution's").unwrap();
@@ -31,7 +31,7 @@ fn publish_boot(store: &ImageStore) -> BootArtefacts {
 }
 
 fn publish_kernel(store: &ImageStore, content: &str) -> SmallKernel {
-    let lock = store.lock(&mut || panic!("nobody else builds here")).unwrap();
+    let lock = store.lock(&mut || {}).unwrap();
     let staging = lock.staging("kernel").unwrap();
     let (kernel, config) = (staging.path.join(KERNEL_FILE), staging.path.join(KERNEL_CONFIG_FILE));
     fs::write(&kernel, content).unwrap();

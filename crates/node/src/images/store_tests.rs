@@ -18,7 +18,8 @@ fn bench() -> Bench {
 
 /// Puts an image of this content into the store, built `second` seconds after the epoch.
 fn publish(store: &ImageStore, name: &str, content: &[u8], second: i64) -> StoredImage {
-    let lock = store.lock(&mut || panic!("nobody else builds here")).unwrap();
+    // A child that another test has just forked holds a copy of the lock for a moment.
+    let lock = store.lock(&mut || {}).unwrap();
     let staging = lock.staging(name).unwrap();
     let disk = staging.path.join(DISK_FILE);
     fs::write(&disk, content).unwrap();

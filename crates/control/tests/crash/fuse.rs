@@ -41,6 +41,7 @@ pub enum When {
 
 /// Counts operations and ends everything at one of them: from then on nothing is answered.
 pub struct Fuse {
+    operation: u32,
     left: AtomicU32,
     when: When,
     blown: AtomicBool,
@@ -50,7 +51,7 @@ pub struct Fuse {
 impl Fuse {
     pub fn at(operation: u32, when: When) -> Arc<Self> {
         let left = AtomicU32::new(operation);
-        Arc::new(Self { left, when, blown: AtomicBool::new(false), bell: Notify::new() })
+        Arc::new(Self { operation, left, when, blown: AtomicBool::new(false), bell: Notify::new() })
     }
 
     /// Returns once everything has ended.
@@ -58,6 +59,13 @@ impl Fuse {
         while !self.blown.load(Ordering::SeqCst) {
             self.bell.notified().await;
         }
+    }
+
+    /// Whether the operation was begun at which everything ends: its outcome may be seen, and the use
+    /// case be over, in the moment before the end.
+    pub fn was_reached(&self) -> bool {
+        // Counted below zero.
+        self.left.load(Ordering::SeqCst) > self.operation
     }
 
     pub fn is_blown(&self) -> bool {

@@ -82,7 +82,11 @@ impl BringUp<'_> {
     pub(super) async fn resume(&mut self) -> Result<(), Error> {
         self.checked().await?;
         let vm = self.vm.as_ref().ok_or(Error::StepMissing("park"))?;
-        vm.resume(RESUME_WITHIN).await?;
+        tokio::select! {
+            resumed = vm.resume(RESUME_WITHIN) => resumed?,
+            // What is released next is killed, whatever became of this.
+            () = self.cancel.cancelled() => return Err(Error::Cancelled),
+        }
         Ok(())
     }
 

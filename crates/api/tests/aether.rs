@@ -74,6 +74,23 @@ async fn the_documented_request_makes_the_documented_machine() {
 }
 
 #[tokio::test]
+async fn what_nobody_uses_stops_after_ten_minutes_unless_it_is_kept_active() {
+    let mut front = Front::open().await;
+    let project = default_project(&mut front).await;
+    let kept = create(&mut front, &project, Some(json!({ "keep_active": true }))).await;
+    let idle = create(&mut front, &project, Some(json!({}))).await;
+    for id in [&kept, &idle] {
+        front.settled(id).await;
+    }
+    front.test.advance(Duration::from_secs(599));
+    front.test.quiet().await;
+    assert!(matches!(front.settled(&idle).await.state, State::Running { .. }));
+    front.test.advance(Duration::from_secs(1));
+    front.until(&idle, |workspace| workspace.state == State::Stopped).await;
+    assert!(matches!(front.settled(&kept).await.state, State::Running { .. }));
+}
+
+#[tokio::test]
 async fn create_refuses_bad_hardware_and_changes_nothing() {
     let mut front = Front::open().await;
     let project = default_project(&mut front).await;

@@ -1,13 +1,25 @@
 //! Between Aether's wire types and the core's: total and pure.
 
 use skerry_control::{CreateProject, CreateWorkspace, Project, StartPolicy, UpdateWorkspace, Wait};
-use skerry_model::{Desired, Incarnation, Plan, ProjectId, State, Workspace, spec::CpuKind};
+use skerry_model::{
+    Desired, IdleAction, IdlePolicy, Incarnation, Plan, ProjectId, State, Workspace, spec::CpuKind,
+};
 
 use super::{
     hardware::{self, FieldError, Hardware},
     wire,
 };
 use crate::{ids, object::Object};
+
+/// After how many minutes without a connection a workspace stops that is not kept active, by Aether's
+/// guide "Workspaces".
+pub(super) const IDLE_MINUTES: u32 = 10;
+
+const IDLE: IdlePolicy = IdlePolicy {
+    after_seconds: IDLE_MINUTES * 60,
+    action: IdleAction::Stop,
+    discard_memory_after_seconds: None,
+};
 
 /// What a create request asks of the core: the workspace begins to start at once and the answer does
 /// not wait for it.
@@ -27,6 +39,7 @@ pub(super) fn create(
         memory_mib: Some(u64::from(hardware.memory_mb)),
         disk_mib: Some(u64::from(hardware.disk_mib())),
         cpu_kind: hardware.cpu_kind,
+        idle: Some(IDLE),
         keep_active: body.keep_active.unwrap_or_default(),
         ..CreateWorkspace::new(StartPolicy::Now(Wait::No))
     })

@@ -18,6 +18,6 @@ pub(super) async fn profile(auth: Authenticated<Aether>) -> Json<wire::Profile> 
 pub(super) async fn settings(_auth: Authenticated<Aether>) -> Json<wire::Settings> {
     Json(wire::Settings {
         default_hardware: convert::default_hardware(),
-        default_idle_timeout_minutes: None,
+        default_idle_timeout_minutes: convert::IDLE_MINUTES,
     })
 }

@@ -163,6 +163,6 @@ pub(super) struct Profile {
 #[derive(Debug, Serialize)]
 pub(super) struct Settings {
     pub default_hardware: Hardware,
-    /// Null: a workspace never stops for being idle.
-    pub default_idle_timeout_minutes: Option<u32>,
+    /// After how long without use a workspace stops that is not kept active.
+    pub default_idle_timeout_minutes: u32,
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
-use skerry_model::{Plan, Pool, Secret, Timestamp};
+use skerry_model::{Plan, Pool, Secret, Timestamp, Workspace, WorkspaceId};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -171,6 +171,22 @@ async fn assemble(
         background,
         directory,
     })
+}
+
+/// Waits until a workspace's record is as wanted, told by its changes; answers it as it is then.
+///
+/// # Panics
+/// When it is gone, or not so within 20 seconds.
+#[allow(clippy::expect_used, reason = "a test's own ground; there is nobody to tell")]
+pub async fn until(
+    control: &Control,
+    id: WorkspaceId,
+    wanted: impl Fn(&Workspace) -> bool,
+) -> Workspace {
+    let reached = control.inner.wait_for(id, Duration::from_secs(20), &wanted).await;
+    let record = reached.expect("the store answers").expect("the workspace is there");
+    assert!(wanted(&record), "not within 20 s: {record:?}");
+    record
 }
 
 impl TestControl {

@@ -35,17 +35,7 @@ async fn until(
     workspace: &Workspace,
     what: impl Fn(&Workspace) -> bool,
 ) -> Workspace {
-    let caller = test.caller().await;
-    let reached = async {
-        loop {
-            let now = test.control.get_workspace(&caller, &by_id(workspace)).await.unwrap();
-            if what(&now) {
-                return now;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), reached).await.unwrap()
+    testing::until(&test.control, workspace.id, what).await
 }
 
 #[tokio::test]

@@ -4,8 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use skerry_control::{
     Caller, Control, CreateSnapshot, CreateWorkspace, Error, ForkWorkspace, RestoreWorkspace,
-    SnapshotRef, StartPolicy, Wait, WorkspaceRef, internal_api::VmExit, sim_node::SimNode,
-    testing::TestClock,
+    SnapshotRef, StartPolicy, Wait, WorkspaceRef,
+    internal_api::VmExit,
+    sim_node::SimNode,
+    testing::{self, TestClock},
 };
 use skerry_model::{
     AfterRestore, Backoff, Cause, Desired, Expiry, ExpiryAction, RestartMode, RestartPolicy,
@@ -64,18 +66,6 @@ impl Ground {
         guest.put_file("/root/file", b"at first");
         guest.hold("counter", "at first");
         made.id
-    }
-
-    /// Waits until the record is as wanted.
-    async fn until(&self, id: WorkspaceId, what: impl Fn(&Workspace) -> bool) {
-        let which = WorkspaceRef::Id(id);
-        loop {
-            let now = self.control.get_workspace(&self.caller, &which).await.unwrap();
-            if what(&now) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
     }
 
     async fn snapshot(&self, of: WorkspaceId) -> Result<SnapshotId, Error> {
@@ -172,7 +162,7 @@ impl UseCase {
                 let id = ground.running(request).await;
                 let reason = "signal 9".to_owned();
                 ground.node.end_vm(id, VmExit::Crashed { reason });
-                ground.until(id, |w| w.lifecycle.restart_at.is_some()).await;
+                testing::until(&ground.control, id, |w| w.lifecycle.restart_at.is_some()).await;
                 Prepared { workspace: Some(id), snapshot: None }
             }
         }
@@ -228,12 +218,15 @@ impl UseCase {
             }
             Self::Expire => {
                 ground.clock.advance(Duration::from_secs(60));
-                ground.until(workspace, |w| w.state == State::Suspended).await;
+                testing::until(&ground.control, workspace, |w| w.state == State::Suspended).await;
                 Ok(())
             }
             Self::RestartByPolicy => {
                 ground.clock.advance(Duration::from_secs(60));
-                ground.until(workspace, |w| matches!(w.state, State::Running { .. })).await;
+                testing::until(&ground.control, workspace, |w| {
+                    matches!(w.state, State::Running { .. })
+                })
+                .await;
                 Ok(())
             }
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use skerry_control::{
     Caller, CreateSnapshot, CreateWorkspace, Error, StartPolicy, Wait, WorkspaceRef,
-    testing::TestControl,
+    testing::{self, TestControl},
 };
 use skerry_model::{ErrorKind, Failure, SnapshotContents, State, Workspace};
 
@@ -74,16 +74,7 @@ pub async fn until(
     workspace: &Workspace,
     what: impl Fn(&Workspace) -> bool,
 ) -> Workspace {
-    let reached = async {
-        loop {
-            let now = now(test, workspace).await;
-            if what(&now) {
-                return now;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), reached).await.unwrap()
+    testing::until(&test.control, workspace.id, what).await
 }
 
 pub fn is_running(workspace: &Workspace) -> bool {

@@ -319,6 +319,13 @@ impl Lives {
                 let resumed = self.ask(number, &Asked::Resume(*incarnation)).await;
                 assert_eq!(resumed, Ok(()));
             }
+            // It is complete: only its answer was lost.
+            (Asked::Run(incarnation, _), Some(VmPhase::Running))
+                if found.as_ref().is_some_and(|found| found.incarnation.0 == *incarnation) =>
+            {
+                let answer = self.ask(number, ask).await;
+                self.expect(number, ask, answer);
+            }
             // A start cannot be told from the end of what it replaced.
             (Asked::Run(incarnation, from), _) => {
                 let again = Asked::Run(incarnation + 1, *from);
@@ -524,6 +531,42 @@ fn number_of(id: SnapshotId) -> u128 {
     id.as_uuid().as_u128()
 }
 
+/// Lives these events from the first start to the last deletion.
+fn live(events: Vec<Event>) {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(support::bounded(async {
+        let mut lives = Lives::new().await;
+        lives.happen(Event::Asked(1, Ask::Start)).await;
+        lives.happen(Event::Used(1)).await;
+        for event in events {
+            lives.happen(event).await;
+        }
+        lives.end().await;
+    }));
+}
+
+#[test]
+fn a_start_from_memory_or_a_snapshot_that_fails_or_dies_at_any_point_can_be_asked_for_again() {
+    let kept = Event::Asked(1, Ask::Snapshot(SnapshotContents::DiskAndMemory));
+    let ways = [(Event::Asked(1, Ask::Suspend), Ask::StartFromMemory), (kept, Ask::Restore(0))];
+    for (before, ask) in ways {
+        for point in points_of_starts() {
+            live(vec![before, Event::Used(1), Event::Failing(1, ask, point), Event::Used(1)]);
+            live(vec![before, Event::Used(1), Event::Dying(1, ask, point), Event::Used(1)]);
+        }
+    }
+}
+
+/// The points that a start passes.
+fn points_of_starts() -> impl Iterator<Item = usize> {
+    let passed = |point: &&str| {
+        ["cpus_resumed", "memory_forgotten", "memory_removed"].contains(point)
+            || point.starts_with("release")
+    };
+    (0..POINTS.len()).filter(move |point| passed(&POINTS[*point]))
+}
+
 /// 1,000 and more by the environment, where there is time.
 fn cases() -> u32 {
     let wanted = std::env::var("PROPTEST_CASES").ok();
@@ -552,19 +595,6 @@ proptest! {
     fn no_life_loses_what_was_written_or_leaves_anything_behind(
         events in proptest::collection::vec(events(), 1..16),
     ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(support::bounded(async {
-            let mut lives = Lives::new().await;
-            lives.happen(Event::Asked(1, Ask::Start)).await;
-            lives.happen(Event::Used(1)).await;
-            for event in events {
-                lives.happen(event).await;
-            }
-            lives.end().await;
-        }));
+        live(events);
     }
 }

@@ -19,6 +19,8 @@ pub(crate) struct Workspace {
     pub(crate) env_names: Vec<String>,
     pub(crate) state: String,
     pub(crate) running_since: Option<String>,
+    #[serde(default)]
+    pub(crate) start_path: Option<String>,
     pub(crate) failure: Option<Failure>,
     pub(crate) incarnation: u64,
     pub(crate) expires_at: Option<String>,

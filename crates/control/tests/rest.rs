@@ -58,6 +58,31 @@ async fn a_suspended_workspace_has_no_vm_and_goes_on_where_it_was_as_a_new_start
 }
 
 #[tokio::test]
+async fn a_record_says_how_its_vm_came_to_run_until_the_next_start_begins() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let made = lively(&test, &caller, running()).await;
+    assert_eq!(made.lifecycle.start_path, Some(StartPath::Boot));
+    let which = by_id(&made);
+    let paused = test.control.pause_workspace(&caller, &which, LONG).await.unwrap();
+    let suspended = test.control.suspend_workspace(&caller, &which, LONG).await.unwrap();
+    for rests in [paused, suspended] {
+        assert_eq!(rests.lifecycle.start_path, Some(StartPath::Boot), "{:?}", rests.state);
+    }
+    test.node.hang(Point::EnsureRunning);
+    test.control.resume_workspace(&caller, &which, Wait::No).await.unwrap();
+    let starting = until(&test, &made, |w| w.state == State::Starting).await;
+    assert_eq!(starting.lifecycle.start_path, None);
+    test.node.release(Point::EnsureRunning);
+    let resumed = until(&test, &made, is_running).await;
+    assert_eq!(resumed.lifecycle.start_path, Some(StartPath::SavedMemory));
+    let test = test.reopen().await;
+    assert_eq!(now(&test, &made).await.lifecycle.start_path, Some(StartPath::SavedMemory));
+    let stopped = test.control.stop_workspace(&caller, &which, LONG).await.unwrap();
+    assert_eq!(stopped.lifecycle.start_path, Some(StartPath::SavedMemory));
+}
+
+#[tokio::test]
 async fn a_start_of_what_rests_resumes_it() {
     let test = testing::open().await;
     let caller = test.caller().await;

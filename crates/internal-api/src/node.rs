@@ -10,7 +10,7 @@ use skerry_model::{
 };
 use tokio::sync::broadcast;
 
-pub use skerry_model::{SnapshotContents, StartFrom};
+pub use skerry_model::{SnapshotContents, StartFrom, StartPath};
 
 use crate::{ByteStream, GuestApi, NodeError};
 
@@ -34,22 +34,6 @@ pub struct VmSpec {
     /// What it begins with.
     #[serde(default)]
     pub start_from: StartFrom,
-}
-
-/// How a VM came to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StartPath {
-    /// It was waiting in the pool, restored and paused.
-    Pool,
-    /// Restored from a template.
-    Template,
-    /// Booted.
-    Boot,
-    /// Restored from memory that a suspension saved.
-    SavedMemory,
-    /// Restored from a snapshot's memory.
-    SnapshotMemory,
 }
 
 /// A snapshot as the node has it: immutable and complete.

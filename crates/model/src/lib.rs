@@ -36,7 +36,7 @@ pub use reconcile::{NodeView, Step, VmEnd, VmViewPhase, next_step};
 pub use secret::Secret;
 pub use snapshot::{
     Snapshot, SnapshotContents, SnapshotEvent, SnapshotFacts, SnapshotPurpose, SnapshotState,
-    SnapshotStep, StartFrom, next_snapshot_step,
+    SnapshotStep, StartFrom, StartPath, next_snapshot_step,
 };
 pub use spec::{EnvVar, ImageRef, Lifetime, Origin, Shape, WorkspaceSpec};
 pub use state::{Desired, Event, Moved, Refusal, State, StillThere, Transition, transition};

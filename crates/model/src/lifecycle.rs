@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Invalid, SnapshotContents, SnapshotId, StartFrom, Timestamp};
+use crate::{Failure, Invalid, SnapshotContents, SnapshotId, StartFrom, StartPath, Timestamp};
 
 /// What happens when a workspace's time is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -264,13 +264,16 @@ pub enum FinalSnapshot {
     Settled,
 }
 
-/// What a record remembers for the rules of its life. Stored as one value; what an older server did not
-/// know is at its default.
+/// What a record remembers of its starts and for the rules of its life. Stored as one value; what an
+/// older server did not know is at its default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Lifecycle {
     /// What the start under way, or else the next one, begins with.
     pub start_from: StartFrom,
+    /// How the VM there is, or else the last one, came to run; `None` while it is brought up and
+    /// where the node does not know.
+    pub start_path: Option<StartPath>,
     /// Whether the workspace has a disk of its own already: a start has succeeded.
     pub has_disk: bool,
     /// Who decided what is desired now.

@@ -5,7 +5,8 @@
 //! a crash is no special case.
 
 use crate::{
-    Desired, Event, Failure, FailureCode, Incarnation, StartFrom, State, Timestamp, Workspace,
+    Desired, Event, Failure, FailureCode, Incarnation, StartFrom, StartPath, State, Timestamp,
+    Workspace,
 };
 
 /// How far a VM is, as its node says.
@@ -48,6 +49,8 @@ pub struct NodeView {
     pub phase: VmViewPhase,
     /// When the guest became ready.
     pub ready_at: Option<Timestamp>,
+    /// How it came to run, while it runs and that is known.
+    pub start_path: Option<StartPath>,
     /// How it ended, when it is stopped and that is known.
     pub end: Option<VmEnd>,
 }
@@ -316,7 +319,7 @@ fn with_vm(workspace: &Workspace, observed: Option<&NodeView>, now: Timestamp, a
 }
 
 fn found(view: &NodeView, now: Timestamp) -> Event {
-    Event::VmFound(view.incarnation, view.ready_at.unwrap_or(now))
+    Event::VmFound(view.incarnation, view.ready_at.unwrap_or(now), view.start_path)
 }
 
 fn lost(incarnation: Incarnation, now: Timestamp) -> Event {

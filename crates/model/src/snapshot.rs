@@ -48,6 +48,22 @@ impl StartFrom {
     }
 }
 
+/// How a VM came to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartPath {
+    /// It was waiting in the pool, restored and paused.
+    Pool,
+    /// Restored from a template.
+    Template,
+    /// Booted.
+    Boot,
+    /// Restored from memory that a suspension saved.
+    SavedMemory,
+    /// Restored from a snapshot's memory.
+    SnapshotMemory,
+}
+
 /// What a snapshot has to contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Incarnation, Timestamp};
+use crate::{Failure, Incarnation, StartPath, Timestamp};
 
 /// What the tenant wants the workspace to be. Written by requests (and by rules such as "the guest
 /// powered itself off"); the reconciler works towards it.
@@ -137,11 +137,11 @@ pub enum StillThere {
 pub enum Event {
     /// A start begins; the number is the new start's.
     StartBegun(Incarnation),
-    /// The guest of this start is ready.
-    GuestReady(Incarnation, Timestamp),
+    /// The guest of this start is ready since then, and came to run in this way as far as is known.
+    GuestReady(Incarnation, Timestamp, Option<StartPath>),
     /// A VM of this start was found running on the node although the record did not say so (a
     /// report was lost, or control was). Built only from what the node says at this moment.
-    VmFound(Incarnation, Timestamp),
+    VmFound(Incarnation, Timestamp, Option<StartPath>),
     /// This start failed and left nothing behind but the disk and what it was to begin with.
     StartFailed(Incarnation, Failure),
     /// The virtual CPUs of the VM of this start stand still; its guest had been ready since then.
@@ -239,8 +239,8 @@ pub fn transition(state: &State, current: Incarnation, event: &Event) -> Transit
         Event::DeleteBegun => moved(State::Deleting, current, Some(Desired::Deleted)),
         Event::StopBegun => stop_begun(state, current),
         Event::StartBegun(new) => start_begun(state, current, *new),
-        Event::VmFound(found, since) => vm_found(state, current, *found, *since),
-        Event::GuestReady(of, since) => {
+        Event::VmFound(found, since, _) => vm_found(state, current, *found, *since),
+        Event::GuestReady(of, since, _) => {
             of_current(*of, current, || guest_ready(state, current, *since))
         }
         Event::StartFailed(of, failure) => {

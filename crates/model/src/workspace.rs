@@ -86,6 +86,7 @@ impl Workspace {
             State::Starting => {
                 self.start_began_at = Some(now);
                 self.expires_at = None;
+                self.lifecycle.start_path = None;
                 self.lifecycle.resting_since = None;
                 self.lifecycle.restart_at = None;
                 self.lifecycle.rest_failure = None;
@@ -101,6 +102,9 @@ impl Workspace {
                 self.failed_starts = 0;
                 self.lifecycle.has_disk = true;
                 self.lifecycle.start_from = StartFrom::Disk;
+                if let Event::GuestReady(_, _, path) | Event::VmFound(_, _, path) = event {
+                    self.lifecycle.start_path = *path;
+                }
                 self.lifecycle.resting_since = None;
                 self.lifecycle.restart_at = None;
             }

@@ -22,7 +22,7 @@ fn running() -> Workspace {
 fn run(workspace: &mut Workspace, incarnation: u64, second: i64) {
     wish(workspace, Wish::Start, second).unwrap();
     workspace.apply(&Event::StartBegun(Incarnation(incarnation)), at(second));
-    let ready = Event::GuestReady(Incarnation(incarnation), at(second + 1));
+    let ready = Event::GuestReady(Incarnation(incarnation), at(second + 1), None);
     workspace.apply(&ready, at(second + 1));
     assert!(matches!(workspace.state, State::Running { .. }), "{:?}", workspace.state);
 }
@@ -56,7 +56,7 @@ fn a_time_to_live_begins_when_the_guest_is_ready_and_ends_with_the_vm() {
     wish(&mut workspace, Wish::Start, 0).unwrap();
     workspace.apply(&Event::StartBegun(Incarnation(1)), at(1));
     assert_eq!(workspace.due_at(), None);
-    workspace.apply(&Event::GuestReady(Incarnation(1), at(2)), at(3));
+    workspace.apply(&Event::GuestReady(Incarnation(1), at(2), None), at(3));
     assert_eq!(workspace.due_at(), Some(at(62)));
     assert_eq!(workspace.ring(at(61)), None);
     assert_eq!(workspace.ring(at(62)), Some(Timer::Expiry));
@@ -82,7 +82,7 @@ fn a_time_to_live_goes_on_while_paused_and_begins_anew_after_a_suspension() {
     assert_eq!(workspace.due_at(), None);
     wish(&mut workspace, Wish::Resume, 100).unwrap();
     workspace.apply(&Event::StartBegun(Incarnation(2)), at(100));
-    workspace.apply(&Event::GuestReady(Incarnation(2), at(101)), at(101));
+    workspace.apply(&Event::GuestReady(Incarnation(2), at(101), None), at(101));
     assert_eq!(workspace.due_at(), Some(at(161)));
 }
 
@@ -490,7 +490,7 @@ fn a_restart_is_settled_only_by_a_newer_vm() {
     workspace.apply(&Event::VmStopped(Incarnation(1)), at(4));
     assert!(!workspace.is_settled());
     workspace.apply(&Event::StartBegun(Incarnation(2)), at(5));
-    workspace.apply(&Event::GuestReady(Incarnation(2), at(6)), at(6));
+    workspace.apply(&Event::GuestReady(Incarnation(2), at(6), None), at(6));
     assert!(workspace.is_settled());
 }
 
@@ -533,7 +533,7 @@ fn a_stop_during_a_start_wins() {
     wish(&mut workspace, Wish::Start, 0).unwrap();
     workspace.apply(&Event::StartBegun(Incarnation(1)), at(1));
     wish(&mut workspace, Wish::Stop, 2).unwrap();
-    let late = workspace.apply(&Event::GuestReady(Incarnation(1), at(3)), at(3));
+    let late = workspace.apply(&Event::GuestReady(Incarnation(1), at(3), None), at(3));
     assert_eq!(late, Transition::Refused(Refusal::BeingStopped));
     assert_eq!(workspace.state, State::Stopping);
 }

@@ -317,6 +317,7 @@ pub(super) fn shown(workspace: &wire::Workspace) -> String {
         }
     };
     optional("running since", workspace.running_since.as_deref().map(output::time));
+    optional("start path", workspace.start_path.clone());
     optional(
         "failure",
         workspace.failure.as_ref().map(|failure| format!("{} ({})", failure.message, failure.code)),

@@ -138,6 +138,7 @@ fn view(report: &VmReport) -> NodeView {
             VmPhase::Stopped => VmViewPhase::Stopped,
         },
         ready_at: report.ready_at,
+        start_path: report.start_path,
         end: report.last_exit.as_ref().map(|exit| match exit {
             VmExit::PoweredOff | VmExit::Rebooted => VmEnd::ByGuest,
             VmExit::Crashed { reason } => VmEnd::Crashed { reason: reason.clone() },

@@ -178,7 +178,8 @@ impl Worker {
             // What is wanted instead includes the call that cancels this bring-up on the node.
             Call::Overtaken | Call::Returned(Err(NodeError::Cancelled)) => return Ok(()),
             Call::Returned(Ok(report)) if report.incarnation == incarnation => {
-                Event::GuestReady(incarnation, report.ready_at.unwrap_or_else(|| inner.now()))
+                let since = report.ready_at.unwrap_or_else(|| inner.now());
+                Event::GuestReady(incarnation, since, report.start_path)
             }
             Call::Returned(Ok(report)) => {
                 let (wanted, got) = (incarnation, report.incarnation);

@@ -12,7 +12,20 @@ use crate::{
 
 fn view(incarnation: u64, phase: VmViewPhase) -> NodeView {
     let ready_at = (phase == VmViewPhase::Running).then(|| at(50));
-    NodeView { incarnation: Incarnation(incarnation), phase, ready_at, end: None }
+    let incarnation = Incarnation(incarnation);
+    NodeView { incarnation, phase, ready_at, start_path: None, end: None }
+}
+
+#[test]
+fn a_vm_that_is_found_says_how_it_came_to_run() {
+    let path = Some(StartPath::Template);
+    let vm = NodeView { start_path: path, ..view(1, VmViewPhase::Running) };
+    let mut workspace = record(State::Starting, Desired::Running, 1, 0);
+    let Step::Record(found) = next_step(&workspace, Some(&vm), at(60)) else {
+        panic!("it is not recorded")
+    };
+    workspace.apply(&found, at(60));
+    assert_eq!(workspace.lifecycle.start_path, path);
 }
 
 fn record(state: State, desired: Desired, incarnation: u64, replace_through: u64) -> Workspace {
@@ -31,7 +44,7 @@ fn shown(step: Step) -> String {
         Step::Record(Event::VmCrashed(of, failure)) => {
             format!("Record(VmCrashed({of}, {}))", failure.code)
         }
-        Step::Record(Event::VmFound(of, since)) => format!("Record(VmFound({of}, {since}))"),
+        Step::Record(Event::VmFound(of, since, _)) => format!("Record(VmFound({of}, {since}))"),
         Step::Record(Event::VmPaused(of, _)) => format!("Record(VmPaused({of}))"),
         Step::Record(Event::VmResumed(of, _)) => format!("Record(VmResumed({of}))"),
         other => format!("{other:?}"),
@@ -189,6 +202,7 @@ fn any_view() -> impl Strategy<Value = Option<NodeView>> {
         incarnation: Incarnation(n),
         phase,
         ready_at: Some(at(50)),
+        start_path: None,
         end: end.filter(|_| phase == VmViewPhase::Stopped),
     });
     prop::option::of(view)
@@ -246,7 +260,7 @@ fn obey(step: &Step, workspace: &mut Workspace, node: &mut Option<NodeView>) -> 
             if node.as_ref().is_none_or(|vm| vm.incarnation <= *incarnation) {
                 *node = Some(view(incarnation.0, VmViewPhase::Running));
             }
-            workspace.apply(&Event::GuestReady(*incarnation, at(60)), at(60));
+            workspace.apply(&Event::GuestReady(*incarnation, at(60), None), at(60));
         }
         Step::Pause { incarnation } => {
             phase_to(node, *incarnation, VmViewPhase::Paused);

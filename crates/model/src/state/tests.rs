@@ -37,8 +37,8 @@ fn events() -> Vec<(String, Event)> {
         let n = Incarnation(number);
         let mut add = |name: &str, event| events.push((format!("{name}({word})"), event));
         add("start_begun", Event::StartBegun(n));
-        add("guest_ready", Event::GuestReady(n, at(9)));
-        add("vm_found", Event::VmFound(n, at(9)));
+        add("guest_ready", Event::GuestReady(n, at(9), None));
+        add("vm_found", Event::VmFound(n, at(9), None));
         add("start_failed", Event::StartFailed(n, failure()));
         add("vm_paused", Event::VmPaused(n, at(9)));
         add("vm_resumed", Event::VmResumed(n, at(9)));
@@ -82,8 +82,8 @@ fn any_event() -> impl Strategy<Value = Event> {
     let n = (0_u64..6).prop_map(Incarnation);
     (0..14, n).prop_map(|(kind, n)| match kind {
         0 => Event::StartBegun(n),
-        1 => Event::GuestReady(n, at(9)),
-        2 => Event::VmFound(n, at(9)),
+        1 => Event::GuestReady(n, at(9), None),
+        2 => Event::VmFound(n, at(9), None),
         3 => Event::StartFailed(n, failure()),
         4 => Event::VmStopped(n),
         5 => Event::VmEnded(n),
@@ -109,8 +109,8 @@ proptest! {
             prop_assert!(state != State::Deleting, "a deletion is the end");
             prop_assert!(moved.incarnation >= current, "an incarnation never goes back");
             if let State::Running { .. } = moved.next {
-                let (Event::GuestReady(of, _)
-                | Event::VmFound(of, _)
+                let (Event::GuestReady(of, ..)
+                | Event::VmFound(of, ..)
                 | Event::VmResumed(of, _)
                 | Event::RestFailed(of, ..)) = &event
                 else {

@@ -100,6 +100,7 @@ pub(super) fn workspace(workspace: &model::Workspace) -> wire::Workspace {
             | model::State::Failed(_)
             | model::State::Deleting => None,
         },
+        start_path: workspace.lifecycle.start_path.map(saved::start_path),
         failure: match &workspace.state {
             model::State::Failed(failure) => Some(saved::failure(failure)),
             model::State::Provisioned

@@ -4,7 +4,7 @@ use skerry_control::{self as control, SnapshotRef, Wait};
 use skerry_model::{
     self as model, AfterRestore, Backoff, Failure, IdleAction, IdlePolicy, Invalid, RestartMode,
     RestartPolicy, SnapshotContents, SnapshotId, SnapshotOnTerminate, SnapshotPurpose,
-    SnapshotState, Timer, Timestamp, spec,
+    SnapshotState, StartPath, Timer, Timestamp, spec,
 };
 
 use super::{
@@ -50,6 +50,16 @@ pub(super) fn snapshot(snapshot: &model::Snapshot) -> wire::Snapshot {
         metadata: snapshot.metadata.clone(),
         created_at: time(snapshot.created_at),
         updated_at: time(snapshot.updated_at),
+    }
+}
+
+pub(super) const fn start_path(path: StartPath) -> wire::StartPath {
+    match path {
+        StartPath::Pool => wire::StartPath::Pool,
+        StartPath::Template => wire::StartPath::Template,
+        StartPath::Boot => wire::StartPath::Boot,
+        StartPath::SavedMemory => wire::StartPath::SavedMemory,
+        StartPath::SnapshotMemory => wire::StartPath::SnapshotMemory,
     }
 }
 

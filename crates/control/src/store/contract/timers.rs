@@ -45,7 +45,8 @@ async fn running(store: &Store, owner: &Owner) -> Workspace {
         action: IdleAction::Stop,
         discard_memory_after_seconds: None,
     });
-    let events = [Event::StartBegun(Incarnation(1)), Event::GuestReady(Incarnation(1), at(10))];
+    let first = Incarnation(1);
+    let events = [Event::StartBegun(first), Event::GuestReady(first, at(10), None)];
     for event in events {
         assert!(matches!(record.apply(&event, at(10)), Transition::Moved(_)));
     }

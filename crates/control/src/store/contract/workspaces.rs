@@ -2,7 +2,7 @@
 
 use skerry_model::{
     Demand, Desired, ErrorKind, Event, Expiry, ExpiryAction, Incarnation, Lifetime, NodeId, Pool,
-    ProjectId, Slug, Timestamp, Workspace,
+    ProjectId, Slug, StartPath, Timestamp, Workspace,
 };
 
 use super::{at, insert, owner, plan, use_by_records, workspace};
@@ -29,7 +29,7 @@ pub(crate) async fn a_record_comes_back_as_it_was_written(store: &Store) {
     record.spec.env[0].value = "another".to_owned();
     record.apply(&Event::StartBegun(Incarnation(4)), at(10));
     let precise = Timestamp::from_nanosecond(1_767_225_600_123_456_789).unwrap();
-    record.apply(&Event::GuestReady(Incarnation(4), precise), at(11));
+    record.apply(&Event::GuestReady(Incarnation(4), precise, Some(StartPath::Template)), at(11));
     record.updated_at = precise;
     let Write::Done(written) = store.update_workspace(&record, None).await.unwrap() else {
         panic!("not written")

@@ -69,6 +69,9 @@ pub struct Workspace {
     /// When the guest became ready; present while it runs.
     #[schema(format = DateTime, value_type = Option<String>)]
     pub running_since: Option<String>,
+    /// How the VM there is, or else the last one, came to run; `null` before the first start, during
+    /// a start, and where that is not known.
+    pub start_path: Option<StartPath>,
     /// Why it failed; present in the state `failed`.
     pub failure: Option<Failure>,
     /// Counts the starts; 0 when it was never started.
@@ -194,6 +197,22 @@ pub enum State {
     Failed,
     /// Everything is being released.
     Deleting,
+}
+
+/// How a VM came to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StartPath {
+    /// It was waiting in the pool, restored and paused.
+    Pool,
+    /// Restored from a template.
+    Template,
+    /// Booted.
+    Boot,
+    /// Restored from memory that a suspension saved.
+    SavedMemory,
+    /// Restored from a snapshot's memory.
+    SnapshotMemory,
 }
 
 /// Why a workspace failed.

@@ -60,7 +60,7 @@ pub struct SnapshotInfo {
 /// How starts went since the node was opened, and what is ready for the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartStatistics {
-    /// Starts by the path they took.
+    /// Starts that took over a VM of the pool.
     pub pool_hits: u64,
     /// Restored from a template.
     pub template_restores: u64,
@@ -70,6 +70,8 @@ pub struct StartStatistics {
     pub restore_fallbacks: u64,
     /// Resumed from saved memory or a snapshot's.
     pub memory_restores: u64,
+    /// Those of them that did not load a snapshot's memory but map it, shared with others.
+    pub memory_clones: u64,
     /// Templates on disk.
     pub templates: u64,
     /// VMs that wait in the pool, restored and paused.

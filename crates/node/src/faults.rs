@@ -121,6 +121,8 @@ pub const INSTANT_POINTS: &[&str] = &[
     "template_saved",
     "slot_warmed",
     "slot_condemned",
+    "promotion_loaded",
+    "promotion_saved",
 ];
 
 /// The points of disks and saved states. They are passed where nothing can be awaited: a planned hang

@@ -19,6 +19,7 @@ use crate::{
     images::ImageStore,
     layout::Layout,
     pool::Pool,
+    promotion::Promotions,
     saved::Storage,
     snapshots::SnapshotsUnderWay,
     templates::Templates,
@@ -90,6 +91,7 @@ pub(crate) struct StartCounters {
 
 impl StartCounters {
     /// A start that took this path is complete.
+    memory_clones: AtomicU64,
     pub fn count(&self, path: StartPath) {
         let counter = match path {
             StartPath::Pool => &self.pool_hits,
@@ -109,6 +111,11 @@ impl StartCounters {
     pub fn statistics(&self) -> StartStatistics {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         StartStatistics {
+    /// A start from a snapshot mapped memory that others share.
+    pub fn count_memory_clone(&self) {
+        self.memory_clones.fetch_add(1, Ordering::Relaxed);
+    }
+
             pool_hits: read(&self.pool_hits),
             template_restores: read(&self.template_restores),
             boots: read(&self.boots),
@@ -118,6 +125,7 @@ impl StartCounters {
         }
     }
 }
+            memory_clones: read(&self.memory_clones),
 
 /// A step that failed, and why.
 #[derive(Debug)]

@@ -29,6 +29,7 @@ mod logs;
 mod node;
 mod pool;
 mod recovery;
+mod promotion;
 mod release;
 mod saved;
 mod saving;

@@ -271,6 +271,7 @@ fn open_host(
     let templates = Templates::new(config.template_budget_mib, &*vmm);
     let pool = Pool::new(&config, memory.limit_mib(), &templates, &shutdown);
     Ok(Host {
+    let promotions = Promotions::new(templates.off().is_none());
         id: node_id(&layout.data_dir, &environment)?,
         config,
         environment,
@@ -286,6 +287,7 @@ fn open_host(
         starts: StartCounters::default(),
         events: broadcast::Sender::new(EVENTS),
         shutdown,
+        promotions,
         abandon: CancellationToken::new(),
         tasks: TaskTracker::new(),
         snapshots: SnapshotsUnderWay::default(),

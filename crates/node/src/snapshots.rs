@@ -80,8 +80,10 @@ impl SnapshotsUnderWay {
     }
 }
 
-/// Removes the snapshot, after giving it up if it is being taken.
+/// Removes the snapshot, after giving it up if it is being taken. Its promoted memory goes with it,
+/// also one that is being made: what that has left finds its directory gone and gives up.
 pub(crate) async fn delete(host: &Host, id: SnapshotId) -> Result<(), NodeError> {
+    host.promotions.forget(id);
     if let Some(under_way) = host.snapshots.find(id) {
         under_way.cancel.cancel();
         let ended = tokio::time::timeout(GIVEN_UP_WITHIN, under_way.ended.cancelled()).await;

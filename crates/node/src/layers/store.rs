@@ -13,6 +13,7 @@ use nix::{
     libc,
     unistd::{getegid, geteuid},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error,
@@ -257,8 +258,12 @@ impl LayerStore {
         self.faults.after_blocking("layer_moved")
     }
 
-    /// What a manifest says of the layer: read once in the layer's life, then kept beside it.
-    pub fn describe(&self, id: LayerId) -> Result<LayerSeal, Error> {
+    /// What a manifest says of the layer: read once in the layer's life, then kept beside it. Given up
+    /// when `stop` is cancelled.
+    ///
+    /// # Errors
+    /// Also [`Error::Cancelled`].
+    pub fn describe(&self, id: LayerId, stop: &CancellationToken) -> Result<LayerSeal, Error> {
         let beside = self.dir.join(format!("{id}.json"));
         if let Some(seal) = read_seal(&beside)
             && seal.id == id

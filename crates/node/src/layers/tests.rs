@@ -10,6 +10,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::{store::LayerGuard, *};
+use tokio_util::sync::CancellationToken;
+
 use crate::{Error, Faults, saved::KnownDigests};
 
 /// A store and a directory beside it where overlays are made.
@@ -105,13 +107,13 @@ fn a_layer_is_described_once_and_its_description_goes_with_it() {
     let mut ground = Ground::new();
     let store = ground.open(Named::default());
     let id = frozen(&mut ground, &store, b"data");
-    let seal = store.describe(id).unwrap();
+    let seal = store.describe(id, &CancellationToken::new()).unwrap();
     assert_eq!((seal.id, seal.length_bytes), (id, 4));
     // What was described is not read again, so that damage does not become the truth.
     let file = store.path(id);
     fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
     fs::write(&file, b"date").unwrap();
-    assert_eq!(store.describe(id).unwrap(), seal);
+    assert_eq!(store.describe(id, &CancellationToken::new()).unwrap(), seal);
     assert!(
         matches!(store.verify(&seal), Err(Error::SavedState { problem, .. }) if problem == "is damaged")
     );

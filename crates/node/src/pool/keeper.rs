@@ -9,6 +9,7 @@ use super::{Nobodys, Order, Outcome, Tier, Waiting, slot};
 use crate::{
     error::{Error, blocking, chain},
     host::{Host, StepFailed},
+    promotion,
     templates::{self, Recipe, Template, TemplateKey},
 };
 
@@ -24,6 +25,7 @@ pub(crate) async fn keep(host: Arc<Host>) {
         work: FuturesUnordered::new(),
         making: 0,
         building: false,
+        promoting: false,
         tidying: false,
         tidy_at: Instant::now(),
         host: Arc::clone(&host),
@@ -57,6 +59,7 @@ struct Keeper {
     work: FuturesUnordered<BoxFuture<'static, Done>>,
     making: usize,
     building: bool,
+    promoting: bool,
     tidying: bool,
     tidy_at: Instant,
 }
@@ -66,6 +69,7 @@ enum Done {
     Opened,
     Made { key: TemplateKey, tier: Tier, outcome: Outcome },
     Built,
+    Promoted,
     Tidied,
     Released,
 }
@@ -84,6 +88,10 @@ impl Keeper {
             Done::Built => {
                 self.building = false;
                 // The new one may be one too many for the budget.
+                self.tidy_at = Instant::now();
+            }
+            Done::Promoted => {
+                self.promoting = false;
                 self.tidy_at = Instant::now();
             }
             Done::Released => {}
@@ -119,6 +127,12 @@ impl Keeper {
             && let Some((key, recipe)) = host.templates.take_wanted(Instant::now())
         {
             self.build(key, recipe);
+        }
+        if !self.promoting
+            && let Some(promotion) = promotion::begin_wanted(&host, &host.pool.making())
+        {
+            self.promoting = true;
+            self.work.push(promotion.map(|()| Done::Promoted).boxed());
         }
     }
 }

@@ -16,8 +16,8 @@ use crate::Error;
 /// A saved state as the budget sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Budgeted {
-    /// The name of its directory.
-    pub name: String,
+    /// Which.
+    pub sealed: Sealed,
     /// What it takes on the disk: its files as allocated, and the layers that only it needs.
     pub allocated_bytes: u64,
     /// When it was last used or made.
@@ -35,11 +35,15 @@ impl SavedStates {
             .map_err(Error::path("recording the use of", place))
     }
 
-    /// Every usable state in `parent` with what it takes, the least recently used first.
-    pub fn by_last_use(&self, parent: &Path) -> Result<Vec<Budgeted>, Error> {
+    /// Every usable state that lies in `parent`.
+    pub fn usable(&self, parent: &Path) -> Result<Vec<Sealed>, Error> {
+        Ok(self.list(parent)?.into_iter().filter_map(|(_, sealed)| sealed.ok()).collect())
+    }
+
+    /// These states with what they take, the least recently used first.
+    pub fn by_last_use(&self, all: Vec<Sealed>) -> Vec<Budgeted> {
         let mut found = Vec::new();
-        for (name, sealed) in self.list(parent)? {
-            let Ok(sealed) = sealed else { continue };
+        for sealed in all {
             // One that was removed meanwhile takes nothing.
             let Ok(metadata) = fs::symlink_metadata(sealed.place()) else { continue };
             let last_used_at = Timestamp::new(metadata.mtime(), 0).unwrap_or(Timestamp::UNIX_EPOCH);
@@ -47,12 +51,13 @@ impl SavedStates {
                 Duration::from_nanos(u64::try_from(metadata.mtime_nsec()).unwrap_or(0));
             let last_used_at = last_used_at.checked_add(nanoseconds).unwrap_or(last_used_at);
             let allocated_bytes = self.allocated_bytes(&sealed);
-            found.push(Budgeted { name, allocated_bytes, last_used_at });
+            found.push(Budgeted { sealed, allocated_bytes, last_used_at });
         }
         found.sort_by(|one, other| {
-            one.last_used_at.cmp(&other.last_used_at).then_with(|| one.name.cmp(&other.name))
+            let places = || one.sealed.place().cmp(other.sealed.place());
+            one.last_used_at.cmp(&other.last_used_at).then_with(places)
         });
-        Ok(found)
+        found
     }
 
     fn allocated_bytes(&self, sealed: &Sealed) -> u64 {
@@ -72,20 +77,20 @@ impl SavedStates {
 /// Clones of a removed state keep running: they have its files open.
 pub(crate) fn evict(
     states: &SavedStates,
-    parent: &Path,
+    all: Vec<Sealed>,
     budget_bytes: u64,
-    kept: &BTreeSet<String>,
-) -> Result<Vec<String>, Error> {
-    let found = states.by_last_use(parent)?;
+    kept: &BTreeSet<PathBuf>,
+) -> Result<Vec<PathBuf>, Error> {
+    let found = states.by_last_use(all);
     let mut taken: u64 = found.iter().map(|one| one.allocated_bytes).sum();
     let mut removed = Vec::new();
-    for one in found.into_iter().filter(|one| !kept.contains(&one.name)) {
+    for one in found.into_iter().filter(|one| !kept.contains(one.sealed.place())) {
         if taken <= budget_bytes {
             break;
         }
-        states.delete(&parent.join(&one.name))?;
+        states.delete(one.sealed.place())?;
         taken = taken.saturating_sub(one.allocated_bytes);
-        removed.push(one.name);
+        removed.push(one.sealed.place().to_owned());
     }
     Ok(removed)
 }

@@ -22,6 +22,7 @@ use nix::{
     unistd::{Whence, lseek},
 };
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 
@@ -48,11 +49,12 @@ impl ContentDigest {
         digest.finish()
     }
 
-    /// Of a whole file, which must not change meanwhile; holes are not read.
+    /// Of a whole file, which must not change meanwhile; holes are not read. `None` when `stop` was
+    /// cancelled before the end.
     ///
     /// # Errors
     /// When it cannot be read, or is cut while it is.
-    pub fn of_file(file: &File) -> io::Result<Self> {
+    pub fn of_file(file: &File, stop: &CancellationToken) -> io::Result<Option<Self>> {
         let length = file.metadata()?.len();
         let mut digest = Running::new(length);
         let mut buffer = vec![0; READ_BYTES];
@@ -73,7 +75,7 @@ impl ContentDigest {
                 at += wanted;
             }
         }
-        Ok(digest.finish())
+        Ok(Some(digest.finish()))
     }
 }
 
@@ -219,6 +221,18 @@ impl KnownDigests {
         let verdict = Arc::clone(self.verdicts().entry(path.to_owned()).or_default());
         let mut verdict = verdict.lock().unwrap_or_else(PoisonError::into_inner);
         let file = open_regular(path).map_err(Error::path("opening", path))?;
+        self.of_unless(path, &CancellationToken::new())
+    }
+
+    /// [`KnownDigests::of`], given up when `stop` is cancelled.
+    ///
+    /// # Errors
+    /// Also [`Error::Cancelled`].
+    pub fn of_unless(
+        &self,
+        path: &Path,
+        stop: &CancellationToken,
+    ) -> Result<(u64, ContentDigest), Error> {
         let look = || file.metadata().map_err(Error::path("looking at", path));
         let identity = Identity::of(&look()?);
         if let Some((known, digest)) = *verdict
@@ -227,7 +241,8 @@ impl KnownDigests {
             return Ok((identity.length_bytes, digest));
         }
         *verdict = None;
-        let digest = ContentDigest::of_file(&file).map_err(Error::path("reading", path))?;
+        let digest = ContentDigest::of_file(&file, stop).map_err(Error::path("reading", path))?;
+        let digest = digest.ok_or(Error::Cancelled)?;
         if Identity::of(&look()?) == identity {
             *verdict = Some((identity, digest));
         }

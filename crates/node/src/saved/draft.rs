@@ -2,9 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     thread,
 };
@@ -15,6 +15,7 @@ use nix::{
     libc,
     unistd::{getegid, geteuid},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Manifest, RoomLease, SavedStates, Sealed,
@@ -23,9 +24,10 @@ use super::{
 };
 use crate::{
     Error,
-    error::chain,
+    error::{blocking, chain},
+    host::Host,
     layers::Holder,
-    layout::{make_private_dir, remove_tree, sync_parent},
+    layout::{remove_tree, sync_parent},
 };
 
 /// A saved state under way. Dropping it unsealed removes everything that was made.
@@ -38,6 +40,17 @@ pub(crate) struct Draft {
     _room: RoomLease,
 }
 
+/// A saved state whose files are complete: read-only, digested, durable.
+#[derive(Debug)]
+pub(crate) struct Closed {
+    draft: Draft,
+    files: BTreeMap<String, FileSeal>,
+}
+
+/// Drafts of one place at the same time: one that is being made, and some that were given up and not
+/// removed yet.
+const MAX_DRAFTS: u32 = 64;
+
 impl Draft {
     pub(super) fn begin(states: SavedStates, place: &Path, room: RoomLease) -> Result<Self, Error> {
         if place.exists() {
@@ -46,9 +59,7 @@ impl Draft {
                 problem: "is there already".to_owned(),
             });
         }
-        let dir = draft_place(place)?;
-        remove_tree(&dir)?;
-        make_private_dir(&dir)?;
+        let dir = make_draft_dir(place)?;
         Ok(Self { states, place: place.to_owned(), dir, sealed: false, _room: room })
     }
 
@@ -91,8 +102,21 @@ impl Draft {
     ///
     /// # Errors
     /// When the disk is full, among others. After any error nothing of the state is left.
-    pub fn seal(mut self, mut manifest: Manifest) -> Result<Sealed, Error> {
-        manifest.files = self.seal_files()?;
+    pub fn seal(self, manifest: Manifest) -> Result<Sealed, Error> {
+        self.close(&CancellationToken::new())?.seal(manifest)
+    }
+
+    /// The first part of [`Draft::seal`], which takes as long as the files are large, given up when
+    /// `stop` is cancelled: nothing has its place before the second, [`Closed::seal`].
+    ///
+    /// # Errors
+    /// When the disk is full, among others. After any error nothing of the state is left.
+    pub fn close(self, stop: &CancellationToken) -> Result<Closed, Error> {
+        let files = self.seal_files(stop)?;
+        Ok(Closed { draft: self, files })
+    }
+
+    fn take(mut self, manifest: Manifest) -> Result<Sealed, Error> {
         manifest
             .check()
             .map_err(|problem| Error::SavedState { path: self.place.clone(), problem })?;
@@ -132,7 +156,7 @@ impl Draft {
         })
     }
 
-    fn seal_files(&self) -> Result<BTreeMap<String, FileSeal>, Error> {
+    fn seal_files(&self, stop: &CancellationToken) -> Result<BTreeMap<String, FileSeal>, Error> {
         let mut files = BTreeMap::new();
         let entries = fs::read_dir(&self.dir).map_err(Error::path("listing", &self.dir))?;
         for entry in entries {
@@ -143,17 +167,17 @@ impl Draft {
                 path: path.clone(),
                 problem: "does not belong there".to_owned(),
             })?;
-            files.insert(name, self.seal_file(&path)?);
+            files.insert(name, self.seal_file(&path, stop)?);
         }
         Ok(files)
     }
 
-    fn seal_file(&self, path: &Path) -> Result<FileSeal, Error> {
+    fn seal_file(&self, path: &Path, stop: &CancellationToken) -> Result<FileSeal, Error> {
         let file = close_for_writing(path).map_err(Error::path("sealing", path))?;
         // Reading for the digest and writing to the disk go on at the same time.
         let (synced, digested) = thread::scope(|scope| {
             let syncing = scope.spawn(|| file.sync_all());
-            let digested = self.states.digests.of(path);
+            let digested = self.states.digests.of_unless(path, stop);
             let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("lost thread")));
             (synced, digested)
         });

@@ -4,7 +4,7 @@
 //! ```text
 //! <place>/manifest.json      what it is, and every file with its length and digest
 //! <place>/state, ram ...     0444, ours
-//! <parent>/.new-<name>/      being made; rubbish after a crash
+//! <parent>/.new-<name>[.N]/  being made; rubbish after a crash
 //! <parent>/.gone-<name>/     being removed; rubbish after a crash
 //! ```
 //! A place appears whole, by a rename, after everything in it is durable; it is removed by another
@@ -29,9 +29,9 @@ pub(crate) const STATE_FILE: &str = "state";
 pub(crate) const RAM_FILE: &str = "ram";
 
 pub(crate) use self::{
-    budget::evict,
+    budget::{Budgeted, evict},
     digest::{ContentDigest, KnownDigests, open_regular},
-    draft::Draft,
+    draft::{Draft, seal_unless},
     manifest::{About, Manifest, layers_named_by},
     room::{DiskRoom, RoomLease},
     states::{SavedStates, Sealed},

@@ -213,7 +213,11 @@ fn beside(place: &Path, prefix: &str) -> Result<PathBuf, Error> {
     Ok(place.with_file_name(format!("{prefix}{}", name_of(place)?)))
 }
 
-/// Where the state that will be at `place` is made.
-pub(super) fn draft_place(place: &Path) -> Result<PathBuf, Error> {
-    beside(place, NEW)
+/// Where the state that will be at `place` is made; by which number, says who makes it.
+pub(super) fn draft_place(place: &Path, number: u32) -> Result<PathBuf, Error> {
+    let first = beside(place, NEW)?;
+    Ok(match number {
+        0 => first,
+        _ => first.with_added_extension(number.to_string()),
+    })
 }

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, blocking},
     host::{Host, StepFailed},
     layout::VmPaths,
-    saved::{About, Draft, Manifest, RAM_FILE, STATE_FILE},
+    saved::{About, Draft, Manifest, RAM_FILE, STATE_FILE, seal_unless},
     vm::bring_up::{BringUp, Step, machine_of, neutral_spec},
 };
 
@@ -24,6 +24,8 @@ const STATE_BYTES: u64 = 1024 * 1024;
 const OVERLAY_BYTES: u64 = 64 * 1024 * 1024;
 /// Saving the state of devices takes milliseconds.
 const SAVE_WITHIN: Duration = Duration::from_secs(60);
+/// A greeting takes one round trip.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 const PAUSE_WITHIN: Duration = Duration::from_secs(30);
 /// Freezing writes everything back first, of which little is left.
 const FREEZE_WITHIN: Duration = Duration::from_secs(60);
@@ -61,7 +63,7 @@ pub(crate) async fn build(
         bring_up.take_all(BOOT).await?;
         prepare(host, &mut bring_up, cancel).await.map_err(StepFailed::at("template_prepared"))?;
         save(host, &mut bring_up, &draft).await.map_err(StepFailed::at("template_saved"))?;
-        seal(host, &paths, recipe, draft).await.map_err(StepFailed::at("template_sealed"))
+        seal(host, &paths, recipe, draft, cancel).await.map_err(StepFailed::at("template_sealed"))
     }
     .await;
     // Whatever came of it, the guest has served its purpose.
@@ -101,7 +103,12 @@ async fn prepare(
         prepared = prepared => prepared.map_err(Error::Guest),
         () = cancel.cancelled() => Err(Error::Cancelled),
     };
-    link.close().await;
+    match &prepared {
+        // The agent is saved waiting for a hello: a clone's first is not spent on the connection that
+        // the agent believes in.
+        Ok(()) => link.leave(LEAVE_WITHIN).await,
+        Err(_) => link.close().await,
+    }
     prepared?;
     host.config.faults.after("template_prepared").await.map(drop)
 }
@@ -123,23 +130,24 @@ async fn seal(
     paths: &VmPaths,
     recipe: &Recipe,
     draft: Draft,
+    cancel: &CancellationToken,
 ) -> Result<crate::saved::Sealed, Error> {
-    let (host, dir) = (Arc::clone(host), paths.dir.clone());
+    let disk = host.storage.disks.at(&paths.dir);
+    let chain = blocking(move || disk.freeze()).await?;
+    let making = Arc::clone(host);
     let (image_digest, shape) = (recipe.image_digest.clone(), recipe.shape);
-    blocking(move || {
-        let chain = host.storage.disks.at(&dir).freeze()?;
-        let layers = chain.layers.iter().map(|id| host.storage.layers.describe(*id));
-        let manifest = Manifest {
+    seal_unless(host, cancel, draft, move |stop| {
+        let layers = chain.layers.iter().map(|id| making.storage.layers.describe(*id, stop));
+        Ok(Manifest {
             about: About::Template,
-            created_at: host.environment.now(),
-            fingerprint: Some(host.vmm.fingerprint(&machine_of(&shape))),
+            created_at: making.environment.now(),
+            fingerprint: Some(making.vmm.fingerprint(&machine_of(&shape))),
             shape,
             image_digest,
             disk_size_bytes: chain.size_bytes,
             layers: layers.collect::<Result<_, _>>()?,
             files: BTreeMap::new(),
-        };
-        draft.seal(manifest)
+        })
     })
     .await
 }

@@ -13,7 +13,7 @@ mod key;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,7 +27,8 @@ use crate::{
     error::chain,
     host::Host,
     images::BootFiles,
-    saved::{About, RAM_FILE, STATE_FILE, Sealed, evict},
+    promotion,
+    saved::{About, Budgeted, RAM_FILE, STATE_FILE, Sealed, evict},
     vm::bring_up::machine_of,
 };
 
@@ -105,15 +106,17 @@ struct Books {
     condemned: BTreeSet<TemplateKey>,
 }
 
-/// What went wrong with a template, one time after the other.
+/// What went wrong with something that can be made again, one time after the other.
 #[derive(Clone, Copy, Debug)]
-struct Trouble {
+pub(crate) struct Trouble {
     failures: u32,
-    not_before: Instant,
+    /// It is left alone until then.
+    pub not_before: Instant,
 }
 
 impl Trouble {
-    fn after(before: Option<Self>, now: Instant) -> Self {
+    /// One more failure, now.
+    pub fn after(before: Option<Self>, now: Instant) -> Self {
         let failures = before.map_or(0, |before| before.failures).saturating_add(1);
         let doubled = TROUBLE_FIRST.saturating_mul(1 << (failures - 1).min(10));
         Self { failures, not_before: now + doubled.min(TROUBLE_MOST) }
@@ -243,18 +246,18 @@ pub(crate) fn open_all(host: &Host) -> Result<Vec<(Arc<Template>, Timestamp)>, E
     remove_outdated(host)?;
     evict_over_budget(host)?;
     let mut found = Vec::new();
-    for used in states.by_last_use(&parent)? {
-        let Ok(key) = used.name.parse::<TemplateKey>() else { continue };
-        let Some(sealed) = states.open(&parent.join(&used.name))? else { continue };
+    for Budgeted { sealed, last_used_at, .. } in states.by_last_use(states.usable(&parent)?) {
+        let place = sealed.place().to_owned();
+        let Some(key) = key_of(&place) else { continue };
         match Template::of(key, sealed) {
             Ok(template) => {
                 let template = Arc::new(template);
                 host.templates.made(Arc::clone(&template));
-                found.push((template, used.last_used_at));
+                found.push((template, last_used_at));
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "template removed");
-                states.delete(&parent.join(&used.name))?;
+                states.delete(&place)?;
             }
         }
     }
@@ -276,6 +279,7 @@ pub(crate) fn tidy(host: &Host) -> Result<(), Error> {
         host.storage.states.delete(&host.layout.template(&key.to_string()))?;
     }
     remove_outdated(host)?;
+    promotion::remove_outdated(host)?;
     evict_over_budget(host)
 }
 
@@ -299,14 +303,26 @@ fn remove_outdated(host: &Host) -> Result<(), Error> {
     Ok(())
 }
 
-/// The least recently used go first.
+/// Templates and promoted memory have one budget: both are memory that many VMs share, and can be made
+/// again. The least recently used go first.
 fn evict_over_budget(host: &Host) -> Result<(), Error> {
-    let (parent, budget) = (host.layout.templates_dir(), host.templates.budget_bytes);
-    for name in evict(&host.storage.states, &parent, budget, &BTreeSet::new())? {
-        tracing::info!(template = name, "template removed: over the budget");
-        forget(host, &name);
+    let states = &host.storage.states;
+    let mut all = states.usable(&host.layout.templates_dir())?;
+    all.extend(promotion::all(host)?);
+    for place in evict(states, all, host.templates.budget_bytes, &BTreeSet::new())? {
+        tracing::info!(place = %place.display(), "removed: over the budget of templates");
+        if let Some(key) = key_of(&place) {
+            host.templates.lock().ready.remove(&key);
+        }
+        if let Some(snapshot_id) = promotion::snapshot_at(host, &place) {
+            host.promotions.not_kept(snapshot_id, Instant::now());
+        }
     }
     Ok(())
+}
+
+fn key_of(place: &Path) -> Option<TemplateKey> {
+    place.file_name()?.to_str()?.parse().ok()
 }
 
 fn remove(host: &Host, name: &str) -> Result<(), Error> {
@@ -339,8 +355,9 @@ pub(crate) fn presets(host: &Host) -> Vec<(TemplateKey, Recipe)> {
 
 /// What the usable templates take on the disk, in bytes. Blocks.
 pub(crate) fn allocated_bytes(host: &Host) -> u64 {
-    let found = host.storage.states.by_last_use(&host.layout.templates_dir());
-    found.unwrap_or_default().iter().map(|one| one.allocated_bytes).sum()
+    let states = &host.storage.states;
+    let all = states.usable(&host.layout.templates_dir()).unwrap_or_default();
+    states.by_last_use(all).iter().map(|one| one.allocated_bytes).sum()
 }
 
 #[cfg(test)]

@@ -19,7 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     owner::{Cpus, Owner},
-    suspend::{begin_save, cancel_save, no_disk, save_within, state_bytes, unless_cancelled},
+    suspend::{
+        begin_save, cancel_save, no_disk, running_state_bytes, save_within, state_bytes,
+        unless_cancelled,
+    },
 };
 use crate::{
     Error,
@@ -29,7 +32,7 @@ use crate::{
     host::StepFailed,
     ledger::{Entry, SavePurpose},
     recovery::read_spec,
-    saved::{About, Draft, Manifest},
+    saved::{About, Draft, Manifest, seal_unless},
     snapshots::info_of,
 };
 
@@ -81,7 +84,7 @@ impl Owner {
             (VmPhase::Running, _) => self.snapshot_of_vm(id, contents, Cpus::Running, cancel).await,
             (VmPhase::Paused, _) => self.snapshot_of_vm(id, contents, Cpus::Paused, cancel).await,
             (VmPhase::Stopped | VmPhase::Suspended, SnapshotContents::Disk) => {
-                self.snapshot_at_rest(id).await
+                self.snapshot_at_rest(id, cancel).await
             }
             (VmPhase::Stopped | VmPhase::Suspended, SnapshotContents::DiskAndMemory)
             | (VmPhase::Starting | VmPhase::Suspending | VmPhase::Stopping, _) => {
@@ -123,13 +126,18 @@ impl Owner {
     }
 
     /// Of a disk that no process has open.
-    async fn snapshot_at_rest(&mut self, id: SnapshotId) -> Result<SnapshotInfo, StepFailed> {
+    async fn snapshot_at_rest(
+        &mut self,
+        id: SnapshotId,
+        cancel: &CancellationToken,
+    ) -> Result<SnapshotInfo, StepFailed> {
         self.check_depth().await?;
         let contents = SnapshotContents::Disk;
-        let taking = self.step("snapshot_drafted", || self.draft(id, contents)).await?;
+        let stands = || self.draft(id, contents, Cpus::Paused);
+        let taking = self.step("snapshot_drafted", stands).await?;
         let disk = self.disk();
         let chain = self.step("disk_frozen", || on_disk(&disk, Disk::freeze)).await?;
-        self.seal(taking, chain, Duration::ZERO).await
+        self.seal(taking, chain, Duration::ZERO, cancel).await
     }
 
     async fn snapshot_of_vm(
@@ -149,12 +157,13 @@ impl Owner {
         let settled = settle_push(&*vm, &disk).await;
         settled.map_err(StepFailed::at("overlay_settled"))?;
         self.check_depth().await?;
-        let mut taking = self.step("snapshot_drafted", || self.draft(id, contents)).await?;
+        let drafted = || self.draft(id, contents, as_before);
+        let mut taking = self.step("snapshot_drafted", drafted).await?;
         let purpose = SavePurpose::Snapshot { snapshot_id: id };
         self.note("snapshot_noted", Entry::Saving { purpose }).await?;
         let outcome = match self.copy(&mut taking, &vm, as_before, cancel).await {
             Ok(blackout) => match self.step("overlay_kept", || keep_overlay(&disk)).await {
-                Ok(chain) => self.seal(taking, chain, blackout).await,
+                Ok(chain) => self.seal(taking, chain, blackout, cancel).await,
                 Err(failed) => Err(failed),
             },
             Err(failed) => {
@@ -267,15 +276,25 @@ impl Owner {
     }
 
     /// Room for the snapshot, and what is known of it.
-    async fn draft(&self, id: SnapshotId, contents: SnapshotContents) -> Result<Taking, Error> {
+    async fn draft(
+        &self,
+        id: SnapshotId,
+        contents: SnapshotContents,
+        cpus: Cpus,
+    ) -> Result<Taking, Error> {
         let (storage, place) = (self.host.storage.clone(), self.host.layout.snapshot(id));
         let (spec, running) = (self.paths.spec.clone(), self.running.as_ref());
         let fingerprint = running.map(|running| running.vm.record().fingerprint.clone());
         blocking(move || {
             let shape = read_spec(&spec)?.shape;
-            let (room, fingerprint) = match contents {
-                SnapshotContents::DiskAndMemory => (state_bytes(shape.memory_mib), fingerprint),
-                SnapshotContents::Disk => (0, None),
+            let (room, fingerprint) = match (contents, cpus) {
+                (SnapshotContents::DiskAndMemory, Cpus::Running) => {
+                    (running_state_bytes(shape.memory_mib), fingerprint)
+                }
+                (SnapshotContents::DiskAndMemory, Cpus::Paused) => {
+                    (state_bytes(shape.memory_mib), fingerprint)
+                }
+                (SnapshotContents::Disk, _) => (0, None),
             };
             let room = storage.room.reserve(room + MANIFEST_BYTES)?;
             let draft = storage.states.begin(&place, room)?;
@@ -290,14 +309,15 @@ impl Owner {
         taking: Taking,
         chain: DiskChain,
         blackout: Duration,
+        cancel: &CancellationToken,
     ) -> Result<SnapshotInfo, StepFailed> {
         let layers = Arc::clone(&self.host.storage.layers);
         let (workspace_id, now) = (self.slot.workspace_id, self.host.environment.clone());
-        let sealed = blocking(move || {
-            let Taking { contents, draft, shape, fingerprint, overlay: _ } = taking;
+        let Taking { contents, draft, shape, fingerprint, overlay: _ } = taking;
+        let sealed = seal_unless(&self.host, cancel, draft, move |stop| {
             let described: Result<Vec<_>, Error> =
-                chain.layers.iter().map(|id| layers.describe(*id)).collect();
-            draft.seal(Manifest {
+                chain.layers.iter().map(|id| layers.describe(*id, stop)).collect();
+            Ok(Manifest {
                 about: About::Snapshot { workspace_id, contents, blackout },
                 layers: described?,
                 created_at: now.now(),

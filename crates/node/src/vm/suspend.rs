@@ -22,11 +22,15 @@ use crate::{
     layout::VmPaths,
     ledger::{Entry, Ledger, SavePurpose},
     recovery::read_spec,
-    saved::{About, Draft, Manifest, STATE_FILE},
+    saved::{About, Draft, Manifest, STATE_FILE, seal_unless},
 };
 
 /// What a state takes beside the memory.
-pub(super) const DEVICES_BYTES: u64 = 16 << 20;
+const DEVICES_BYTES: u64 = 16 << 20;
+/// The most that the drivers let a state of a VM that runs meanwhile come to beside twice its memory.
+const DEVICES_LIMIT_BYTES: u64 = 64 << 20;
+/// Each page of 4 KiB is written with its address.
+const MEMORY_PER_ADDRESSES: u64 = 256;
 /// Giving up a save waits for a last write.
 pub(crate) const CANCEL_SAVE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -251,9 +255,16 @@ pub(super) fn save_within(memory_mib: MemMib) -> Duration {
     Duration::from_secs(60 + u64::from(memory_mib.get()) / 16)
 }
 
-/// The most a state takes.
+/// The most a state of a VM takes that stands still.
 pub(super) fn state_bytes(memory_mib: MemMib) -> u64 {
-    memory_mib.bytes().saturating_add(DEVICES_BYTES)
+    let memory = memory_mib.bytes();
+    memory.saturating_add(memory / MEMORY_PER_ADDRESSES).saturating_add(DEVICES_BYTES)
+}
+
+/// The most a state of a VM takes that runs while it is written: what changes meanwhile is written a
+/// second time. The drivers stop a save that would come to more.
+pub(super) fn running_state_bytes(memory_mib: MemMib) -> u64 {
+    memory_mib.bytes().saturating_mul(2).saturating_add(DEVICES_LIMIT_BYTES)
 }
 
 /// Does `work`, or ends with [`Error::Cancelled`] as soon as `cancel` says so.

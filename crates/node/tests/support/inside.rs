@@ -49,9 +49,14 @@ impl World {
 
     /// Has the guest of a workspace remember one more number.
     pub fn remember(&self, workspace: u128, number: u64) {
+        self.remember_many(workspace, number, 1);
+    }
+
+    /// Has the guest of a workspace remember a number so many times.
+    pub fn remember_many(&self, workspace: u128, number: u64, times: usize) {
         let memory = self.memory_of(workspace);
         let mut bytes = memory.read();
-        bytes.extend(number.to_le_bytes());
+        bytes.extend(number.to_le_bytes().repeat(times));
         memory.write(&bytes);
     }
 

@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 use skerry_model::{SnapshotId, WorkspaceId};
 
 use super::damage::snapshot;
+use tokio_util::sync::CancellationToken;
+
 use crate::{
     Error,
     saved::{
@@ -28,7 +30,10 @@ pub(super) const SCRIPTS: [Script; 3] = [
             if states.open(&place)?.is_some() {
                 return Ok(());
             }
-            let layers = chain.layers.iter().map(|id| life.storage.layers.describe(*id));
+            let layers = chain
+                .layers
+                .iter()
+                .map(|id| life.storage.layers.describe(*id, &CancellationToken::new()));
             let layers = layers.collect::<Result<_, Error>>()?;
             let draft = states.begin(&place, life.storage.room.reserve(20_000)?)?;
             write(&draft.create("state", 20_000)?)?;

@@ -9,6 +9,8 @@ use std::{
 
 use skerry_model::{SnapshotId, WorkspaceId};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{
     Error, FaultKind,
     layers::{Holder, LayerSeal},
@@ -28,8 +30,11 @@ pub(super) fn snapshot(life: &Life, number: u128) -> Sealed {
     let chain = disk.ensure(&bare(), 12 * MIB).unwrap();
     mark(&life.vm_dir(workspace).join(chain.overlay.unwrap().file_name()), 1);
     let chain = disk.freeze().unwrap();
-    let layers: Vec<LayerSeal> =
-        chain.layers.iter().map(|id| life.storage.layers.describe(*id).unwrap()).collect();
+    let layers: Vec<LayerSeal> = chain
+        .layers
+        .iter()
+        .map(|id| life.storage.layers.describe(*id, &CancellationToken::new()).unwrap())
+        .collect();
     let place = life.layout.snapshot(SnapshotId::from_u128(number));
     let draft = life.storage.states.begin(&place, life.storage.room.reserve(0).unwrap()).unwrap();
     let state = draft.create("state", STATE_BYTES as u64).unwrap();

@@ -4,11 +4,12 @@ use std::{
 };
 
 use proptest::prelude::*;
+use tokio_util::sync::CancellationToken;
 
 use crate::saved::{ContentDigest, KnownDigests};
 
 fn digest(file: &File) -> ContentDigest {
-    ContentDigest::of_file(file).unwrap()
+    ContentDigest::of_file(file, &CancellationToken::new()).unwrap().unwrap()
 }
 
 proptest! {

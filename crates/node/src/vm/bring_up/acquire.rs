@@ -2,11 +2,7 @@
 
 use skerry_model::spec::LogRetention;
 
-use super::{
-    BringUp, Whose,
-    ground::Ground,
-    source::{SnapshotMemory, Source},
-};
+use super::{BringUp, Whose, ground::Ground, shared::SnapshotMemory, source::Source};
 use crate::{
     capacity::{MemoryPromise, disk_free_mib},
     cgroups::CpuWeight,
@@ -23,7 +19,8 @@ use crate::{
 impl BringUp<'_> {
     pub(super) async fn reserve(&mut self) -> Result<(), Error> {
         if self.ground.is_none() {
-            self.ground = Some(self.look().await?);
+            let ground = self.look().await?;
+            self.ground = Some(self.await_promotion(ground).await?);
             self.check_room()?;
         }
         if self.memory.is_none() {
@@ -35,7 +32,7 @@ impl BringUp<'_> {
         self.lease_uid()
     }
 
-    async fn look(&self) -> Result<Ground, Error> {
+    pub(super) async fn look(&self) -> Result<Ground, Error> {
         let (host, paths) = (self.host.clone(), self.paths.clone());
         let (image, shape) = (self.spec.image_digest.clone(), self.spec.shape);
         let start_from = self.spec.start_from;

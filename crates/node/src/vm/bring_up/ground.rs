@@ -4,15 +4,16 @@ use std::path::PathBuf;
 
 use skerry_internal_api::StartFrom;
 use skerry_model::{Shape, SnapshotId, spec::ImageDigest};
-use skerry_vmm::RestoredMemory;
+use tokio::time::Instant;
 
-use super::{machine::machine_of, source::SnapshotMemory};
+use super::{machine::machine_of, shared::SnapshotMemory};
 use crate::{
     error::Error,
     host::Host,
     images::BootFiles,
     layout::VmPaths,
-    saved::{About, RAM_FILE, STATE_FILE, Sealed},
+    promotion,
+    saved::{About, STATE_FILE, Sealed},
     templates::TemplateKey,
 };
 
@@ -142,28 +143,19 @@ fn snapshot(host: &Host, snapshot_id: SnapshotId, shape: &Shape) -> Result<Begin
     if !same_machine(&snapshot.manifest.shape, shape) {
         return Ok(Begin::SnapshotDisk(snapshot));
     }
+    let stream = SnapshotMemory::stream(snapshot_id, snapshot)?;
     check_machine(host, &snapshot, shape)?;
     // Shared memory is faster to start from; if it is not as it should be, the snapshot itself is.
-    let promoted = states.open(&host.layout.promoted(snapshot_id)).unwrap_or_else(|error| {
-        tracing::warn!(%error, "a snapshot's promoted memory is not usable");
-        None
-    });
-    let promoted = promoted.and_then(|promoted| {
-        let (state, file) = (promoted.file(STATE_FILE)?, promoted.file(RAM_FILE)?);
-        Some((promoted, state, RestoredMemory::CloneOf { file }))
-    });
-    let memory = match promoted {
-        Some((promoted, state, memory)) => {
-            SnapshotMemory { checked: vec![snapshot.clone(), promoted], snapshot, state, memory }
+    let promoted = host.promotions.may_use(snapshot_id, Instant::now());
+    let promoted = promoted.then(|| promotion::of_snapshot(host, snapshot_id)).flatten();
+    let promoted = promoted.filter(|promoted| check_machine(host, promoted, shape).is_ok());
+    Ok(Begin::SnapshotMemory(match promoted {
+        Some(promoted) => {
+            states.used(&promoted, host.environment.now())?;
+            stream.shared(promoted)?
         }
-        None => SnapshotMemory {
-            checked: vec![snapshot.clone()],
-            snapshot,
-            state,
-            memory: RestoredMemory::InState,
-        },
-    };
-    Ok(Begin::SnapshotMemory(memory))
+        None => stream,
+    }))
 }
 
 /// Whether a machine of one shape can go on as one of the other.

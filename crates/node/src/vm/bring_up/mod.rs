@@ -13,6 +13,7 @@ mod ground;
 mod guest;
 mod machine;
 mod restore;
+mod shared;
 mod source;
 
 use std::{
@@ -22,11 +23,11 @@ use std::{
 };
 
 use skerry_internal_api::{NodeError, StartPath, VmSpec};
-use skerry_model::Timestamp;
+use skerry_model::{SnapshotId, Timestamp};
 use skerry_vmm::{Exit, Vm};
 use tokio_util::sync::CancellationToken;
 
-use self::{aside::Aside, ground::Ground, source::Source};
+use self::{aside::Aside, ground::Ground, shared::SnapshotMemory, source::Source};
 use crate::{
     capacity::MemoryPromise,
     disk::DiskChain,
@@ -39,6 +40,7 @@ use crate::{
     ledger::Ledger,
     pool::Nobodys,
     release::{Remains, release_all},
+    saved::Sealed,
     templates::{Recipe, Template},
     uids::UidLease,
 };
@@ -212,6 +214,21 @@ impl<'a> BringUp<'a> {
     fn empty(
         host: &'a Arc<Host>,
         paths: &'a VmPaths,
+    /// A VM that loads a snapshot's memory into a file that others can share.
+    pub fn for_promotion(
+        host: &'a Arc<Host>,
+        paths: &'a VmPaths,
+        spec: &'a VmSpec,
+        cancel: &'a CancellationToken,
+        memory: MemoryPromise,
+        (snapshot_id, snapshot): (SnapshotId, &Sealed),
+    ) -> Result<Self, Error> {
+        let stream = SnapshotMemory::stream(snapshot_id, snapshot.clone())?;
+        let source = Some(Source::SnapshotMemory(stream.into_file()));
+        let memory = Some(memory);
+        Ok(Self { memory, source, ..Self::empty(host, paths, spec, cancel, Whose::Nobody) })
+    }
+
         spec: &'a VmSpec,
         cancel: &'a CancellationToken,
         whose: Whose,
@@ -356,7 +373,7 @@ impl<'a> BringUp<'a> {
                 Source::Boot
                 | Source::Pool { .. }
                 | Source::SavedMemory(_)
-                | Source::SnapshotMemory(_)
+            (Source::SnapshotMemory(memory), _) => self.has_started_from(memory),
                 | Source::SnapshotDisk(_),
                 _,
             ) => {}
@@ -383,21 +400,25 @@ impl<'a> BringUp<'a> {
         }
     }
 
-    /// Clean slate for another source: also the disk goes, which was made for this one and was never
-    /// the tenant's.
+    /// Clean slate for another source: also a disk goes that was made for this one and was never the
+    /// tenant's.
     async fn undo_attempt(&mut self) -> Result<(), StepFailed> {
         self.close_link().await;
         if let Some(mut source) = self.source.take() {
             source.give_up(self.host).await;
         }
         let vm = self.vm.take();
+        let mut disk_was_made_for_it = true;
         if let Some(ledger) = &self.ledger {
+            disk_was_made_for_it = source.is_of_a_first_start();
             match release_all(self.host, self.paths, ledger, vm.as_ref()).await? {
                 Remains::Nothing => self.ledger = None,
                 Remains::Disk => {
                     let disk = self.host.storage.disks.at(&self.paths.dir);
                     blocking(move || disk.remove()).await.map_err(StepFailed::at("disk"))?;
                 }
+                // What a snapshot's disk had replaced is there again.
+                Remains::Disk if !disk_was_made_for_it => {}
             }
         }
         self.uid = None;

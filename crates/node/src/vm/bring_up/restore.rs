@@ -8,13 +8,10 @@ use super::{
     BringUp,
     aside::Aside,
     in_words,
-    source::{SnapshotMemory, Source},
+    shared::{Checked, SnapshotMemory},
+    source::Source,
 };
-use crate::{
-    error::Error,
-    ledger::Entry,
-    saved::{STATE_FILE, Sealed},
-};
+use crate::{error::Error, ledger::Entry, saved::STATE_FILE};
 
 /// Letting CPUs run on is one message.
 pub(crate) const RESUME_WITHIN: Duration = Duration::from_secs(30);
@@ -30,7 +27,7 @@ impl BringUp<'_> {
             // run before both are done.
             let states = self.host.storage.states.clone();
             self.before_resume = Some(Aside::begin(move || {
-                checked.iter().try_for_each(|sealed| states.verify(sealed))
+                checked.iter().try_for_each(|checked| checked.verify(&states))
             }));
         }
         let spec = RestoreSpec { machine: self.machine()?, state, memory };
@@ -91,7 +88,7 @@ impl BringUp<'_> {
     }
 
     /// Waits until what is loaded is known to be what was saved.
-    async fn checked(&mut self) -> Result<(), Error> {
+    pub async fn checked(&mut self) -> Result<(), Error> {
         match self.before_resume.take() {
             Some(check) => check.done().await,
             None => Ok(()),
@@ -104,14 +101,14 @@ impl BringUp<'_> {
                 state: template.state.clone(),
                 memory: RestoredMemory::CloneOf { file: template.ram.clone() },
                 // In full when the node was opened; a look at each now.
-                checked: vec![template.sealed.clone()],
+                checked: vec![Checked::All(template.sealed.clone())],
             },
             Source::SavedMemory(sealed) => Saved {
                 state: sealed.file(STATE_FILE).ok_or(Error::StepMissing("reserve"))?,
                 memory: RestoredMemory::InState,
-                checked: vec![sealed.clone()],
+                checked: vec![Checked::All(sealed.clone())],
             },
-            Source::SnapshotMemory(SnapshotMemory { checked, state, memory, snapshot: _ }) => {
+            Source::SnapshotMemory(SnapshotMemory { checked, state, memory, .. }) => {
                 Saved { state: state.clone(), memory: memory.clone(), checked: checked.clone() }
             }
             Source::Boot | Source::Pool { .. } | Source::SnapshotDisk(_) => {
@@ -140,5 +137,5 @@ struct Saved {
     state: PathBuf,
     memory: RestoredMemory,
     /// What has to be as it was sealed.
-    checked: Vec<Sealed>,
+    checked: Vec<Checked>,
 }

@@ -1,12 +1,12 @@
 //! The ways in which a machine comes to run, and the steps of each.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use skerry_internal_api::StartPath;
 use skerry_vmm::RestoredMemory;
 use tokio::time::Instant;
 
-use super::{BringUp, Step, Whose, ground::Begin};
+use super::{BringUp, Step, Whose, ground::Begin, shared::SnapshotMemory};
 use crate::{
     error::Error,
     host::{Host, StepFailed},
@@ -34,16 +34,6 @@ pub(super) enum Source {
     SnapshotMemory(SnapshotMemory),
     /// A snapshot's disk, booted.
     SnapshotDisk(Sealed),
-}
-
-/// A snapshot's disk and the best form of its memory.
-pub(super) struct SnapshotMemory {
-    pub snapshot: Sealed,
-    /// What has to be whole before the guest runs: the snapshot, and its promoted memory if that is
-    /// used.
-    pub checked: Vec<Sealed>,
-    pub state: PathBuf,
-    pub memory: RestoredMemory,
 }
 
 /// A boot on the workspace's own disk.
@@ -136,6 +126,17 @@ impl Source {
     }
 
     /// For the log.
+    /// What it costs the host beyond that; `None` where the machine is there.
+    fn effort(&self) -> Option<Effort> {
+        match self {
+            Self::Boot | Self::SnapshotDisk(_) => Some(Effort::Boot),
+            Self::Template(_) | Self::SavedMemory(_) | Self::SnapshotMemory(_) => {
+                Some(Effort::Restore)
+            }
+            Self::Pool { .. } => None,
+        }
+    }
+
     pub fn name(&self) -> &'static str {
         match self {
             Self::Boot => "boot",
@@ -153,6 +154,16 @@ impl Source {
     }
 
     /// Lets go of what was taken and did not become the workspace's.
+    /// Whether the disk it stands on is made for it.
+    pub fn is_of_a_first_start(&self) -> bool {
+        match self {
+            Self::Template(_) | Self::Pool { .. } => true,
+            Self::Boot | Self::SavedMemory(_) | Self::SnapshotMemory(_) | Self::SnapshotDisk(_) => {
+                false
+            }
+        }
+    }
+
     pub async fn give_up(&mut self, host: &Host) {
         if let Self::Pool { waiting, .. } = self
             && let Some(waiting) = waiting.take()

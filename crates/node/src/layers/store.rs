@@ -273,7 +273,11 @@ impl LayerStore {
         if !self.is_present(id) {
             return Err(self.missing(id));
         }
-        let (length_bytes, digest) = self.digests.of(&self.path(id))?;
+        let (length_bytes, digest) = self.digests.of_unless(&self.path(id), stop)?;
+        if stop.is_cancelled() {
+            // Whoever is next describes it.
+            return Err(Error::Cancelled);
+        }
         let seal = LayerSeal { id, length_bytes, digest };
         let text = serde_json::to_vec(&seal).map_err(|error| Error::io("writing")(error.into()))?;
         write_durably(&beside, &text)?;

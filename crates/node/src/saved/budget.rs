@@ -72,8 +72,8 @@ impl SavedStates {
     }
 }
 
-/// Removes states of `parent`, the least recently used first, until the rest fits into
-/// `budget_bytes`; those in `kept` stay whatever they take. Returns the names that were removed.
+/// Removes some of these states, the least recently used first, until the rest fits into
+/// `budget_bytes`; those in `kept` stay whatever they take. Returns the places that were removed.
 /// Clones of a removed state keep running: they have its files open.
 pub(crate) fn evict(
     states: &SavedStates,

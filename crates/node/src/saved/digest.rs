@@ -68,6 +68,9 @@ impl ContentDigest {
             at = empty_until;
             let data_until = if at < length { next_hole(file, data)?.min(length) } else { length };
             while at < data_until {
+                if stop.is_cancelled() {
+                    return Ok(None);
+                }
                 let wanted = (length - at).min(round_up(data_until - at)).min(READ_BYTES as u64);
                 let piece = &mut buffer[..usize::try_from(wanted).map_err(io::Error::other)?];
                 file.read_exact_at(piece, at)?;
@@ -218,9 +221,6 @@ impl KnownDigests {
     /// # Errors
     /// When it is no regular file (a link is not followed) or cannot be read.
     pub fn of(&self, path: &Path) -> Result<(u64, ContentDigest), Error> {
-        let verdict = Arc::clone(self.verdicts().entry(path.to_owned()).or_default());
-        let mut verdict = verdict.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = open_regular(path).map_err(Error::path("opening", path))?;
         self.of_unless(path, &CancellationToken::new())
     }
 
@@ -233,6 +233,9 @@ impl KnownDigests {
         path: &Path,
         stop: &CancellationToken,
     ) -> Result<(u64, ContentDigest), Error> {
+        let verdict = Arc::clone(self.verdicts().entry(path.to_owned()).or_default());
+        let mut verdict = verdict.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = open_regular(path).map_err(Error::path("opening", path))?;
         let look = || file.metadata().map_err(Error::path("looking at", path));
         let identity = Identity::of(&look()?);
         if let Some((known, digest)) = *verdict

@@ -187,6 +187,63 @@ impl Draft {
     }
 }
 
+impl Closed {
+    /// Describes the state and puts it in its place. `manifest.files` is filled in here.
+    ///
+    /// # Errors
+    /// When the disk is full, among others. After any error nothing of the state is left.
+    pub fn seal(self, manifest: Manifest) -> Result<Sealed, Error> {
+        let Self { draft, files } = self;
+        draft.take(Manifest { files, ..manifest })
+    }
+}
+
+/// [`Draft::seal`] off the async threads, given up as soon as `cancel` says so: what is being read or
+/// written then comes to its end by itself, which [`Host::tasks`] waits for, and is removed. `manifest`
+/// may read layers, until the token it is given is cancelled.
+///
+/// # Errors
+/// [`Error::Cancelled`], and those of [`Draft::seal`].
+pub(crate) async fn seal_unless(
+    host: &Host,
+    cancel: &CancellationToken,
+    draft: Draft,
+    manifest: impl FnOnce(&CancellationToken) -> Result<Manifest, Error> + Send + 'static,
+) -> Result<Sealed, Error> {
+    let stop = cancel.clone();
+    let close = move || -> Result<(Closed, Manifest), Error> {
+        let manifest = manifest(&stop)?;
+        Ok((draft.close(&stop)?, manifest))
+    };
+    let closing = host.tasks.spawn_blocking(close);
+    let (closed, manifest) = tokio::select! {
+        biased;
+        () = cancel.cancelled() => return Err(Error::Cancelled),
+        closed = closing => match closed {
+            Ok(closed) => closed?,
+            Err(lost) if lost.is_panic() => std::panic::resume_unwind(lost.into_panic()),
+            Err(_) => return Err(Error::RuntimeGone),
+        },
+    };
+    blocking(move || closed.seal(manifest)).await
+}
+
+/// A directory that nobody else has: a draft that was given up may not be removed yet.
+fn make_draft_dir(place: &Path) -> Result<PathBuf, Error> {
+    for number in 0..MAX_DRAFTS {
+        let dir = draft_place(place, number)?;
+        match DirBuilder::new().mode(0o700).create(&dir) {
+            Ok(()) => return Ok(dir),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::path("making", &dir)(error)),
+        }
+    }
+    Err(Error::SavedState {
+        path: place.to_owned(),
+        problem: format!("has {MAX_DRAFTS} unfinished drafts"),
+    })
+}
+
 impl Drop for Draft {
     fn drop(&mut self) {
         if self.sealed {

@@ -92,17 +92,19 @@ impl Owner {
             // What the guest has not written back could not be seen on its disk alone.
             self.let_cpus_run("suspension_woken").await?;
         }
-        let written = self.write_memory(&draft, manifest.shape.memory_mib, cancel).await;
-        let (sealed, created_at) = (written.is_ok(), self.host.environment.now());
-        let outcome = blocking(move || {
-            if sealed {
-                draft.seal(Manifest { created_at, ..manifest })?;
-            }
-            // Else all of it is removed here, where blocking is allowed.
-            Ok(())
-        });
-        let outcome = outcome.await.map_err(StepFailed::at("suspension_sealed"));
-        written.and(outcome)?;
+        if let Err(failed) = self.write_memory(&draft, manifest.shape.memory_mib, cancel).await {
+            // All of it is removed where blocking is allowed.
+            let removed = blocking(move || {
+                drop(draft);
+                Ok(())
+            });
+            removed.await.map_err(StepFailed::at("suspension_sealed"))?;
+            return Err(failed);
+        }
+        let created_at = self.host.environment.now();
+        let manifest = move |_: &CancellationToken| Ok(Manifest { created_at, ..manifest });
+        let sealed = seal_unless(&self.host, cancel, draft, manifest).await;
+        sealed.map_err(StepFailed::at("suspension_sealed"))?;
         self.passed("suspension_sealed").await?;
         self.record("suspension_committed", Entry::MemorySaved).await
     }

@@ -41,6 +41,7 @@ pub(crate) struct Host {
     pub memory: MemoryBooks,
     pub templates: Templates,
     pub pool: Pool,
+    pub promotions: Promotions,
     /// How starts went.
     pub starts: StartCounters,
     pub events: broadcast::Sender<NodeEvent>,
@@ -87,11 +88,11 @@ pub(crate) struct StartCounters {
     boots: AtomicU64,
     restore_fallbacks: AtomicU64,
     memory_restores: AtomicU64,
+    memory_clones: AtomicU64,
 }
 
 impl StartCounters {
     /// A start that took this path is complete.
-    memory_clones: AtomicU64,
     pub fn count(&self, path: StartPath) {
         let counter = match path {
             StartPath::Pool => &self.pool_hits,
@@ -107,25 +108,25 @@ impl StartCounters {
         self.restore_fallbacks.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All of it; what is ready for the next start is for others to fill in.
-    pub fn statistics(&self) -> StartStatistics {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        StartStatistics {
     /// A start from a snapshot mapped memory that others share.
     pub fn count_memory_clone(&self) {
         self.memory_clones.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// All of it; what is ready for the next start is for others to fill in.
+    pub fn statistics(&self) -> StartStatistics {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        StartStatistics {
             pool_hits: read(&self.pool_hits),
             template_restores: read(&self.template_restores),
             boots: read(&self.boots),
             restore_fallbacks: read(&self.restore_fallbacks),
             memory_restores: read(&self.memory_restores),
+            memory_clones: read(&self.memory_clones),
             ..StartStatistics::default()
         }
     }
 }
-            memory_clones: read(&self.memory_clones),
 
 /// A step that failed, and why.
 #[derive(Debug)]

@@ -29,6 +29,7 @@ use crate::{
     ledger::Ledger,
     logs,
     pool::{self, Pool},
+    promotion::Promotions,
     recovery::{Recovered, recover},
     saved::Storage,
     saving::{ended_by, replaced_by},
@@ -269,9 +270,9 @@ fn open_host(
     let memory = MemoryBooks::new(guest_memory_limit_mib(&config, &layout.memory_dir));
     let shutdown = CancellationToken::new();
     let templates = Templates::new(config.template_budget_mib, &*vmm);
+    let promotions = Promotions::new(templates.off().is_none());
     let pool = Pool::new(&config, memory.limit_mib(), &templates, &shutdown);
     Ok(Host {
-    let promotions = Promotions::new(templates.off().is_none());
         id: node_id(&layout.data_dir, &environment)?,
         config,
         environment,
@@ -284,10 +285,10 @@ fn open_host(
         memory,
         templates,
         pool,
+        promotions,
         starts: StartCounters::default(),
         events: broadcast::Sender::new(EVENTS),
         shutdown,
-        promotions,
         abandon: CancellationToken::new(),
         tasks: TaskTracker::new(),
         snapshots: SnapshotsUnderWay::default(),

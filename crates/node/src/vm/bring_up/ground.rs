@@ -139,12 +139,11 @@ fn snapshot(host: &Host, snapshot_id: SnapshotId, shape: &Shape) -> Result<Begin
             return Err(Error::SavedState { path: place, problem });
         }
     }
-    let Some(state) = snapshot.file(STATE_FILE) else { return Ok(Begin::SnapshotDisk(snapshot)) };
-    if !same_machine(&snapshot.manifest.shape, shape) {
+    if snapshot.file(STATE_FILE).is_none() || !same_machine(&snapshot.manifest.shape, shape) {
         return Ok(Begin::SnapshotDisk(snapshot));
     }
-    let stream = SnapshotMemory::stream(snapshot_id, snapshot)?;
     check_machine(host, &snapshot, shape)?;
+    let stream = SnapshotMemory::stream(snapshot_id, snapshot)?;
     // Shared memory is faster to start from; if it is not as it should be, the snapshot itself is.
     let promoted = host.promotions.may_use(snapshot_id, Instant::now());
     let promoted = promoted.then(|| promotion::of_snapshot(host, snapshot_id)).flatten();

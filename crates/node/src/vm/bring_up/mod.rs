@@ -211,9 +211,6 @@ impl<'a> BringUp<'a> {
         Self { memory, source, ..Self::empty(host, paths, spec, cancel, Whose::Nobody) }
     }
 
-    fn empty(
-        host: &'a Arc<Host>,
-        paths: &'a VmPaths,
     /// A VM that loads a snapshot's memory into a file that others can share.
     pub fn for_promotion(
         host: &'a Arc<Host>,
@@ -229,6 +226,9 @@ impl<'a> BringUp<'a> {
         Ok(Self { memory, source, ..Self::empty(host, paths, spec, cancel, Whose::Nobody) })
     }
 
+    fn empty(
+        host: &'a Arc<Host>,
+        paths: &'a VmPaths,
         spec: &'a VmSpec,
         cancel: &'a CancellationToken,
         whose: Whose,
@@ -369,11 +369,11 @@ impl<'a> BringUp<'a> {
                     self.host.pool.wake();
                 }
             }
+            (Source::SnapshotMemory(memory), _) => self.has_started_from(memory),
             (
                 Source::Boot
                 | Source::Pool { .. }
                 | Source::SavedMemory(_)
-            (Source::SnapshotMemory(memory), _) => self.has_started_from(memory),
                 | Source::SnapshotDisk(_),
                 _,
             ) => {}
@@ -404,21 +404,21 @@ impl<'a> BringUp<'a> {
     /// tenant's.
     async fn undo_attempt(&mut self) -> Result<(), StepFailed> {
         self.close_link().await;
+        let mut disk_was_made_for_it = true;
         if let Some(mut source) = self.source.take() {
+            disk_was_made_for_it = source.is_of_a_first_start();
             source.give_up(self.host).await;
         }
         let vm = self.vm.take();
-        let mut disk_was_made_for_it = true;
         if let Some(ledger) = &self.ledger {
-            disk_was_made_for_it = source.is_of_a_first_start();
             match release_all(self.host, self.paths, ledger, vm.as_ref()).await? {
                 Remains::Nothing => self.ledger = None,
+                // What a snapshot's disk had replaced is there again.
+                Remains::Disk if !disk_was_made_for_it => {}
                 Remains::Disk => {
                     let disk = self.host.storage.disks.at(&self.paths.dir);
                     blocking(move || disk.remove()).await.map_err(StepFailed::at("disk"))?;
                 }
-                // What a snapshot's disk had replaced is there again.
-                Remains::Disk if !disk_was_made_for_it => {}
             }
         }
         self.uid = None;

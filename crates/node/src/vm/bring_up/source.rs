@@ -126,17 +126,6 @@ impl Source {
     }
 
     /// For the log.
-    /// What it costs the host beyond that; `None` where the machine is there.
-    fn effort(&self) -> Option<Effort> {
-        match self {
-            Self::Boot | Self::SnapshotDisk(_) => Some(Effort::Boot),
-            Self::Template(_) | Self::SavedMemory(_) | Self::SnapshotMemory(_) => {
-                Some(Effort::Restore)
-            }
-            Self::Pool { .. } => None,
-        }
-    }
-
     pub fn name(&self) -> &'static str {
         match self {
             Self::Boot => "boot",
@@ -153,7 +142,6 @@ impl Source {
         matches!(self, Self::Pool { .. })
     }
 
-    /// Lets go of what was taken and did not become the workspace's.
     /// Whether the disk it stands on is made for it.
     pub fn is_of_a_first_start(&self) -> bool {
         match self {
@@ -164,6 +152,7 @@ impl Source {
         }
     }
 
+    /// Lets go of what was taken and did not become the workspace's.
     pub async fn give_up(&mut self, host: &Host) {
         if let Self::Pool { waiting, .. } = self
             && let Some(waiting) = waiting.take()
@@ -214,10 +203,12 @@ impl BringUp<'_> {
                 self.host.templates.failed(template, Instant::now());
                 Source::Boot
             }
-            Source::Boot
-            | Source::SavedMemory(_)
-            | Source::SnapshotMemory(_)
-            | Source::SnapshotDisk(_) => return None,
+            Source::SnapshotMemory(memory) => {
+                let stream = memory.instead()?;
+                self.host.promotions.not_kept(memory.id, Instant::now());
+                Source::SnapshotMemory(stream)
+            }
+            Source::Boot | Source::SavedMemory(_) | Source::SnapshotDisk(_) => return None,
         };
         if let Source::Boot = next {
             self.host.starts.count_fallback();

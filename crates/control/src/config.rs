@@ -32,9 +32,6 @@ pub struct ControlConfig {
     pub image_aliases: std::collections::BTreeMap<String, String>,
     /// How long a guest may take to power off before it is killed.
     pub stop_grace: Duration,
-    /// How many VMs may be brought up at the same time; further starts wait their turn. At least 1;
-    /// the number of CPUs is a good value.
-    pub boot_concurrency: usize,
     /// How many suspensions and snapshots may be written at the same time; further ones wait their
     /// turn. At least 1.
     pub save_concurrency: usize,
@@ -49,8 +46,8 @@ pub struct ControlConfig {
 
 impl ControlConfig {
     /// The usual configuration with this key and plan: image `base`, no aliases, 10 s for a guest to
-    /// power off, as many boots at a time as the machine has CPUs, 2 saves at a time, 2 minutes
-    /// to wake, 10 minutes for a call to the node, a comparison every 30 s.
+    /// power off, 2 saves at a time, 2 minutes to wake, 10 minutes for a call to the node, a comparison
+    /// every 30 s.
     #[must_use]
     pub fn new(bootstrap_key: Secret, plan: Plan) -> Self {
         Self {
@@ -59,7 +56,6 @@ impl ControlConfig {
             default_image: "base".to_owned(),
             image_aliases: std::collections::BTreeMap::new(),
             stop_grace: Duration::from_secs(10),
-            boot_concurrency: std::thread::available_parallelism().map_or(1, usize::from),
             save_concurrency: 2,
             wake_timeout: Duration::from_secs(120),
             node_call_timeout: Duration::from_secs(600),

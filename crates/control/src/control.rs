@@ -47,8 +47,6 @@ pub(crate) struct Inner {
     pub(crate) snapshot_watchers: Watchers<SnapshotId>,
     /// Who is being used.
     pub(crate) activity: Activity,
-    /// Turns for bringing VMs up.
-    pub(crate) boots: Semaphore,
     /// Turns for writing memory to disk.
     pub(crate) saves: Semaphore,
     /// Rings when a record with a timer was written: the next one may have to ring earlier.
@@ -80,7 +78,6 @@ impl Control {
         if bootstrap.expose().is_empty() || bootstrap.expose().len() > MAX_SECRET_BYTES {
             return Err(Error::invalid("bootstrap_key", "is empty or too long", "1 to 1024 bytes"));
         }
-        let boots = Semaphore::new(config.boot_concurrency.max(1));
         let saves = Semaphore::new(config.save_concurrency.max(1));
         let control = Self {
             inner: Arc::new(Inner {
@@ -94,7 +91,6 @@ impl Control {
                 watchers: Watchers::default(),
                 snapshot_watchers: Watchers::default(),
                 activity: Activity::default(),
-                boots,
                 saves,
                 timers_changed: Notify::new(),
                 tasks: TaskTracker::new(),

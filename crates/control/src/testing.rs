@@ -86,7 +86,6 @@ pub fn config() -> ControlConfig {
     config.image_aliases = [("ubuntu", "base"), ("debian", "base"), ("node", "node-20")]
         .map(|(alias, name)| (alias.to_owned(), name.to_owned()))
         .into();
-    config.boot_concurrency = 4;
     config.node_call_timeout = Duration::from_secs(30);
     // Tests that want a comparison ask for it by opening again.
     config.reconcile_interval = Duration::from_secs(3600);

@@ -246,28 +246,6 @@ async fn one_that_hangs_blocks_nobody_else() {
 }
 
 #[tokio::test]
-async fn no_more_vms_are_brought_up_at_a_time_than_configured() {
-    let mut config = testing::config();
-    config.boot_concurrency = 2;
-    let test = testing::open_with(config).await;
-    let caller = test.caller().await;
-    test.node.hang(Point::EnsureRunning);
-    let mut made = Vec::new();
-    for _ in 0..5 {
-        let request = CreateWorkspace::new(StartPolicy::Now(Wait::No));
-        made.push(test.control.create_workspace(&caller, request).await.unwrap());
-    }
-    for workspace in &made {
-        until(&test, workspace, |w| w.state == State::Starting).await;
-    }
-    assert!(test.node.calls().len() <= 2, "{:?}", test.node.calls());
-    test.node.release(Point::EnsureRunning);
-    for workspace in &made {
-        until(&test, workspace, Workspace::is_settled).await;
-    }
-}
-
-#[tokio::test]
 async fn bad_input_is_named_and_records_nothing() {
     let test = testing::open().await;
     let caller = test.caller().await;

@@ -242,6 +242,10 @@ pub trait NodeApi: Send + Sync {
     /// Makes the VM of `spec` run and returns once the guest is ready. A VM of the same incarnation
     /// that runs already is returned as it is; one of an older incarnation is stopped first. On an
     /// error nothing of this incarnation is left but the workspace's disk.
+    ///
+    /// How many start at a time is the node's decision, which alone knows what a start will cost: one
+    /// that is served by a VM that waits for it does not wait behind others that boot. See
+    /// [`NodeApi::awaits_turn`].
     async fn ensure_running(&self, spec: VmSpec) -> Result<VmReport, NodeError>;
 
     /// Brings the workspace's VM to a stop if its incarnation is `incarnation` or older; keeps the
@@ -325,6 +329,10 @@ pub trait NodeApi: Send + Sync {
 
     /// What the node knows of the workspace's VM; `None` when nothing is there.
     async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport>;
+
+    /// Whether the start of this workspace waits for its turn behind others now. That is not bounded by
+    /// itself (each start before it is), and nothing of the VM is there meanwhile.
+    async fn awaits_turn(&self, workspace_id: WorkspaceId) -> bool;
 
     /// Everything the node has, in no order.
     async fn list(&self) -> Vec<VmReport>;

@@ -1,6 +1,6 @@
 //! What the node is told at start, and the ambient things it is handed instead of reaching for them.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, num::NonZero, path::PathBuf, sync::Arc, time::Duration};
 
 use skerry_model::{Shape, Timestamp, spec::ImageRef};
 
@@ -56,6 +56,11 @@ pub struct NodeConfig {
     /// How long a guest may take from boot to its first answer, one repetition after a hang
     /// included; `None` is 30 s with hardware virtualisation and 180 s without.
     pub boot_timeout: Option<Duration>,
+    /// How many workspaces' guests may boot at the same time; further ones wait their turn, however long.
+    pub boot_concurrency: NonZero<usize>,
+    /// How many may be restored from a saved state at the same time, boots not counted. A VM that
+    /// waits in the pool is taken at once.
+    pub restore_concurrency: NonZero<usize>,
     /// How long a guest of an older incarnation may take to power off when a newer one replaces it.
     pub replace_grace: Duration,
     /// Host memory that guests may be promised in all; `None` leaves the host a tenth, at least
@@ -84,9 +89,11 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
-    /// The defaults for a data directory and an image directory.
+    /// The defaults for a data directory and an image directory; as many boots at a time as the
+    /// machine has CPUs, which each keeps busy, and twice as many restores.
     #[must_use]
     pub fn new(data_dir: PathBuf, image_dir: PathBuf) -> Self {
+        let cpus = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
         Self {
             data_dir,
             image_dir,
@@ -96,6 +103,8 @@ impl NodeConfig {
             uids: UidRange { first: 200_000, count: 10_000 },
             cgroups: CgroupPolicy::Auto,
             boot_timeout: None,
+            boot_concurrency: cpus,
+            restore_concurrency: cpus.saturating_add(cpus.get()),
             replace_grace: Duration::from_secs(10),
             guest_memory_mib: None,
             min_disk_free_mib: 512,

@@ -23,6 +23,7 @@ use crate::{
     saved::Storage,
     snapshots::SnapshotsUnderWay,
     templates::Templates,
+    turns::Turns,
     uids::UidPool,
 };
 
@@ -42,6 +43,8 @@ pub(crate) struct Host {
     pub templates: Templates,
     pub pool: Pool,
     pub promotions: Promotions,
+    /// Whose turn it is to start.
+    pub turns: Turns,
     /// How starts went.
     pub starts: StartCounters,
     pub events: broadcast::Sender<NodeEvent>,

@@ -37,6 +37,7 @@ mod saving;
 mod snapshots;
 mod templates;
 mod uids;
+mod turns;
 mod vm;
 
 pub use config::{CgroupPolicy, FillRandom, NodeConfig, NodeEnvironment, TemplatePreset, UidRange};

@@ -35,6 +35,7 @@ use crate::{
     saving::{ended_by, replaced_by},
     snapshots::{self, SnapshotsUnderWay},
     templates::Templates,
+    turns::Turns,
     uids::UidPool,
     vm::{
         Answer, Request, Slot, Status, Undertaking,
@@ -274,6 +275,7 @@ fn open_host(
     let pool = Pool::new(&config, memory.limit_mib(), &templates, &shutdown);
     Ok(Host {
         id: node_id(&layout.data_dir, &environment)?,
+        turns: Turns::new(&config),
         config,
         environment,
         layout,
@@ -407,6 +409,10 @@ impl NodeApi for Node {
 
     async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport> {
         self.slot(workspace_id)?.status.borrow().report.clone()
+    }
+
+    async fn awaits_turn(&self, workspace_id: WorkspaceId) -> bool {
+        self.host.turns.is_awaited_by(workspace_id)
     }
 
     async fn list(&self) -> Vec<VmReport> {

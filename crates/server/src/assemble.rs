@@ -1,6 +1,6 @@
 //! Puts the parts together: node on hypervisor, control on node and store, the HTTP front on control.
 
-use std::{num::NonZero, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -101,15 +101,12 @@ async fn host_plan(node: &Node) -> Plan {
 fn control_config(config: &Config, plan: Plan) -> ControlConfig {
     // Without a key control refuses to open.
     let key = config.bootstrap_key.clone().unwrap_or_else(|| Secret::new(""));
-    let cpus = std::thread::available_parallelism().map_or(2, NonZero::get);
     ControlConfig {
         bootstrap_key: key,
         plan,
         default_image: config.default_image.clone(),
         image_aliases: config.image_aliases.clone(),
         stop_grace: config.stop_grace,
-        // A boot keeps one CPU busy.
-        boot_concurrency: cpus,
         // Writing memory out keeps the disk busy, which two at a time do.
         save_concurrency: 2,
         wake_timeout: Duration::from_secs(120),

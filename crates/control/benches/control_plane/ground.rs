@@ -35,9 +35,7 @@ impl Ground {
         let environment = Environment { now: Arc::clone(&now), rng: Arc::new(SeededRng::new(1)) };
         let endless = Pool { vcpu_count: 1 << 40, memory_mib: 1 << 40, disk_mib: 1 << 40 };
         let plan = Plan::self_hosted(1 << 40, endless, endless);
-        let mut config = ControlConfig::new(Secret::new(KEY), plan);
-        // As if there were many nodes: what is measured is control, not the turns for booting.
-        config.boot_concurrency = 1024;
+        let config = ControlConfig::new(Secret::new(KEY), plan);
         let keys = KeyRing::open(&directory.path().join("secret.key"), environment.rng.clone())
             .expect("a key file");
         let store =

@@ -2,12 +2,15 @@
 
 use std::{future::Future, pin::pin, sync::Arc};
 
-use skerry_internal_api::{NodeError, StopMode, VmSpec};
+use skerry_internal_api::{NodeError, StopMode, VmReport, VmSpec};
 use skerry_model::{
     Desired, ErrorKind, Event, Failure, FailureCode, Incarnation, StartFrom, State, Step,
     Transition, Workspace, WorkspaceId, next_step,
 };
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, error::Elapsed},
+};
 
 use super::{attend::Subject, final_snapshot::FinalStep, registry::Workers, view};
 use crate::{Error, control::Inner, store::Write};
@@ -15,6 +18,8 @@ use crate::{Error, control::Inner, store::Write};
 /// More steps than any workspace needs in a row. Passing it means that record and node never come to
 /// agree; the worker then pauses instead of spinning.
 const MAX_STEPS: u32 = 100;
+/// How often it is looked, within the bound of a start, whether it still waits for its turn.
+const LOOKS_AT_A_START: u32 = 16;
 
 impl Subject for WorkspaceId {
     const WHAT: &'static str = "workspace";
@@ -162,14 +167,7 @@ impl Worker {
             log_retention: starting.spec.log_retention,
             start_from: from,
         };
-        // Waiting for a turn is not bounded by itself: each boot before it is.
-        let boot = async {
-            let turn = inner.boots.acquire().await;
-            let bound = inner.config.node_call_timeout;
-            let outcome = tokio::time::timeout(bound, inner.node.ensure_running(spec)).await;
-            drop(turn);
-            outcome
-        };
+        let boot = self.bring_up(spec);
         let wanted = |fresh: &Workspace| {
             let again = Step::Start { incarnation, from };
             fresh.incarnation == incarnation && next_step(fresh, None, inner.now()) == again
@@ -198,6 +196,23 @@ impl Worker {
             }
         };
         self.record_outcome(&event).await
+    }
+
+    /// Has the node bring a VM up. Waiting for a turn is not bounded by itself: each start before it is.
+    async fn bring_up(&self, spec: VmSpec) -> Result<Result<VmReport, NodeError>, Elapsed> {
+        let node = &self.inner.node;
+        let bound = self.inner.config.node_call_timeout;
+        let mut call = pin!(node.ensure_running(spec));
+        let mut deadline = Instant::now() + bound;
+        loop {
+            let look_at = deadline.min(Instant::now() + bound / LOOKS_AT_A_START);
+            match tokio::time::timeout_at(look_at, &mut call).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(_) if node.awaits_turn(self.id).await => deadline = Instant::now() + bound,
+                Err(elapsed) if look_at == deadline => return Err(elapsed),
+                Err(_) => {}
+            }
+        }
     }
 
     async fn stop(&self, workspace: &Workspace, through: Incarnation) -> Result<(), Error> {

@@ -35,11 +35,16 @@ impl SimNode {
             return Err(NodeError::NoSuchImage(spec.image_digest.to_string()));
         }
         let beginning = state.beginning(spec)?;
+        let from_pool = matches!(beginning, Beginning::Pool);
         let (report_outcome, outcome) = watch::channel(None);
         let (node, id, incarnation) = (self.myself.clone(), spec.workspace_id, spec.incarnation);
         let boot_time = state.boot_time;
         let task = self.spawn(async move {
             let Some(node) = node.upgrade() else { return };
+            if from_pool {
+                report_outcome.send_replace(Some(node.finish_boot(id, incarnation)));
+                return;
+            }
             node.gate(Point::EnsureRunning).await;
             tokio::time::sleep(boot_time).await;
             report_outcome.send_replace(Some(node.finish_boot(id, incarnation)));
@@ -65,6 +70,10 @@ impl SimNode {
         let vm = vm.ok_or(NodeError::NoSuchVm)?;
         let saved = vm.saved.take();
         let path = match std::mem::replace(&mut vm.beginning, Beginning::Disk) {
+            Beginning::Pool => {
+                vm.guest.boot(&vm.spec);
+                StartPath::Pool
+            }
             Beginning::Disk => {
                 vm.guest.boot(&vm.spec);
                 StartPath::Boot
@@ -97,17 +106,27 @@ impl SimNode {
         let report = vm.report.clone();
         match path {
             StartPath::SavedMemory | StartPath::SnapshotMemory => state.memory_restores += 1,
-            StartPath::Pool | StartPath::Template | StartPath::Boot => state.boots += 1,
+            StartPath::Pool => state.pool_hits += 1,
+            StartPath::Template | StartPath::Boot => state.boots += 1,
         }
         Ok(report)
     }
 }
 
 impl SimState {
-    fn beginning(&self, spec: &VmSpec) -> Result<Beginning, NodeError> {
+    fn beginning(&mut self, spec: &VmSpec) -> Result<Beginning, NodeError> {
         let unusable = |why: &str| Err(NodeError::SavedStateUnusable(why.to_owned()));
         match spec.start_from {
-            StartFrom::Disk => Ok(Beginning::Disk),
+            StartFrom::Disk => {
+                let is_first = !self.vms.contains_key(&spec.workspace_id);
+                match self.pool.checked_sub(1) {
+                    Some(left) if is_first => {
+                        self.pool = left;
+                        Ok(Beginning::Pool)
+                    }
+                    Some(_) | None => Ok(Beginning::Disk),
+                }
+            }
             StartFrom::SavedMemory => {
                 match self.vms.get(&spec.workspace_id).and_then(|vm| vm.saved.as_ref()) {
                     None => unusable("no memory is saved"),

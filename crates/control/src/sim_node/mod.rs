@@ -9,6 +9,7 @@
 mod boot;
 mod guest;
 mod saved;
+mod turns;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -77,6 +78,8 @@ pub struct SimNode {
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     state: Mutex<SimState>,
     events: broadcast::Sender<NodeEvent>,
+    /// How often it was asked whether a start waits for its turn.
+    turn_questions: watch::Sender<u32>,
     /// True while calls at the point hang.
     hanging: HashMap<Point, watch::Sender<bool>>,
     /// Where its own work goes on, also when the runtime that control is in ends.
@@ -89,7 +92,12 @@ struct SimState {
     images: Vec<ImageInfo>,
     failures: HashMap<Point, VecDeque<NodeError>>,
     boot_time: Duration,
-    calls: Vec<String>,
+    /// Boots wait for their turn, however long.
+    boots_wait: bool,
+    /// VMs that wait in the pool.
+    pool: u32,
+    pool_hits: u64,
+    calls: watch::Sender<Vec<String>>,
     next_pid: u32,
     boots: u64,
     memory_restores: u64,
@@ -99,7 +107,7 @@ struct SimState {
 impl SimState {
     /// Notes a call and answers the failure that was ordered for it.
     fn called(&mut self, point: Point, what: String) -> Result<(), NodeError> {
-        self.calls.push(what);
+        self.calls.send_modify(|calls| calls.push(what));
         let failure = self.failures.get_mut(&point).and_then(VecDeque::pop_front);
         failure.map_or(Ok(()), Err)
     }
@@ -121,6 +129,8 @@ struct SimVm {
 
 /// What a bring-up makes of the guest once it succeeds.
 enum Beginning {
+    /// A VM of the pool, on a disk of its own.
+    Pool,
     /// A boot from the disk as it is.
     Disk,
     /// The memory is as it was.
@@ -174,13 +184,17 @@ impl SimNode {
                 images,
                 failures: HashMap::new(),
                 boot_time: Duration::ZERO,
-                calls: Vec::new(),
+                boots_wait: false,
+                pool: 0,
+                pool_hits: 0,
+                calls: watch::Sender::new(Vec::new()),
                 next_pid: 1000,
                 boots: 0,
                 memory_restores: 0,
                 snapshots: HashMap::new(),
             }),
             events: broadcast::Sender::new(64),
+            turn_questions: watch::Sender::new(0),
             hanging: hanging.into_iter().collect(),
             runtime: Handle::try_current().ok(),
             myself: myself.clone(),
@@ -225,7 +239,7 @@ impl SimNode {
     /// The calls that changed something so far, such as `ensure_running #1`, in order.
     #[must_use]
     pub fn calls(&self) -> Vec<String> {
-        self.state().calls.clone()
+        self.state().calls.borrow().clone()
     }
 
     /// How many boots succeeded; restores from memory not counted.
@@ -395,8 +409,12 @@ impl NodeApi for SimNode {
         let mut state = self.state();
         let Some(vm) = state.vms.get_mut(&workspace_id) else { return Ok(()) };
         if vm.report.incarnation <= incarnation {
-            if vm.report.phase != VmPhase::Stopped {
-                vm.report.last_exit = Some(VmExit::PoweredOff);
+            match vm.report.phase {
+                VmPhase::Running | VmPhase::Paused | VmPhase::Suspending => {
+                    vm.report.last_exit = Some(VmExit::PoweredOff);
+                }
+                // Only what came up can end.
+                VmPhase::Starting | VmPhase::Suspended | VmPhase::Stopping | VmPhase::Stopped => {}
             }
             vm.put_down(VmPhase::Stopped);
             vm.saved = None;
@@ -453,6 +471,8 @@ impl NodeApi for SimNode {
         let state = self.state();
         StartStatistics {
             boots: state.boots,
+            pool_hits: state.pool_hits,
+            pool_warm: u64::from(state.pool),
             memory_restores: state.memory_restores,
             ..StartStatistics::default()
         }
@@ -467,6 +487,13 @@ impl NodeApi for SimNode {
 
     async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport> {
         self.state().vms.get(&workspace_id).map(|vm| vm.report.clone())
+    }
+
+    async fn awaits_turn(&self, workspace_id: WorkspaceId) -> bool {
+        self.turn_questions.send_modify(|asked| *asked += 1);
+        let state = self.state();
+        let vm = state.vms.get(&workspace_id);
+        state.boots_wait && vm.is_some_and(|vm| vm.report.phase == VmPhase::Starting)
     }
 
     async fn list(&self) -> Vec<VmReport> {

@@ -386,6 +386,10 @@ impl NodeApi for FusedNode {
         self.1.uncounted(self.0.inspect(id)).await
     }
 
+    async fn awaits_turn(&self, id: WorkspaceId) -> bool {
+        self.1.uncounted(self.0.awaits_turn(id)).await
+    }
+
     async fn list(&self) -> Vec<VmReport> {
         self.1.uncounted(self.0.list()).await
     }

@@ -196,13 +196,15 @@ impl GuestLink {
         Ok(())
     }
 
-    /// Sets the guest's wall clock.
+    /// Sets the guest's wall clock to the time it is.
     ///
     /// # Errors
     /// [`NodeError::GuestUnreachable`] and [`NodeError::Timeout`].
-    pub async fn sync_clock(&self, now: Timestamp) -> Result<(), NodeError> {
-        let clock = message::Clock { unix_time_ns: connection::unix_time_ns(now) };
-        let message::Empty {} = self.shared.command(path::CLOCK, &clock, SHORT_CALL).await?;
+    pub async fn sync_clock(&self) -> Result<(), NodeError> {
+        let (_, hello) = self.shared.hello();
+        for clock in connection::times_to_tell(&hello) {
+            let message::Empty {} = self.shared.command(path::CLOCK, &clock, SHORT_CALL).await?;
+        }
         Ok(())
     }
 

@@ -118,7 +118,7 @@ impl Owner {
             if saving.is_some() {
                 link.thaw(THAWED_WITHIN).await.map_err(Error::Guest)?;
             }
-            link.sync_clock(self.host.environment.now()).await.map_err(Error::Guest)
+            link.sync_clock().await.map_err(Error::Guest)
         };
         let (noted, answered) = tokio::join!(noted, answered);
         if let Err(failed) = noted {

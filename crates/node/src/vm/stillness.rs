@@ -159,7 +159,7 @@ impl Owner {
         let thawed = link.thaw(THAWED_WITHIN).await;
         let at = Instant::now();
         let set = match &thawed {
-            Ok(_) => link.sync_clock(self.host.environment.now()).await,
+            Ok(_) => link.sync_clock().await,
             Err(_) => Ok(()),
         };
         if let Some(error) = thawed.as_ref().err().or(set.as_ref().err()) {

@@ -28,7 +28,10 @@ impl BringUp<'_> {
         }
         if self.source.is_none() {
             self.source = Some(self.choose_source()?);
+            self.await_turn().await?;
+            self.choose_again();
         }
+        self.await_turn().await?;
         self.lease_uid()
     }
 

@@ -42,6 +42,7 @@ use crate::{
     release::{Remains, release_all},
     saved::Sealed,
     templates::{Recipe, Template},
+    turns::Turn,
     uids::UidLease,
 };
 
@@ -150,6 +151,8 @@ pub(crate) struct BringUp<'a> {
     whose: Whose,
     /// Where it begins, once that is decided.
     source: Option<Source>,
+    /// The permission to begin there, where one is needed.
+    turn: Option<Turn>,
     /// The ledger, once the directory is there.
     pub ledger: Option<Ledger>,
     ground: Option<Ground>,
@@ -240,6 +243,7 @@ impl<'a> BringUp<'a> {
             cancel,
             whose,
             source: None,
+            turn: None,
             ledger: None,
             ground: None,
             disk: None,

@@ -13,6 +13,7 @@ use crate::{
     pool::{Tier, Waiting},
     saved::Sealed,
     templates::Template,
+    turns::{Effort, Turn},
 };
 
 /// Where a start begins.
@@ -125,6 +126,17 @@ impl Source {
         }
     }
 
+    /// What it costs the host beyond that; `None` where the machine is there.
+    fn effort(&self) -> Option<Effort> {
+        match self {
+            Self::Boot | Self::SnapshotDisk(_) => Some(Effort::Boot),
+            Self::Template(_) | Self::SavedMemory(_) | Self::SnapshotMemory(_) => {
+                Some(Effort::Restore)
+            }
+            Self::Pool { .. } => None,
+        }
+    }
+
     /// For the log.
     pub fn name(&self) -> &'static str {
         match self {
@@ -188,6 +200,42 @@ impl BringUp<'_> {
             return Source::Pool { waiting: Some(Box::new(waiting)), warm };
         }
         self.template().map_or(Source::Boot, Source::Template)
+    }
+
+    /// Waits until the host has a CPU for what was chosen. Of that which is nobody's, whoever makes it
+    /// bounds how much is made at a time.
+    pub(super) async fn await_turn(&mut self) -> Result<(), Error> {
+        let effort = match self.whose {
+            Whose::Workspace => self.source()?.effort(),
+            Whose::Nobody => None,
+        };
+        if self.turn.as_ref().map(Turn::effort) == effort {
+            return Ok(());
+        }
+        // Nobody waits for one kind of turn with the other in hand.
+        self.turn = None;
+        if let Some(effort) = effort {
+            let turns = &self.host.turns;
+            self.turn = Some(turns.take(effort, self.spec.workspace_id, self.cancel).await?);
+        }
+        Ok(())
+    }
+
+    /// Among those that booted while this start waited there may have been the first of its kind.
+    pub(super) fn choose_again(&mut self) {
+        let is_first = self.ground.as_ref().is_some_and(|ground| match ground.begin {
+            Begin::Nothing => true,
+            Begin::Disk
+            | Begin::Suspended(_)
+            | Begin::SnapshotDisk(_)
+            | Begin::SnapshotMemory(_) => false,
+        });
+        if is_first
+            && matches!(self.source, Some(Source::Boot))
+            && let Some(template) = self.template()
+        {
+            self.source = Some(Source::Template(template));
+        }
     }
 
     /// What to try instead of a source that failed, if anything: only where the tenant cannot tell

@@ -467,6 +467,20 @@ async fn projects_images_and_the_host_are_shown() {
 }
 
 #[tokio::test]
+async fn how_starts_went_is_told_to_the_administrator_alone() {
+    let mut front = Front::open().await;
+    running(&mut front, "box").await;
+    for verb in ["suspend", "resume", "restart"] {
+        front.call(As::Admin, &format!("POST {BASE}/workspaces/box/{verb}?wait=60"), None).await;
+    }
+    let starts = format!("GET {BASE}/starts");
+    let told = front.call(As::Admin, &starts, None).await;
+    assert_eq!((&told.body["boots"], &told.body["memory_restores"]), (&json!(2), &json!(1)));
+    assert_eq!(front.call(As::Other, &starts, None).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(front.call(As::Nobody, &starts, None).await.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
 async fn paths_and_methods_that_are_not_there_are_refused_in_the_native_shape() {
     let mut front = Front::open().await;
     front.call(As::Admin, &format!("GET {BASE}/nothing"), None).await;

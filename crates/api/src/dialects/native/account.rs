@@ -6,7 +6,7 @@ use skerry_control as control;
 use skerry_model::ApiKeyId;
 
 use super::{
-    Body, Login, Params, convert,
+    Body, Login, Params, convert, convert_saved,
     error_body::{NativeError, NativeResult},
     wire,
 };
@@ -178,4 +178,23 @@ pub(super) async fn doctor(
 ) -> NativeResult<Json<wire::Doctor>> {
     let doctor = state.control.doctor(&login.caller).await?;
     Ok(Json(convert::doctor(doctor)))
+}
+
+/// Says how the starts of all workspaces went since the server began, and what is ready for the next.
+/// For the account `admin` alone.
+#[utoipa::path(
+    operation_id = "get_start_statistics",
+    get, path = "/skerry/v1/starts", tag = "installation",
+    responses(
+        (status = 200, body = wire::StartStatistics),
+        (status = 401, body = wire::ErrorBody, description = "No valid credential"),
+        (status = 403, body = wire::ErrorBody, description = "Not the account `admin`"),
+    ),
+)]
+pub(super) async fn starts(
+    State(state): State<ApiState>,
+    login: Login,
+) -> NativeResult<Json<wire::StartStatistics>> {
+    let starts = state.control.start_statistics(&login.caller).await?;
+    Ok(Json(convert_saved::start_statistics(&starts)))
 }

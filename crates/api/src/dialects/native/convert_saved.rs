@@ -1,6 +1,6 @@
 //! Between the wire's types of snapshots and of the rules of a life, and the core's.
 
-use skerry_control::{self as control, SnapshotRef, Wait};
+use skerry_control::{self as control, SnapshotRef, Wait, internal_api::StartStatistics};
 use skerry_model::{
     self as model, AfterRestore, Backoff, Failure, IdleAction, IdlePolicy, Invalid, RestartMode,
     RestartPolicy, SnapshotContents, SnapshotId, SnapshotOnTerminate, SnapshotPurpose,
@@ -60,6 +60,19 @@ pub(super) const fn start_path(path: StartPath) -> wire::StartPath {
         StartPath::Boot => wire::StartPath::Boot,
         StartPath::SavedMemory => wire::StartPath::SavedMemory,
         StartPath::SnapshotMemory => wire::StartPath::SnapshotMemory,
+    }
+}
+
+pub(super) const fn start_statistics(starts: &StartStatistics) -> wire::StartStatistics {
+    wire::StartStatistics {
+        pool_hits: starts.pool_hits,
+        template_restores: starts.template_restores,
+        memory_restores: starts.memory_restores,
+        boots: starts.boots,
+        restore_fallbacks: starts.restore_fallbacks,
+        templates: starts.templates,
+        pool_warm: starts.pool_warm,
+        pool_parked: starts.pool_parked,
     }
 }
 

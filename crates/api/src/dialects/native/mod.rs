@@ -109,6 +109,7 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(account::get_project))
         .routes(routes!(account::quota))
         .routes(routes!(account::doctor))
+        .routes(routes!(account::starts))
         .split_for_parts()
 }
 

@@ -180,6 +180,27 @@ pub struct Doctor {
     pub checks: Vec<Check>,
 }
 
+/// How starts went since the server began, and what is ready for the next.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StartStatistics {
+    /// Starts that took over a VM of the pool.
+    pub pool_hits: u64,
+    /// Starts that were restored from a template.
+    pub template_restores: u64,
+    /// Starts that went on from saved memory or a snapshot's.
+    pub memory_restores: u64,
+    /// Starts that booted.
+    pub boots: u64,
+    /// Those of the boots that happened because a restore failed.
+    pub restore_fallbacks: u64,
+    /// Templates there are.
+    pub templates: u64,
+    /// VMs that wait in the pool, restored and paused.
+    pub pool_warm: u64,
+    /// VMM processes that wait in the pool for a state.
+    pub pool_parked: u64,
+}
+
 /// One check of the host.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Check {

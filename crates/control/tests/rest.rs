@@ -6,16 +6,18 @@ mod ground;
 use std::time::Duration;
 
 use ground::{
-    LONG, both, by_id, disk_only, failure, is_running, lively, now, provisioned, put,
+    LONG, both, by_id, disk_only, failure, is_running, lively, now, of, provisioned, put,
     refused_by_state, running, until, words,
 };
 use skerry_control::{
-    CreateWorkspace, Wait,
+    CreateWorkspace, RestoreWorkspace, SnapshotRef, Wait,
     internal_api::{NodeError, StartPath, VmPhase},
     sim_node::Point,
     testing,
 };
-use skerry_model::{Desired, ErrorKind, Incarnation, State, error::Limit};
+use skerry_model::{
+    AfterRestore, Desired, ErrorKind, Incarnation, SnapshotContents, State, error::Limit,
+};
 
 fn waking() -> CreateWorkspace {
     CreateWorkspace { auto_resume: true, ..running() }
@@ -374,4 +376,31 @@ async fn a_restart_of_what_is_suspended_boots_from_its_disk() {
     let booted = test.control.restart_workspace(&caller, &by_id(&made), LONG).await.unwrap();
     assert!(is_running(&booted));
     assert_eq!(words(&test, &made), disk_only("second"));
+}
+
+#[tokio::test]
+async fn a_restore_that_stays_stopped_is_refused_while_a_vm_runs_and_discards_what_rests() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let made = lively(&test, &caller, running()).await;
+    let which = &by_id(&made);
+    let disk = of(Some(SnapshotContents::Disk));
+    let taken = test.control.create_snapshot(&caller, which, disk, LONG).await.unwrap();
+    put(&test, &made, "later");
+    let request =
+        RestoreWorkspace { snapshot: SnapshotRef::Id(taken.id), then: AfterRestore::StayStopped };
+    let restore = || test.control.restore_workspace(&caller, which, request.clone(), LONG);
+    let error = restore().await.unwrap_err();
+    assert!(refused_by_state(&error).contains("stop it first"), "{error}");
+    assert!(is_running(&now(&test, &made).await));
+    test.control.pause_workspace(&caller, which, LONG).await.unwrap();
+    assert_eq!(restore().await.unwrap().state, State::Stopped);
+    test.control.start_workspace(&caller, which, LONG).await.unwrap();
+    assert_eq!(words(&test, &made), disk_only("first"));
+    put(&test, &made, "later");
+    test.control.suspend_workspace(&caller, which, LONG).await.unwrap();
+    assert_eq!(restore().await.unwrap().state, State::Stopped);
+    assert!(!test.node.has_saved_memory(made.id));
+    test.control.start_workspace(&caller, which, LONG).await.unwrap();
+    assert_eq!(words(&test, &made), disk_only("first"));
 }

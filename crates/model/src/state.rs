@@ -184,7 +184,7 @@ pub enum Refusal {
     NoVm,
     /// The guest is not ready yet.
     NotReady,
-    /// A start is possible only where no VM is.
+    /// It is possible only where no VM is, or is to be.
     VmPresent,
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use skerry_model::{AfterRestore, Cause, Demand, ErrorKind, Snapshot, Wish, Workspace};
 
-use super::{Wait, WorkspaceRef, wishes::refused};
+use super::{Wait, WorkspaceRef, wishes::refused_in};
 use crate::{Caller, Control, Error, SnapshotRef};
 
 /// To what a workspace is restored.
@@ -27,7 +27,8 @@ impl Control {
     ///
     /// # Errors
     /// `NotFound` (`workspace`, `snapshot`); `Conflict` unless the snapshot is ready and fits on the
-    /// workspace's disk; `Quota` (running pool); `RefusedByState` while it is deleted.
+    /// workspace's disk; `Quota` (running pool); `RefusedByState` while it is deleted, and while it runs
+    /// or is to run if it is to stay stopped ([`AfterRestore::StayStopped`]).
     pub async fn restore_workspace(
         &self,
         caller: &Caller,
@@ -42,7 +43,9 @@ impl Control {
                 fits(&snapshot, workspace)?;
                 let ran = workspace.counts_as_running();
                 let wish = Wish::Restore { snapshot_id: snapshot.id, then: request.then };
-                workspace.wish(wish, Cause::User, now).map_err(refused)?;
+                let state = workspace.state.name();
+                let wished = workspace.wish(wish, Cause::User, now);
+                wished.map_err(|refusal| refused_in(state, refusal))?;
                 workspace.spec.image = snapshot.image.clone();
                 workspace.spec.image_digest = snapshot.image_digest.clone();
                 Ok((!ran && workspace.counts_as_running()).then_some(Demand::Start))

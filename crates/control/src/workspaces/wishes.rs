@@ -181,14 +181,15 @@ pub(super) fn refused(refusal: Refusal) -> Error {
 }
 
 /// Why a wish was refused in this state.
-fn refused_in(state: &'static str, refusal: Refusal) -> Error {
+pub(super) fn refused_in(state: &'static str, refusal: Refusal) -> Error {
     let (state, reason) = match refusal {
         Refusal::BeingDeleted => (State::Deleting.name(), "it is being deleted"),
         Refusal::BeingStopped => (state, "it is being stopped"),
         Refusal::BeingSuspended => (state, "it is being suspended: resume it first"),
         Refusal::NoVm => (state, "it has no VM: start it first"),
         Refusal::NotReady => (state, "its guest is not ready yet"),
-        Refusal::Stale | Refusal::Ahead | Refusal::VmPresent => {
+        Refusal::VmPresent => (state, "it has a VM or is to have one: stop it first"),
+        Refusal::Stale | Refusal::Ahead => {
             return Error::internal(format!("a wish was refused: {refusal:?}"));
         }
     };

@@ -140,3 +140,34 @@ async fn the_environment_and_the_disk_asked_for_are_inside_and_the_disk_survives
     ensure!(server.run(&id, "cat /root/file").await? == "persistent\n", "the disk was kept");
     server.finish().await
 }
+
+#[tokio::test]
+async fn a_rigbox_snapshot_brings_the_old_disk_back() -> Result<()> {
+    let server = Server::start(Options::default()).await?;
+    let Made { id, item } = rigbox(&server, "saved").await?;
+    let power = async |verb: &str, status: &str| {
+        server.expect(200, "POST", &format!("{item}/{verb}"), None).await?;
+        server.until(&item, |answer| answer["vm"]["status"] == status).await
+    };
+    server.run(&id, "echo first > /root/file").await?;
+    power("stop", "stopped").await?;
+    let snapshots = format!("{item}/snapshots");
+    let taken = server.expect(201, "POST", &snapshots, Some(json!({"name": "before"}))).await?;
+    let snapshot = format!("{snapshots}/{}", text(&taken["snapshot"]["id"])?);
+    ensure!(taken["snapshot"]["size_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{taken}");
+
+    power("start", "running").await?;
+    server.run(&id, "echo later > /root/file; touch /root/new").await?;
+    let (status, body) = server.request("POST", &format!("{snapshot}/restore"), None).await?;
+    ensure!(status == 409, "a restore under a running VM: {status} {body}");
+    power("stop", "stopped").await?;
+    server.expect(200, "POST", &format!("{snapshot}/restore"), None).await?;
+    power("start", "running").await?;
+    let found = server.run(&id, "cat /root/file; ls /root/new 2>&1 || true").await?;
+    ensure!(found.starts_with("first\n") && found.contains("No such file"), "{found}");
+
+    server.expect(200, "DELETE", &snapshot, None).await?;
+    let left = server.expect(200, "GET", "/api/v1/snapshots", None).await?;
+    ensure!(left["snapshots"] == json!([]), "{left}");
+    server.finish().await
+}

@@ -219,6 +219,7 @@ fn any_wish() -> impl Strategy<Value = Wish> {
         Just(Wish::Restart),
         Just(Wish::Restore { snapshot_id, then: crate::AfterRestore::Run }),
         Just(Wish::Restore { snapshot_id, then: crate::AfterRestore::AsBefore }),
+        Just(Wish::Restore { snapshot_id, then: crate::AfterRestore::StayStopped }),
         Just(Wish::Delete),
     ]
 }

@@ -38,6 +38,9 @@ pub enum AfterRestore {
     /// It runs if it had, or was to have, a VM or saved memory; else its next start begins from the
     /// snapshot.
     AsBefore,
+    /// It is stopped, without the memory it may have had at rest, and its next start begins from the
+    /// snapshot. Refused while it runs or is to run.
+    StayStopped,
 }
 
 impl Workspace {
@@ -46,7 +49,8 @@ impl Workspace {
     ///
     /// # Errors
     /// [`Refusal::BeingDeleted`] for everything but a deletion once one was wished for. For a pause,
-    /// resume or suspension, why the workspace is not in a state for it.
+    /// resume or suspension, and a restore that leaves it stopped, why the workspace is not in a state
+    /// for it.
     pub fn wish(&mut self, wish: Wish, by: Cause, now: Timestamp) -> Result<bool, Refusal> {
         let before = self.clone();
         match wish {
@@ -98,7 +102,7 @@ impl Workspace {
                 self.want_running(by);
                 self.replace_vm(now);
             }
-            Wish::Restore { snapshot_id, then } => self.restore(snapshot_id, then, by, now),
+            Wish::Restore { snapshot_id, then } => self.restore(snapshot_id, then, by, now)?,
             Wish::Delete => {}
         }
         Ok(*self != before)
@@ -165,7 +169,13 @@ impl Workspace {
         }
     }
 
-    fn restore(&mut self, snapshot_id: SnapshotId, then: AfterRestore, by: Cause, now: Timestamp) {
+    fn restore(
+        &mut self,
+        snapshot_id: SnapshotId,
+        then: AfterRestore,
+        by: Cause,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         let lived = self.state.has_vm()
             || match self.desired {
                 Desired::Running | Desired::Paused | Desired::Suspended => true,
@@ -174,6 +184,12 @@ impl Workspace {
         let runs = match then {
             AfterRestore::Run => true,
             AfterRestore::AsBefore => lived,
+            AfterRestore::StayStopped => {
+                self.may_stay_stopped()?;
+                self.want(Desired::Stopped, by);
+                self.apply(&Event::StopBegun, now);
+                false
+            }
         };
         if runs {
             self.want_running(by);
@@ -184,5 +200,22 @@ impl Workspace {
             self.apply(&Event::StopBegun, now);
         }
         self.lifecycle.start_from = StartFrom::Snapshot { snapshot_id };
+        Ok(())
+    }
+
+    fn may_stay_stopped(&self) -> Result<(), Refusal> {
+        if self.desired == Desired::Running {
+            return Err(Refusal::VmPresent);
+        }
+        match self.state {
+            State::Starting | State::Running { .. } | State::Suspending => Err(Refusal::VmPresent),
+            State::Stopping => Err(Refusal::BeingStopped),
+            State::Provisioned
+            | State::Paused { .. }
+            | State::Suspended
+            | State::Stopped
+            | State::Failed(_) => Ok(()),
+            State::Deleting => Err(Refusal::BeingDeleted),
+        }
     }
 }

@@ -7,8 +7,8 @@ use skerry_control::{
     internal_api::{GuestStats, ImageInfo, NodeCapacity},
 };
 use skerry_model::{
-    Desired, EnvVar, Failure, Incarnation, Invalid, Plan, Range, State, Timestamp, Workspace,
-    WorkspaceId,
+    Desired, EnvVar, Failure, Incarnation, Invalid, Plan, Range, Snapshot, State, Timestamp,
+    Workspace, WorkspaceId,
 };
 
 use super::wire;
@@ -259,6 +259,18 @@ pub(super) fn envelope(workspace: &Workspace) -> wire::VmEnvelope {
         retryable: failure.retryable,
     });
     wire::VmEnvelope { vm: vm(workspace), failure }
+}
+
+/// A snapshot as Rigbox shows it.
+pub(super) fn snapshot(snapshot: &Snapshot) -> wire::SnapshotView {
+    wire::SnapshotView {
+        id: snapshot.id.to_string(),
+        workspace_id: ids::rigbox_workspace_id(snapshot.workspace_id),
+        name: snapshot.name.to_string(),
+        size_mb: snapshot.size_bytes.div_ceil(MIB),
+        size_bytes: snapshot.size_bytes,
+        created_at: snapshot.created_at,
+    }
 }
 
 /// Room on the machine, counted in workspaces of Rigbox's default size.

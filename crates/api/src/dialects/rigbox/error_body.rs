@@ -39,6 +39,18 @@ impl RigboxError {
         }
     }
 
+    /// A snapshot did not come about; nothing is left of it.
+    pub(super) fn snapshot_failed(why: &str) -> Self {
+        let message = format!("the snapshot could not be taken: {why}");
+        Self::plain(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+    }
+
+    /// A snapshot was not complete in time.
+    pub(super) fn snapshot_unconfirmed() -> Self {
+        let message = "the snapshot is not complete yet; it will be in the list when it is";
+        Self::plain(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
+    }
+
     fn plain(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), details: None }
     }

@@ -8,6 +8,7 @@ mod error_body;
 mod logs;
 mod metrics;
 mod paging;
+mod snapshots;
 mod unsupported;
 mod wire;
 mod workspaces;
@@ -47,6 +48,18 @@ fn routes(prefix: &str) -> Router<ApiState> {
         .route(&at("/workspaces/{id}/env"), post(workspaces::set_env))
         .route(&at("/workspaces/{id}/metrics"), get(metrics::get))
         .route(&at("/workspaces/{id}/logs"), get(logs::get))
+        .route(
+            &at("/workspaces/{id}/snapshots"),
+            get(snapshots::list_of_workspace).post(snapshots::create),
+        )
+        .route(&at("/workspaces/{id}/snapshots/{sid}"), delete(snapshots::delete_of_workspace))
+        .route(
+            &at("/workspaces/{id}/snapshots/{sid}/restore"),
+            post(snapshots::restore_of_workspace),
+        )
+        .route(&at("/snapshots"), get(snapshots::list))
+        .route(&at("/snapshots/{sid}"), delete(snapshots::delete))
+        .route(&at("/snapshots/{sid}/restore"), post(snapshots::restore))
         .route(&at("/capacity"), get(catalog::capacity))
         .route(&at("/templates"), get(catalog::templates))
         .route(&at("/users/me/limits"), get(account::limits))

@@ -61,6 +61,14 @@ pub(super) struct CreateApiKeyBody {
     pub name: Option<String>,
 }
 
+/// Body of `POST /workspaces/{id}/snapshots`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateSnapshotBody {
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
 /// A workspace's state in Rigbox's words (`VmStatus`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -242,6 +250,39 @@ pub(super) struct ApiKeyList {
 pub(super) struct CreatedApiKey {
     pub id: String,
     pub key: String,
+}
+
+/// A snapshot.
+#[derive(Clone, Serialize)]
+pub(super) struct SnapshotView {
+    pub id: String,
+    pub workspace_id: String,
+    pub name: String,
+    pub size_mb: u64,
+    /// What Rigbox's guides read in place of `size_mb`.
+    pub size_bytes: u64,
+    pub created_at: Timestamp,
+}
+
+/// Answer of `POST /workspaces/{id}/snapshots`.
+#[derive(Serialize)]
+pub(super) struct SnapshotEnvelope {
+    pub snapshot: SnapshotView,
+}
+
+/// Answer of `GET /snapshots` and `GET /workspaces/{id}/snapshots`, for both generations of clients.
+#[derive(Serialize)]
+pub(super) struct SnapshotList {
+    pub snapshots: Vec<SnapshotView>,
+    pub items: Vec<SnapshotView>,
+    pub next_cursor: Option<String>,
+}
+
+/// Answer of a restore.
+#[derive(Serialize)]
+pub(super) struct Restored {
+    pub message: String,
+    pub workspace_id: String,
 }
 
 /// Answer of `GET /workspaces/{id}/metrics`.

@@ -7,7 +7,7 @@ use axum::{
 };
 use http::{StatusCode, request::Parts};
 use serde::Deserialize;
-use skerry_control::{ConditionalWish, ListWorkspaces, Wait, WorkspaceRef};
+use skerry_control::{ConditionalWish, Error, ListWorkspaces, Wait, WorkspaceRef};
 use skerry_model::{Wish, Workspace};
 
 use super::{
@@ -34,11 +34,14 @@ impl FromRequestParts<ApiState> for WorkspaceId {
 
     async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Response> {
         let path = PathOf::<String, Rigbox>::from_request_parts(parts, state).await?;
-        match ids::parse_workspace_id(&path.value) {
-            Some(id) => Ok(Self(WorkspaceRef::Id(id))),
-            None => Err(Rigbox::error(&skerry_control::Error::not_found("workspace"))),
-        }
+        workspace_ref(&path.value).map(Self).map_err(|error| Rigbox::error(&error))
     }
+}
+
+/// The workspace of this id.
+pub(super) fn workspace_ref(id: &str) -> Result<WorkspaceRef, Error> {
+    let id = ids::parse_workspace_id(id).ok_or_else(|| Error::not_found("workspace"))?;
+    Ok(WorkspaceRef::Id(id))
 }
 
 /// `POST /workspaces`.

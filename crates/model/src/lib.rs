@@ -11,6 +11,7 @@ pub mod id;
 pub mod lifecycle;
 pub mod limits;
 pub mod name;
+pub mod network;
 pub mod quantity;
 pub mod reconcile;
 pub mod secret;
@@ -31,6 +32,7 @@ pub use lifecycle::{
 };
 pub use limits::{Demand, Plan, Pool, Range, RequestedShape, Usage};
 pub use name::{DisplayName, Slug};
+pub use network::{InternetAccess, NetworkPolicy, Opening, PortRange, PrivateAddress, Transport};
 pub use quantity::{DiskMib, MemMib, VcpuCount};
 pub use reconcile::{NodeView, Step, VmEnd, VmViewPhase, next_step};
 pub use secret::Secret;

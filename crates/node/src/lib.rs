@@ -27,6 +27,8 @@ mod ledger;
 mod logged_guest;
 mod logs;
 #[cfg_attr(not(test), expect(dead_code, reason = "VMs are joined to it by the next change"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "VMs are joined to it by the next change"))]
+mod network;
 mod node;
 mod pool;
 mod promotion;
@@ -47,4 +49,5 @@ pub use faults::{
     FaultKind, Faults, INSTANT_POINTS as INSTANT_FAULT_POINTS, POINTS as FAULT_POINTS,
     SAVED_POINTS as SAVED_FAULT_POINTS,
 };
+pub use network::AddressPrefix;
 pub use node::Node;

@@ -1,0 +1,310 @@
+//! Transactions of nf_tables, by netlink, in the calling thread's namespace: everything in one takes
+//! effect at the same moment, or nothing does.
+//!
+//! Names and numbers are those of Linux, include/uapi/linux/netfilter/nf_tables.h; what each
+//! expression does is described in nft(8).
+
+mod rule;
+
+use std::{io, net::Ipv4Addr};
+
+use netlink_bindings::{
+    nftables::{Chained, Nfgenmsg, Request, SetFlags},
+    traits::Pusher,
+    utils::{finalize_nested_header, push_header, push_nested_header},
+};
+use netlink_socket2::NetlinkSocket;
+use nix::libc;
+
+pub(super) use self::rule::{Direction, End, Rule};
+
+/// A family of tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// IPv4.
+    Ip,
+    /// IPv4 and IPv6.
+    Inet,
+    /// Frames as they arrive on one device.
+    Netdev,
+}
+
+impl Family {
+    const fn number(self) -> u8 {
+        let number = match self {
+            Self::Ip => libc::NFPROTO_IPV4,
+            Self::Inet => libc::NFPROTO_INET,
+            Self::Netdev => libc::NFPROTO_NETDEV,
+        };
+        number as u8
+    }
+}
+
+/// Where a chain gets its packets from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// What arrives on this device, before anything else sees it.
+    Ingress(&'static str),
+    /// What arrives, before it is routed, and before connections are tracked.
+    Prerouting,
+    /// What is for the namespace itself.
+    Input,
+    /// What passes through.
+    Forward,
+    /// The destination of new connections is chosen.
+    DestinationNat,
+    /// The source of new connections is chosen.
+    SourceNat,
+}
+
+impl Hook {
+    /// Number, priority, type.
+    const fn facts(self) -> (u32, i32, &'static str) {
+        match self {
+            Self::Ingress(_) => (libc::NF_NETDEV_INGRESS as u32, 0, "filter"),
+            Self::Prerouting => (libc::NF_INET_PRE_ROUTING as u32, -300, "filter"),
+            Self::Input => (libc::NF_INET_LOCAL_IN as u32, 0, "filter"),
+            Self::Forward => (libc::NF_INET_FORWARD as u32, 0, "filter"),
+            Self::DestinationNat => (libc::NF_INET_PRE_ROUTING as u32, -100, "nat"),
+            Self::SourceNat => (libc::NF_INET_POST_ROUTING as u32, 100, "nat"),
+        }
+    }
+}
+
+/// What becomes of a packet that no rule decides about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Otherwise {
+    /// It goes on.
+    Accept,
+    /// It is gone.
+    Drop,
+}
+
+/// A set and what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Elements {
+    /// IPv4 addresses.
+    Addresses(Vec<Ipv4Addr>),
+    /// IPv4 address, protocol, first and last port. No two of one address and protocol overlap.
+    Services(Vec<(Ipv4Addr, u8, u16, u16)>),
+}
+
+/// Attributes of which the bindings have other numbers than the kernel, because the description that
+/// they are made from leaves one out before them.
+const NFTA_SET_ELEM_KEY_END: u16 = 10;
+const NFTA_DATA_VALUE: u16 = 1;
+
+/// A table under construction.
+pub(super) struct Transaction {
+    chained: Chained<'static>,
+    family: Family,
+    table: &'static str,
+    messages: u32,
+}
+
+impl Transaction {
+    /// Changes an existing table.
+    pub fn change(family: Family, table: &'static str) -> Self {
+        let mut transaction = Self { chained: Chained::new(1), family, table, messages: 1 };
+        let header = batch_header();
+        transaction.chained.request().op_batch_begin_do(&header);
+        transaction
+    }
+
+    /// Makes a table, in place of one of this name that may be there.
+    pub fn replace(family: Family, table: &'static str) -> Self {
+        let mut transaction = Self::change(family, table);
+        // Removing what is not there would be an error.
+        transaction.make_table();
+        let header = transaction.header();
+        let request = transaction.next();
+        request.op_deltable_do(&header).encode().push_name_bytes(table.as_bytes());
+        transaction.make_table();
+        transaction
+    }
+
+    fn make_table(&mut self) {
+        let (header, table) = (self.header(), self.table);
+        self.next().set_create().op_newtable_do(&header).encode().push_name_bytes(table.as_bytes());
+    }
+
+    /// A chain that only rules lead to.
+    pub fn chain(&mut self, name: &str) {
+        let (header, table) = (self.header(), self.table);
+        let mut request = self.next().set_create().op_newchain_do(&header);
+        request.encode().push_table_bytes(table.as_bytes()).push_name_bytes(name.as_bytes());
+    }
+
+    /// A chain that gets its packets from `hook`.
+    pub fn base_chain(&mut self, name: &str, hook: Hook, otherwise: Otherwise) {
+        let (header, table) = (self.header(), self.table);
+        let (number, priority, kind) = hook.facts();
+        let policy = match otherwise {
+            Otherwise::Accept => libc::NF_ACCEPT,
+            Otherwise::Drop => libc::NF_DROP,
+        };
+        let mut request = self.next().set_create().op_newchain_do(&header);
+        let mut hooked = request
+            .encode()
+            .push_table_bytes(table.as_bytes())
+            .push_name_bytes(name.as_bytes())
+            .nested_hook()
+            .push_num(number)
+            .push_priority(priority);
+        if let Hook::Ingress(device) = hook {
+            hooked = hooked.push_dev_bytes(device.as_bytes());
+        }
+        hooked.end_nested().push_type_bytes(kind.as_bytes()).push_policy(policy.cast_unsigned());
+    }
+
+    /// A set of what `elements` is of, with what it holds. `id` is its own in this transaction.
+    pub fn set(&mut self, name: &str, id: u32, elements: &Elements) {
+        // libnftables, include/datatype.h: what `nft list ruleset` shows it as.
+        const IPV4_ADDR: u32 = 7;
+        const INET_PROTO: u32 = 12;
+        const INET_SERVICE: u32 = 13;
+        let (header, table) = (self.header(), self.table);
+        let mut request = self.next().set_create().op_newset_do(&header);
+        let set = request
+            .encode()
+            .push_table_bytes(table.as_bytes())
+            .push_name_bytes(name.as_bytes())
+            .push_id(id);
+        match elements {
+            Elements::Addresses(_) => {
+                set.push_key_type(IPV4_ADDR).push_key_len(4);
+            }
+            Elements::Services(_) => {
+                set.push_flags(SetFlags::Interval as u32 | SetFlags::Concat as u32)
+                    .push_key_type((((IPV4_ADDR << 6) | INET_PROTO) << 6) | INET_SERVICE)
+                    .push_key_len(u32::from(KEY_BYTES))
+                    .nested_desc()
+                    .nested_concat()
+                    .nested_elem()
+                    .push_len(4)
+                    .end_nested()
+                    .nested_elem()
+                    .push_len(1)
+                    .end_nested()
+                    .nested_elem()
+                    .push_len(2);
+            }
+        }
+        self.add_elements(name, elements);
+    }
+
+    /// Puts `elements` in place of what a set holds.
+    pub fn refill(&mut self, name: &str, elements: &Elements) {
+        let (header, table) = (self.header(), self.table);
+        let mut request = self.next().op_delsetelem_do(&header);
+        request.encode().push_table_bytes(table.as_bytes()).push_set_bytes(name.as_bytes());
+        self.add_elements(name, elements);
+    }
+
+    fn add_elements(&mut self, name: &str, elements: &Elements) {
+        let empty = match elements {
+            Elements::Addresses(addresses) => addresses.is_empty(),
+            Elements::Services(services) => services.is_empty(),
+        };
+        if empty {
+            return;
+        }
+        let (header, table) = (self.header(), self.table);
+        let mut request = self.next().set_create().op_newsetelem_do(&header);
+        let mut list = request
+            .encode()
+            .push_table_bytes(table.as_bytes())
+            .push_set_bytes(name.as_bytes())
+            .nested_elements();
+        match elements {
+            Elements::Addresses(addresses) => {
+                for address in addresses {
+                    list = list
+                        .nested_elem()
+                        .nested_key()
+                        .push_value(&address.octets())
+                        .end_nested()
+                        .end_nested();
+                }
+            }
+            Elements::Services(services) => {
+                for (address, protocol, first, last) in services {
+                    let mut element = list
+                        .nested_elem()
+                        .nested_key()
+                        .push_value(&service_key(*address, *protocol, *first))
+                        .end_nested();
+                    // Its number in netlink-bindings 0.3.5 is not the kernel's either.
+                    let bytes = element.as_vec_mut();
+                    let key_end = push_nested_header(bytes, NFTA_SET_ELEM_KEY_END);
+                    let last = service_key(*address, *protocol, *last);
+                    push_header(bytes, NFTA_DATA_VALUE, KEY_BYTES);
+                    bytes.extend_from_slice(&last);
+                    finalize_nested_header(bytes, key_end);
+                    list = element.end_nested();
+                }
+            }
+        }
+    }
+
+    /// A rule at the end of a chain.
+    pub fn rule(&mut self, chain: &str) -> Rule<'_> {
+        let (header, table) = (self.header(), self.table);
+        let expressions = self
+            .next()
+            .set_append()
+            .set_create()
+            .op_newrule_do(&header)
+            .into_encoder()
+            .push_table_bytes(table.as_bytes())
+            .push_chain_bytes(chain.as_bytes())
+            .nested_expressions();
+        Rule::new(expressions)
+    }
+
+    /// Makes it so. Blocks.
+    ///
+    /// # Errors
+    /// When the kernel refuses any of it: then nothing has changed.
+    pub fn commit(mut self) -> io::Result<()> {
+        if (self.messages + 1).is_multiple_of(64) {
+            // netlink-socket2 0.3.5 counts answers in words of 64 bits, and takes the last word for
+            // complete when the messages fill it exactly: it would not read what was refused.
+            self.make_table();
+        }
+        let header = batch_header();
+        self.chained.request().op_batch_end_do(&header);
+        let messages = self.chained.finalize();
+        let mut socket = NetlinkSocket::new();
+        let answer = socket.request_chained(&messages)?.recv_all();
+        answer.map_err(|error| {
+            let kind = error.as_io_error().kind();
+            io::Error::new(kind, format!("the packet filter: {error}"))
+        })
+    }
+
+    fn next(&mut self) -> Request<'_> {
+        self.messages += 1;
+        self.chained.request()
+    }
+
+    fn header(&self) -> Nfgenmsg {
+        let mut header = Nfgenmsg::new();
+        header.nfgen_family = self.family.number();
+        header
+    }
+}
+
+fn batch_header() -> Nfgenmsg {
+    let mut header = Nfgenmsg::new();
+    header.set_res_id(libc::NFNL_SUBSYS_NFTABLES as u16);
+    header
+}
+
+const KEY_BYTES: u16 = 12;
+
+/// Each part of a key begins at a multiple of 4 bytes.
+fn service_key(address: Ipv4Addr, protocol: u8, port: u16) -> [u8; KEY_BYTES as usize] {
+    let ([a, b, c, d], [high, low]) = (address.octets(), port.to_be_bytes());
+    [a, b, c, d, protocol, 0, 0, 0, high, low, 0, 0]
+}

@@ -7,17 +7,18 @@
 //! | --- | --- | --- |
 //! | Oblien | `ws_` and 25 digits of base 36 | `ws_0b1c…` |
 //! | Rigbox | `ws-` and the same | `ws-0b1c…` |
-//! | InstaVM, VM | `vm_` and the same: never readable as a UUID, which InstaVM's client relies on | `vm_0b1c…` |
+//! | InstaVM, VM | `vm_` and the same, from the second start on `_` and its number: never readable as a UUID, which InstaVM's client relies on | `vm_0b1c…`, `vm_0b1c…_2` |
 //! | InstaVM, session | the UUID | `9f1c…-…` |
 //! | Aether | the UUID | `9f1c…-…` |
 
 use skerry_control::WorkspaceRef;
-use skerry_model::WorkspaceId;
+use skerry_model::{Incarnation, WorkspaceId};
 use uuid::Uuid;
 
 /// Digits needed for 2^128 - 1 in base 36.
 const BASE36_DIGITS: usize = 25;
-const PREFIXES: [&str; 3] = ["ws_", "ws-", "vm_"];
+const PREFIXES: [&str; 2] = ["ws_", "ws-"];
+const VM_PREFIX: &str = "vm_";
 
 /// A number in base 36: 25 characters of `[0-9a-z]`, padded with zeros.
 #[must_use]
@@ -60,10 +61,18 @@ pub fn rigbox_workspace_id(id: WorkspaceId) -> String {
     format!("ws-{}", base36(id.as_u128()))
 }
 
-/// InstaVM's id of the VM of a workspace.
+/// InstaVM's id of the first VM of a workspace.
 #[must_use]
 pub fn instavm_vm_id(id: WorkspaceId) -> String {
-    format!("vm_{}", base36(id.as_u128()))
+    format!("{VM_PREFIX}{}", base36(id.as_u128()))
+}
+
+/// InstaVM's id of the VM of one start of a workspace: there, every start is a VM of its own. All of
+/// them lead to the workspace.
+#[must_use]
+pub fn instavm_vm_id_of_start(id: WorkspaceId, start: Incarnation) -> String {
+    let first = instavm_vm_id(id);
+    if start.0 > 1 { format!("{first}_{start}") } else { first }
 }
 
 /// The id as a UUID: Aether's workspace id and InstaVM's session id.
@@ -79,8 +88,17 @@ pub fn parse_workspace_id(text: &str) -> Option<WorkspaceId> {
         .iter()
         .find_map(|prefix| text.strip_prefix(prefix))
         .and_then(parse_base36)
+        .or_else(|| parse_vm(text.strip_prefix(VM_PREFIX)?))
         .or_else(|| parse_uuid(text).map(|uuid| uuid.as_u128()))?;
     Some(WorkspaceId::from_u128(number))
+}
+
+/// The workspace's number in what follows `vm_`, whichever start it speaks of.
+fn parse_vm(text: &str) -> Option<u128> {
+    let Some((number, start)) = text.split_once('_') else { return parse_base36(text) };
+    // Only in the one form in which it is printed.
+    let start = start.parse::<u64>().ok().filter(|n| *n > 1 && n.to_string() == start);
+    start.and_then(|_| parse_base36(number))
 }
 
 /// A UUID in its hyphenated form or as 32 hexadecimal digits, in either case; no other form.
@@ -107,12 +125,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_form_of_an_id_leads_back_to_it(number: u128) {
+        fn every_form_of_an_id_leads_back_to_it(number: u128, start: u64) {
             let id = WorkspaceId::from_u128(number);
             for text in [
                 oblien_workspace_id(id),
                 rigbox_workspace_id(id),
                 instavm_vm_id(id),
+                instavm_vm_id_of_start(id, Incarnation(start)),
                 uuid_text(id),
                 id.as_uuid().simple().to_string(),
                 uuid_text(id).to_uppercase(),
@@ -122,9 +141,12 @@ mod tests {
         }
 
         #[test]
-        fn a_vm_id_never_reads_as_a_uuid(number: u128) {
-            let text = instavm_vm_id(WorkspaceId::from_u128(number));
+        fn a_vm_id_never_reads_as_a_uuid(number: u128, start: u64) {
+            let id = WorkspaceId::from_u128(number);
+            let text = instavm_vm_id_of_start(id, Incarnation(start));
             prop_assert!(Uuid::try_parse(&text).is_err());
+            let next = instavm_vm_id_of_start(id, Incarnation(start.saturating_add(2)));
+            prop_assert!(start > u64::MAX - 2 || text != next);
         }
 
         #[test]
@@ -144,7 +166,8 @@ mod tests {
                     };
                     let printed = lower == uuid_text(id)
                         || lower == id.as_uuid().simple().to_string()
-                        || PREFIXES.iter().any(prefixed);
+                        || PREFIXES.iter().any(prefixed)
+                        || text.starts_with(&instavm_vm_id(id));
                     prop_assert!(printed, "{}", text);
                 }
                 WorkspaceRef::SlugOrName(kept) => prop_assert_eq!(kept, text),
@@ -168,5 +191,16 @@ mod tests {
         assert_eq!(parse_base36(&"0".repeat(26)), None);
         assert_eq!(parse_base36("0000000000000000000000-00"), None);
         assert_eq!(parse_base36("000000000000000000000000A"), None);
+    }
+
+    #[test]
+    fn the_number_of_a_start_has_one_form() {
+        let first = instavm_vm_id(WorkspaceId::from_u128(7));
+        assert_eq!(parse_workspace_id(&format!("{first}_2")), Some(WorkspaceId::from_u128(7)));
+        for wrong in ["_", "_0", "_1", "_02", "_+2", "_2_3", "_18446744073709551616", "_x", "2"] {
+            assert_eq!(parse_workspace_id(&format!("{first}{wrong}")), None, "{wrong}");
+        }
+        let other = oblien_workspace_id(WorkspaceId::from_u128(7));
+        assert_eq!(parse_workspace_id(&format!("{other}_2")), None);
     }
 }

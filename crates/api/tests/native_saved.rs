@@ -178,6 +178,11 @@ async fn the_rules_of_a_life_are_changed_cleared_and_the_time_renewed() {
     front.call(As::Admin, &line, Some(json!({ "at": "2000-01-01T00:00:00Z" }))).await;
     front.call(As::Admin, &line, Some(json!({ "by_seconds": 1, "after_seconds": 1 }))).await;
     front.call(As::Admin, &format!("POST {one}/activity"), None).await;
+    let other_end = json!({ "expiry_action": "suspend" });
+    let line_of_rules = format!("PATCH {one}/lifecycle");
+    let kept = front.call(As::Admin, &line_of_rules, Some(other_end)).await;
+    assert_eq!(kept.body["expiry"], json!({ "after_seconds": 60, "action": "suspend" }));
+    assert_eq!(kept.body["expires_at"], later.body["expires_at"]);
     let clear = json!({ "expiry": null, "idle": null });
     let cleared = front.call(As::Admin, &format!("PATCH {one}/lifecycle"), Some(clear)).await;
     assert!(cleared.body["expiry"].is_null() && cleared.body["expires_at"].is_null());
@@ -205,6 +210,7 @@ async fn bad_rules_and_snapshots_are_named_with_what_is_allowed() {
             format!("PATCH {one}/lifecycle"),
             json!({ "expiry": { "after_seconds": 0, "action": "stop" } }),
         ),
+        (format!("PATCH {one}/lifecycle"), json!({ "expiry": null, "expiry_action": "stop" })),
         (
             format!("PATCH {one}/lifecycle"),
             json!({ "restart": { "mode": "always", "backoff": { "first_seconds": 9, "most_seconds": 1 } } }),

@@ -294,6 +294,30 @@ async fn the_rules_of_a_life_can_be_changed_while_it_goes_on() {
 }
 
 #[tokio::test]
+async fn another_end_of_a_time_to_live_leaves_it_when_it_was() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let made = lively(&test, &caller, running()).await;
+    let which = &by_id(&made);
+    let to = |action| LifecycleChange { expiry_action: Some(action), ..LifecycleChange::default() };
+    let none = test.control.set_lifecycle(&caller, which, to(ExpiryAction::Stop)).await;
+    assert!(matches!(none.unwrap_err().kind(), ErrorKind::Conflict(_)));
+    let expiry = Expiry { after_seconds: 600, action: ExpiryAction::Delete };
+    let both = LifecycleChange { expiry: Setting::To(expiry), ..to(ExpiryAction::Suspend) };
+    let error = test.control.set_lifecycle(&caller, which, both).await.unwrap_err();
+    let ErrorKind::Invalid(invalid) = error.kind() else { panic!("{error}") };
+    assert_eq!(invalid.field, "expiry_action");
+    let change = LifecycleChange { expiry: Setting::To(expiry), ..LifecycleChange::default() };
+    test.control.set_lifecycle(&caller, which, change).await.unwrap();
+    test.advance(seconds(400));
+    let suspends = to(ExpiryAction::Suspend);
+    let changed = test.control.set_lifecycle(&caller, which, suspends).await.unwrap();
+    assert_eq!(left(&test, changed.expires_at), 200);
+    test.advance(seconds(200));
+    until(&test, &made, |w| w.state == State::Suspended).await;
+}
+
+#[tokio::test]
 async fn a_vm_that_dies_is_started_again_after_growing_pauses_up_to_the_maximum() {
     let test = testing::open().await;
     let caller = test.caller().await;

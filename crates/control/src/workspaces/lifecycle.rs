@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use skerry_model::{
-    Desired, DisplayName, ErrorKind, Expiry, IdlePolicy, Lifetime, Refusal, RestartPolicy,
-    SnapshotOnTerminate, State, Timestamp, Workspace,
+    Desired, DisplayName, ErrorKind, Expiry, ExpiryAction, IdlePolicy, Lifetime, Refusal,
+    RestartPolicy, SnapshotOnTerminate, State, Timestamp, Workspace,
 };
 
 use super::{WorkspaceRef, wishes::refused};
@@ -40,6 +40,9 @@ pub struct LifecycleChange {
     /// Time to live. A new one begins now if the workspace has a VM that runs or is paused; without
     /// one the running time ends.
     pub expiry: Setting<Expiry>,
+    /// What happens at the end of the time to live there is; its end stays. Not together with
+    /// `expiry`.
+    pub expiry_action: Option<ExpiryAction>,
     /// What happens when nobody uses it.
     pub idle: Setting<IdlePolicy>,
     /// What happens when its VM ends by itself. A restart that is waited for is given up when the new
@@ -59,6 +62,10 @@ impl LifecycleChange {
     fn check(&self) -> Result<(), Error> {
         if let Setting::To(expiry) = self.expiry {
             expiry.check()?;
+        }
+        if self.expiry_action.is_some() && self.expiry != Setting::Keep {
+            let problem = "is given together with expiry, which has its own";
+            return Err(Error::invalid("expiry_action", problem, "one of the two"));
         }
         if let Setting::To(idle) = self.idle {
             idle.check()?;
@@ -98,8 +105,9 @@ impl Control {
     /// Changes the rules of a workspace's life.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid` (`expiry`, `idle`, `restart`, `snapshot_name`), `RefusedByState` while it
-    /// is deleted.
+    /// `NotFound`, `Invalid` (`expiry`, `expiry_action`, `idle`, `restart`, `snapshot_name`),
+    /// `Conflict` for another action where there is no time to live, `RefusedByState` while it is
+    /// deleted.
     pub async fn set_lifecycle(
         &self,
         caller: &Caller,
@@ -113,6 +121,9 @@ impl Control {
                 let apply = |workspace: &mut Workspace, now| {
                     if workspace.desired == Desired::Deleted {
                         return Err(refused(Refusal::BeingDeleted));
+                    }
+                    if change.expiry_action.is_some() && workspace.spec.expiry.is_none() {
+                        return Err(no_time_to_live());
                     }
                     apply(workspace, &change, now);
                     Ok(None)
@@ -165,6 +176,10 @@ impl Control {
     }
 }
 
+fn no_time_to_live() -> Error {
+    ErrorKind::Conflict("the workspace has no time to live".to_owned()).into()
+}
+
 /// Whether a time to live passes.
 fn has_running_time(workspace: &Workspace) -> bool {
     matches!(workspace.state, State::Running { .. } | State::Paused { .. } | State::Suspending)
@@ -176,6 +191,9 @@ fn apply(workspace: &mut Workspace, change: &LifecycleChange, now: Timestamp) {
         spec.lifetime = lifetime;
     }
     change.expiry.write_to(&mut spec.expiry);
+    if let (Some(action), Some(expiry)) = (change.expiry_action, &mut spec.expiry) {
+        expiry.action = action;
+    }
     change.idle.write_to(&mut spec.idle);
     change.snapshot_on_terminate.write_to(&mut spec.snapshot_on_terminate);
     if let Some(restart) = change.restart {
@@ -213,8 +231,7 @@ fn renewed_end(
         return Err(refused(Refusal::BeingDeleted));
     }
     let Some(expiry) = workspace.spec.expiry else {
-        let why = "the workspace has no time to live";
-        return Err(ErrorKind::Conflict(why.to_owned()).into());
+        return Err(no_time_to_live());
     };
     if !has_running_time(workspace) {
         return Err(ErrorKind::RefusedByState {

@@ -1,30 +1,34 @@
 //! Between InstaVM's wire and the core: total, pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
-use skerry_control::{CreateWorkspace, StartPolicy, UpdateWorkspace, Wait};
+use skerry_control::{CreateWorkspace, SnapshotRef, StartPolicy, UpdateWorkspace, Wait};
 use skerry_model::{
-    Desired, EnvVar, Expiry, ExpiryAction, Failure, Lifetime, State, Timestamp, Workspace,
+    Desired, EnvVar, Expiry, Failure, Incarnation, Origin, Snapshot, SnapshotState, StartFrom,
+    State, Timestamp, Workspace,
 };
 
 use super::{
     error_body::Problem,
+    rules::{self, Rules},
+    snapshots::snapshot_ref,
     validation::{FieldError, Fields, parse_boolean},
-    wire::{SessionRecord, SessionStatus, VmCreated, VmRecord},
+    wire::{SessionRecord, SessionStatus, SnapshotRecord, VmCreated, VmRecord, VmState},
 };
 use crate::ids;
 
 const DEFAULT_VCPU_COUNT: u64 = 2;
 const DEFAULT_MEMORY_MB: u64 = 512;
 const DEFAULT_SESSION_LIFETIME_SECONDS: u32 = 300;
+const MIN_SESSION_LIFETIME_SECONDS: u32 = 20;
 const MAX_SESSION_LIFETIME_SECONDS: u32 = 86_400;
 /// The variant that means the server's default image.
 const STANDARD_VARIANT: &str = "standard";
+/// How long a call stays for what it asked for: below the 300 s that clients wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(280);
 
 /// The values, by their type, that ask for nothing.
-const NO_TEXT: &str = "null or an empty text";
-const NO_FLAG: &str = "null or false";
 const NO_OBJECT: &str = "null";
 const NO_LIST: &str = "null or an empty list";
 
@@ -34,7 +38,17 @@ pub(super) enum VmRequest {
     /// A new session with a VM.
     New(CreateWorkspace),
     /// A VM for a session that has none.
-    Attach { session_id: String, update: UpdateWorkspace },
+    Attach(Attach),
+}
+
+/// A VM for a session that has none: what changes, and what it begins with.
+#[derive(Debug)]
+pub(super) struct Attach {
+    pub(super) session_id: String,
+    pub(super) update: UpdateWorkspace,
+    pub(super) rules: Rules,
+    /// `None`: the session's own disk.
+    pub(super) snapshot: Option<SnapshotRef>,
 }
 
 /// `?wait=`: absent means yes.
@@ -48,67 +62,73 @@ pub(super) fn wait(word: Option<&str>) -> Result<bool, Problem> {
     })
 }
 
+/// What a yes to waiting means.
+pub(super) const fn wait_for(waits: bool) -> Wait {
+    if waits { Wait::UpTo(LONGEST_WAIT) } else { Wait::No }
+}
+
 /// The body of `POST /v1/vms`.
 pub(super) fn vm_request(mut fields: Fields, wait: Wait) -> Result<VmRequest, Problem> {
     let session_id = fields.text("session_id");
-    let lifetime = fields.integer("vm_lifetime_seconds", 1..=u64::from(u32::MAX));
+    let rules = Rules::read(&mut fields, 1..=u32::MAX);
+    let snapshot_id = given_text(&mut fields, "snapshot_id");
     let shape = ShapeAndLabels::read(&mut fields);
     let image = fields.text("image_variant");
     let unserved = first_unserved(&mut fields);
+    if session_id.is_none() {
+        rules.refuse_name_alone(&mut fields);
+    }
     fields.finish()?;
     unserved.map_or(Ok(()), Err)?;
-    let expiry = lifetime.map(|seconds| expiry(seconds, Expiry::MAX_SECONDS)).transpose()?;
+    rules.check_lifetime(Expiry::MAX_SECONDS)?;
+    let snapshot = snapshot_id.as_deref().map(snapshot_ref).transpose()?;
 
     let Some(session_id) = session_id else {
-        return Ok(VmRequest::New(shape.create(image, expiry, wait)));
+        return Ok(VmRequest::New(shape.create(image, snapshot, &rules, wait)));
     };
-    if expiry.is_some() {
-        return Err(Problem::Unserved {
-            field: "vm_lifetime_seconds together with session_id",
-            accepted: "one of the two",
-        });
-    }
     if image.is_some_and(|variant| variant != STANDARD_VARIANT) {
         return Err(Problem::Unserved {
             field: "image_variant together with session_id",
             accepted: "\"standard\" or null: the session keeps its disk",
         });
     }
-    Ok(VmRequest::Attach { session_id, update: shape.update() })
+    Ok(VmRequest::Attach(Attach { session_id, update: shape.update(), rules, snapshot }))
 }
 
 /// The body of `POST /v1/sessions/session`.
 pub(super) fn session_request(mut fields: Fields, wait: Wait) -> Result<CreateWorkspace, Problem> {
-    let lifetime = fields.integer("vm_lifetime_seconds", 20..=u64::from(u32::MAX));
+    let rules = Rules::read(&mut fields, MIN_SESSION_LIFETIME_SECONDS..=u32::MAX);
+    let snapshot_id = given_text(&mut fields, "snapshot_id");
     let shape = ShapeAndLabels::read(&mut fields);
     let image = fields.text("image_variant");
     let unserved = first_unserved(&mut fields);
+    rules.refuse_name_alone(&mut fields);
     fields.finish()?;
     unserved.map_or(Ok(()), Err)?;
-    let seconds = lifetime.unwrap_or(u64::from(DEFAULT_SESSION_LIFETIME_SECONDS));
-    let expiry = expiry(seconds, MAX_SESSION_LIFETIME_SECONDS)?;
-    Ok(shape.create(image, Some(expiry), wait))
+    let rules = rules.or_lifetime(DEFAULT_SESSION_LIFETIME_SECONDS);
+    rules.check_lifetime(MAX_SESSION_LIFETIME_SECONDS)?;
+    let snapshot = snapshot_id.as_deref().map(snapshot_ref).transpose()?;
+    Ok(shape.create(image, snapshot, &rules, wait))
 }
 
 /// The body of `PATCH /v1/vms/{id}`.
-pub(super) fn vm_update(mut fields: Fields) -> Result<UpdateWorkspace, Problem> {
+pub(super) fn vm_update(mut fields: Fields) -> Result<(UpdateWorkspace, Rules), Problem> {
     let memory_mib = fields.integer("memory_mb", 128..=8192);
     if memory_mib.is_some_and(|memory| memory % 2 != 0) {
         fields.refuse("memory_mb", "Input should be a multiple of 2");
     }
     let metadata = fields.object("metadata");
-    let lifetime = fields.integer("vm_lifetime_seconds", 1..=u64::from(u32::MAX));
+    let rules = Rules::read(&mut fields, 1..=u32::MAX);
     let unserved = first_unserved(&mut fields);
     fields.finish()?;
     unserved.map_or(Ok(()), Err)?;
-    if lifetime.is_some() {
-        return Err(Problem::Unserved { field: "vm_lifetime_seconds", accepted: "null" });
-    }
-    Ok(UpdateWorkspace {
+    rules.check_lifetime(Expiry::MAX_SECONDS)?;
+    let update = UpdateWorkspace {
         memory_mib,
         metadata: metadata.map(|labels| labels.into_iter().collect()),
         ..UpdateWorkspace::default()
-    })
+    };
+    Ok((update, rules))
 }
 
 /// The part that create, session and attach have in common.
@@ -131,14 +151,28 @@ impl ShapeAndLabels {
         }
     }
 
-    fn create(self, image: Option<String>, expiry: Option<Expiry>, wait: Wait) -> CreateWorkspace {
+    /// Of a snapshot's size when the request names none and a snapshot.
+    fn create(
+        self,
+        image: Option<String>,
+        snapshot: Option<SnapshotRef>,
+        rules: &Rules,
+        wait: Wait,
+    ) -> CreateWorkspace {
+        let or_default = |given: Option<u64>, default| match snapshot {
+            Some(_) => given,
+            None => given.or(Some(default)),
+        };
         CreateWorkspace {
             image: image.filter(|variant| variant != STANDARD_VARIANT),
-            vcpu_count: Some(self.vcpu_count.unwrap_or(DEFAULT_VCPU_COUNT)),
-            memory_mib: Some(self.memory_mib.unwrap_or(DEFAULT_MEMORY_MB)),
+            vcpu_count: or_default(self.vcpu_count, DEFAULT_VCPU_COUNT),
+            memory_mib: or_default(self.memory_mib, DEFAULT_MEMORY_MB),
+            from_snapshot: snapshot,
             env: self.env.unwrap_or_default(),
-            lifetime: if expiry.is_some() { Lifetime::Temporary } else { Lifetime::Permanent },
-            expiry,
+            lifetime: rules.lifetime(),
+            expiry: rules.expiry(),
+            auto_resume: rules.auto_resume(),
+            snapshot_on_terminate: rules.last_snapshot(),
             metadata: self.metadata.unwrap_or_default(),
             ..CreateWorkspace::new(StartPolicy::Now(wait))
         }
@@ -168,15 +202,10 @@ fn first_unserved(fields: &mut Fields) -> Option<Problem> {
     });
     let asked = [
         ("egress_policy", egress, "null, or a policy that allows nothing: VMs have no network"),
-        ("snapshot_id", has_text(fields, "snapshot_id"), NO_TEXT),
-        ("snapshot_on_terminate", is_set(fields, "snapshot_on_terminate"), NO_FLAG),
-        ("snapshot_name", has_text(fields, "snapshot_name"), NO_TEXT),
         ("share", fields.object("share").is_some(), NO_OBJECT),
         ("custom_domain", fields.object("custom_domain").is_some(), NO_OBJECT),
         ("volumes", has_items(fields, "volumes"), NO_LIST),
         ("vault_ids", has_items(fields, "vault_ids"), NO_LIST),
-        ("auto_suspend", is_set(fields, "auto_suspend"), NO_FLAG),
-        ("auto_resume", is_set(fields, "auto_resume"), NO_FLAG),
     ];
     asked
         .into_iter()
@@ -184,24 +213,12 @@ fn first_unserved(fields: &mut Fields) -> Option<Problem> {
         .map(|(field, _, accepted)| Problem::Unserved { field, accepted })
 }
 
-fn has_text(fields: &mut Fields, name: &str) -> bool {
-    fields.text(name).is_some_and(|text| !text.is_empty())
+fn given_text(fields: &mut Fields, name: &str) -> Option<String> {
+    fields.text(name).filter(|text| !text.is_empty())
 }
 
 fn has_items(fields: &mut Fields, name: &str) -> bool {
     fields.list(name).is_some_and(|list| !list.is_empty())
-}
-
-fn is_set(fields: &mut Fields, name: &str) -> bool {
-    fields.boolean(name).unwrap_or(false)
-}
-
-fn expiry(seconds: u64, max_seconds: u32) -> Result<Expiry, Problem> {
-    u32::try_from(seconds)
-        .ok()
-        .filter(|seconds| *seconds <= max_seconds)
-        .map(|after_seconds| Expiry { after_seconds, action: ExpiryAction::Delete })
-        .ok_or(Problem::LifetimeTooLong { max_seconds })
 }
 
 /// The failure that ended the last start or the machine, unless the next try was asked for already.
@@ -221,12 +238,41 @@ pub(super) fn failure(workspace: &Workspace) -> Option<&Failure> {
     }
 }
 
+/// Whether it is to have a VM that it does not have yet.
+fn awaits_start(workspace: &Workspace) -> bool {
+    workspace.desired == Desired::Running
+        && match workspace.state {
+            State::Provisioned
+            | State::Suspended
+            | State::Stopping
+            | State::Stopped
+            | State::Failed(_) => true,
+            State::Starting
+            | State::Running { .. }
+            | State::Paused { .. }
+            | State::Suspending
+            | State::Deleting => false,
+        }
+}
+
+/// The id of its VM. Every start is a VM of its own: one that is asked for has its id already, so
+/// that a resume can be answered with it.
+pub(super) fn vm_id(workspace: &Workspace) -> String {
+    let current = workspace.incarnation;
+    let start = if awaits_start(workspace) { current.next() } else { current };
+    ids::instavm_vm_id_of_start(workspace.id, start.max(Incarnation(1)))
+}
+
 /// The status word of a VM. `stopped` and `stopping` are not InstaVM's own: there a VM that does not
 /// run is gone, here another dialect may have stopped it and its disk is kept.
 pub(super) fn status(workspace: &Workspace) -> &'static str {
+    let coming = match workspace.lifecycle.start_from {
+        StartFrom::SavedMemory => "resuming",
+        StartFrom::Disk | StartFrom::Snapshot { .. } => "creating",
+    };
     match (&workspace.state, workspace.desired) {
         (State::Deleting, _) | (_, Desired::Deleted) => "killed",
-        (State::Starting, _) => "creating",
+        (State::Starting, _) => coming,
         (
             State::Provisioned
             | State::Stopping
@@ -234,29 +280,43 @@ pub(super) fn status(workspace: &Workspace) -> &'static str {
             | State::Suspended
             | State::Failed(_),
             Desired::Running,
-        ) => "creating",
+        ) => coming,
         (
             State::Provisioned | State::Stopped,
             Desired::Paused | Desired::Suspended | Desired::Stopped,
         ) => "stopped",
         (State::Suspended, Desired::Paused | Desired::Suspended | Desired::Stopped) => "suspended",
         (State::Failed(_), Desired::Paused | Desired::Suspended | Desired::Stopped) => "failed",
-        (State::Running { .. }, _) => "active",
-        (State::Paused { .. }, _) => "suspended",
-        (State::Suspending, _) => "suspending",
+        (State::Running { .. }, Desired::Suspended) => "suspending",
+        (State::Running { .. }, Desired::Running | Desired::Paused | Desired::Stopped) => "active",
+        (State::Paused { .. } | State::Suspending, Desired::Running) => "resuming",
+        (State::Paused { .. }, Desired::Paused | Desired::Suspended | Desired::Stopped) => {
+            "suspended"
+        }
+        (State::Suspending, Desired::Paused | Desired::Suspended | Desired::Stopped) => {
+            "suspending"
+        }
         (State::Stopping, Desired::Paused | Desired::Suspended | Desired::Stopped) => "stopping",
     }
 }
 
-/// Whether `GET /v1/vms` shows it: there is a machine, or is about to be.
+/// Whether `GET /v1/vms` shows it: there is a machine or what it goes on from, or is about to be.
 pub(super) fn is_live(workspace: &Workspace) -> bool {
-    matches!(status(workspace), "creating" | "active" | "suspending" | "suspended" | "stopping")
+    matches!(
+        status(workspace),
+        "creating" | "active" | "suspending" | "suspended" | "resuming" | "stopping"
+    )
+}
+
+/// Whether it is parked, or going to be, and stays so until it is resumed or used.
+pub(super) fn is_resting(workspace: &Workspace) -> bool {
+    matches!(status(workspace), "suspending" | "suspended")
 }
 
 fn env_status(workspace: &Workspace) -> &'static str {
     match (workspace.spec.env.is_empty(), status(workspace)) {
         (true, _) => "none",
-        (false, "active") => "configured",
+        (false, "active" | "suspending" | "suspended" | "resuming") => "configured",
         (false, "failed" | "killed") => "failed",
         (false, _) => "pending",
     }
@@ -264,7 +324,7 @@ fn env_status(workspace: &Workspace) -> &'static str {
 
 pub(super) fn vm_created(workspace: &Workspace) -> VmCreated {
     VmCreated {
-        vm_id: Some(ids::instavm_vm_id(workspace.id)),
+        vm_id: Some(vm_id(workspace)),
         session_id: ids::uuid_text(workspace.id),
         status: status(workspace),
         share: None,
@@ -275,7 +335,9 @@ pub(super) fn vm_created(workspace: &Workspace) -> VmCreated {
 }
 
 pub(super) fn vm_record(workspace: &Workspace) -> VmRecord {
-    let vm_id = ids::instavm_vm_id(workspace.id);
+    let vm_id = vm_id(workspace);
+    let spec = &workspace.spec;
+    let last_snapshot = spec.snapshot_on_terminate.as_ref();
     VmRecord {
         id: vm_id.clone(),
         vm_id,
@@ -283,19 +345,61 @@ pub(super) fn vm_record(workspace: &Workspace) -> VmRecord {
         status: status(workspace),
         created_at: time(workspace.created_at),
         expires_at: workspace.expires_at.map(time),
-        memory_mb: workspace.spec.shape.memory_mib.get(),
-        vcpu_count: workspace.spec.shape.vcpu_count.get(),
-        image: workspace.spec.image.0.clone(),
-        metadata: workspace.spec.metadata.clone(),
-        snapshot_id: None,
+        vm_lifetime_seconds: spec.expiry.map(|expiry| expiry.after_seconds),
+        auto_suspend: rules::parks(workspace),
+        auto_resume: spec.auto_resume,
+        snapshot_on_terminate: last_snapshot.is_some(),
+        snapshot_name: last_snapshot.and_then(|asked| asked.name.clone()),
+        memory_mb: spec.shape.memory_mib.get(),
+        vcpu_count: spec.shape.vcpu_count.get(),
+        image: spec.image.0.clone(),
+        metadata: spec.metadata.clone(),
+        snapshot_id: match spec.origin {
+            Origin::Image => None,
+            Origin::Snapshot { snapshot_id } => Some(snapshot_id.to_string()),
+        },
         ssh_host: None,
+    }
+}
+
+/// What became of a VM.
+pub(super) fn vm_state(workspace: &Workspace) -> VmState {
+    VmState {
+        vm_id: vm_id(workspace),
+        session_id: ids::uuid_text(workspace.id),
+        status: status(workspace),
+    }
+}
+
+pub(super) fn snapshot_record(snapshot: &Snapshot) -> SnapshotRecord {
+    let id = snapshot.id.to_string();
+    let error = match &snapshot.state {
+        SnapshotState::Failed(failure) => Some(failure.message.clone()),
+        SnapshotState::Creating | SnapshotState::Ready | SnapshotState::Deleting => None,
+    };
+    SnapshotRecord {
+        snapshot_id: id.clone(),
+        id,
+        name: snapshot.name.to_string(),
+        status: snapshot.state.name(),
+        kind: "user",
+        snapshot_type: "user",
+        is_public: false,
+        session_id: ids::uuid_text(snapshot.workspace_id),
+        oci_image: None,
+        vcpu_count: snapshot.shape.vcpu_count.get(),
+        memory_mb: snapshot.shape.memory_mib.get(),
+        size_bytes: snapshot.size_bytes,
+        error: error.clone(),
+        last_error: error,
+        created_at: time(snapshot.created_at),
     }
 }
 
 pub(super) fn session_record(workspace: &Workspace) -> SessionRecord {
     SessionRecord {
         session_id: ids::uuid_text(workspace.id),
-        vm_id: Some(ids::instavm_vm_id(workspace.id)),
+        vm_id: Some(vm_id(workspace)),
         status: status(workspace),
         created_at: time(workspace.created_at),
         expires_at: workspace.expires_at.map(time),
@@ -311,7 +415,7 @@ pub(super) fn session_record(workspace: &Workspace) -> SessionRecord {
 /// for a dead one.
 pub(super) fn session_status(workspace: &Workspace, now: Timestamp) -> SessionStatus {
     let status = status(workspace);
-    let assigned = status != "creating";
+    let assigned = !matches!(status, "creating" | "resuming");
     let since = match &workspace.state {
         State::Running { since } | State::Paused { since } => Some(*since),
         State::Provisioned
@@ -331,9 +435,9 @@ pub(super) fn session_status(workspace: &Workspace, now: Timestamp) -> SessionSt
         vm_assigned: assigned,
         vm_alive: alive,
         vm_status: assigned.then_some(status),
-        vm_id: assigned.then(|| ids::instavm_vm_id(workspace.id)),
+        vm_id: assigned.then(|| vm_id(workspace)),
         uptime_seconds: since.map(|since| seconds(since, now)),
-        expires_in_seconds: if assigned && !alive && since.is_none() {
+        expires_in_seconds: if assigned && !alive && since.is_none() && !is_resting(workspace) {
             Some(0)
         } else {
             workspace.expires_at.map(|end| seconds(now, end))
@@ -350,4 +454,4 @@ fn time(at: Timestamp) -> String {
 #[cfg(test)]
 #[path = "convert_tests.rs"]
 #[allow(clippy::expect_used, clippy::panic, reason = "tests")]
-mod tests;
+pub(super) mod tests;

@@ -2,14 +2,14 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 use skerry_model::{
-    AccountId, DiskMib, DisplayName, FailureCode, ImageRef, Incarnation, MemMib, ProjectId, Secret,
-    Shape, Slug, VcpuCount, WorkspaceId, WorkspaceSpec,
+    AccountId, DiskMib, DisplayName, ExpiryAction, FailureCode, ImageRef, Lifetime, MemMib,
+    ProjectId, Secret, Shape, Slug, VcpuCount, WorkspaceId, WorkspaceSpec,
     spec::{CpuKind, ImageDigest, LogRetention},
 };
 
 use super::*;
 
-fn workspace(state: State, desired: Desired) -> Workspace {
+pub(in super::super) fn workspace(state: State, desired: Desired) -> Workspace {
     let at = Timestamp::UNIX_EPOCH;
     Workspace {
         id: WorkspaceId::from_u128(7),
@@ -74,15 +74,24 @@ fn every_state_under_every_wish_has_a_word() {
     ];
     let mut table = String::new();
     for state in states {
-        for desired in [Desired::Running, Desired::Stopped, Desired::Deleted] {
+        for desired in [
+            Desired::Running,
+            Desired::Paused,
+            Desired::Suspended,
+            Desired::Stopped,
+            Desired::Deleted,
+        ] {
             let workspace = workspace(state.clone(), desired);
+            let vm_id = vm_id(&workspace);
+            let start = vm_id.split('_').nth(2).unwrap_or("1");
             let session = session_status(&workspace, at);
             let _ = writeln!(
                 table,
-                "{:<12} {:<8} {:<11} live={:<5} env={:<10} assigned={:<5} alive={:<5} vm_status={}",
+                "{:<12} {:<9} {:<11} start={} live={:<5} env={:<10} assigned={:<5} alive={:<5} vm_status={}",
                 state.name(),
                 format!("{desired:?}"),
                 status(&workspace),
+                start,
                 is_live(&workspace),
                 env_status(&workspace),
                 session.vm_assigned,
@@ -92,6 +101,36 @@ fn every_state_under_every_wish_has_a_word() {
         }
     }
     insta::assert_snapshot!(table);
+}
+
+#[test]
+fn what_goes_on_from_saved_memory_is_resuming_as_another_vm() {
+    let mut suspended = workspace(State::Suspended, Desired::Suspended);
+    suspended.lifecycle.start_from = StartFrom::SavedMemory;
+    let before = vm_id(&suspended);
+    assert_eq!((status(&suspended), is_resting(&suspended)), ("suspended", true));
+    suspended.desired = Desired::Running;
+    let asked = vm_id(&suspended);
+    assert_eq!((status(&suspended), is_resting(&suspended)), ("resuming", false));
+    assert_eq!(asked, format!("{before}_2"));
+    suspended.state = State::Starting;
+    suspended.incarnation = Incarnation(2);
+    assert_eq!((status(&suspended), vm_id(&suspended)), ("resuming", asked));
+}
+
+#[test]
+fn the_first_vm_has_one_id_from_the_record_on() {
+    let mut new = workspace(State::Provisioned, Desired::Running);
+    new.incarnation = Incarnation(0);
+    let first = vm_id(&new);
+    assert_eq!(first, ids::instavm_vm_id(new.id));
+    new.state = State::Starting;
+    new.incarnation = Incarnation(1);
+    assert_eq!(vm_id(&new), first);
+    new.state = State::Provisioned;
+    new.desired = Desired::Stopped;
+    new.incarnation = Incarnation(0);
+    assert_eq!(vm_id(&new), first);
 }
 
 #[test]

@@ -27,6 +27,12 @@ pub(super) enum Problem {
     Unserved { field: &'static str, accepted: &'static str },
     /// The machine of a VM did not come up.
     VmFailed(Failure),
+    /// A snapshot did not come about.
+    SnapshotFailed(Failure),
+    /// No such snapshot, or another account's.
+    NoSuchSnapshot,
+    /// The VM is parked, and use does not wake it.
+    VmSuspended,
     /// The lifetime is longer than allowed. The wording is what InstaVM's deploy tool looks for.
     LifetimeTooLong { max_seconds: u32 },
     /// The VM was deleted while its creator waited for it.
@@ -74,6 +80,14 @@ impl IntoResponse for Problem {
                 StatusCode::SERVICE_UNAVAILABLE,
                 &format!("VM failed to start ({}): {}", failure.code, failure.message),
             ),
+            Self::SnapshotFailed(failure) => detail(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &format!("snapshot failed ({}): {}", failure.code, failure.message),
+            ),
+            Self::NoSuchSnapshot => detail(StatusCode::NOT_FOUND, "Snapshot not found"),
+            Self::VmSuspended => {
+                detail(StatusCode::CONFLICT, "VM is suspended; resume it, or turn on auto_resume")
+            }
             Self::LifetimeTooLong { max_seconds } => {
                 detail(StatusCode::FORBIDDEN, &format!("VM lifetime cannot exceed {max_seconds}s"))
             }
@@ -114,6 +128,9 @@ impl Dialect for Instavm {
         match kind {
             ErrorKind::NotFound { what: "workspace" } => {
                 detail(StatusCode::NOT_FOUND, "VM not found")
+            }
+            ErrorKind::NotFound { what: "snapshot" } => {
+                detail(StatusCode::NOT_FOUND, "Snapshot not found")
             }
             ErrorKind::NotFound { what } => {
                 detail(StatusCode::NOT_FOUND, &format!("{what} not found"))

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,9 @@ use axum::{
 };
 use skerry_control::{
     Caller, Error, Wait, WorkspaceRef,
-    internal_api::{ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, NodeError, User},
+    internal_api::{
+        ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, GuestApi, NodeError, User,
+    },
 };
 use skerry_model::{State as WorkspaceState, WorkspaceId};
 
@@ -49,8 +52,7 @@ pub(super) async fn execute(
 ) -> Result<Response, Problem> {
     let began = Instant::now();
     let command = command(fields)?;
-    let workspace_id = bring_up(&state, &caller, &command).await?;
-    let guest = state.control.guest(&caller, &command.session).await.map_err(no_such_session)?;
+    let (workspace_id, guest) = inside(&state, &caller, &command).await?;
     let left = command.answer_within.saturating_sub(began.elapsed());
     if left < SHORTEST_RUN {
         return Err(Problem::StillStarting);
@@ -145,23 +147,39 @@ fn command(mut fields: Fields) -> Result<Command, Problem> {
     Ok(Command { session, script, answer_within, exit_grace: margin / 2, timeout_seconds })
 }
 
-/// A session whose VM does not run gets one, as far as the caller's time allows.
-async fn bring_up(
+/// The inside of a session's VM. One that does not run is brought up as far as the caller's time
+/// allows; one that is parked stays so unless use is to wake it.
+async fn inside(
     state: &ApiState,
     caller: &Caller,
     command: &Command,
-) -> Result<WorkspaceId, Problem> {
-    let workspace =
-        state.control.get_workspace(caller, &command.session).await.map_err(no_such_session)?;
-    if matches!(workspace.state, WorkspaceState::Running { .. }) {
-        return Ok(workspace.id);
+) -> Result<(WorkspaceId, Arc<dyn GuestApi>), Problem> {
+    let session = &command.session;
+    let workspace = state.control.get_workspace(caller, session).await.map_err(no_such_session)?;
+    if workspace.wakes_on_use() {
+        let waking = state.until_shutdown(state.control.guest(caller, session));
+        // It goes on waking when the caller's time is over.
+        let woken = tokio::time::timeout(command.answer_within, waking).await;
+        let guest = woken.map_err(|_| Problem::StillStarting)?.map_err(no_such_session)?;
+        return Ok((workspace.id, guest));
     }
+    if convert::is_resting(&workspace) {
+        return Err(Problem::VmSuspended);
+    }
+    if !matches!(workspace.state, WorkspaceState::Running { .. }) {
+        bring_up(state, caller, command).await?;
+    }
+    let guest = state.control.guest(caller, session).await.map_err(no_such_session)?;
+    Ok((workspace.id, guest))
+}
+
+async fn bring_up(state: &ApiState, caller: &Caller, command: &Command) -> Result<(), Problem> {
     let wait = Wait::UpTo(command.answer_within);
     let starting = state.control.start_workspace(caller, &command.session, wait);
     let workspace = state.until_shutdown(starting).await.map_err(no_such_session)?;
     match convert::failure(&workspace) {
         Some(failure) => Err(Problem::VmFailed(failure.clone())),
-        None if matches!(workspace.state, WorkspaceState::Running { .. }) => Ok(workspace.id),
+        None if matches!(workspace.state, WorkspaceState::Running { .. }) => Ok(()),
         None => Err(Problem::StillStarting),
     }
 }

@@ -2,14 +2,17 @@
 //! served, refused and different: `docs/dialects/instavm.md`.
 //!
 //! A session and its VM are one workspace here: the session id is the workspace's UUID, the VM id its
-//! number behind `vm_`.
+//! number behind `vm_`, followed by that of the start from the second one on.
 
 mod account;
 mod convert;
 mod error_body;
 mod execute;
 mod request;
+mod rest;
+mod rules;
 mod sessions;
+mod snapshots;
 mod unserved;
 mod validation;
 mod vms;
@@ -32,6 +35,12 @@ pub fn router() -> Router<ApiState> {
         .route("/v1/vms", post(vms::create).get(vms::list_live))
         .route("/v1/vms/", get(vms::list_all))
         .route("/v1/vms/{vm}", get(vms::get).patch(vms::update).delete(vms::delete))
+        .route("/v1/vms/{vm}/suspend", post(rest::suspend))
+        .route("/v1/vms/{vm}/resume", post(rest::resume))
+        .route("/v1/vms/{vm}/clone", post(rest::clone))
+        .route("/v1/vms/{vm}/snapshot", post(snapshots::take))
+        .route("/v1/snapshots", get(snapshots::list).post(snapshots::build))
+        .route("/v1/snapshots/{snapshot}", get(snapshots::get).delete(snapshots::delete))
         .route("/v1/sessions/session", post(sessions::create))
         .route("/v1/sessions/session/{session}", get(sessions::get))
         .route("/v1/sessions/status/{session}", get(sessions::status))

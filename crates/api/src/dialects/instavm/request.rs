@@ -26,20 +26,47 @@ impl FromRequest<ApiState> for AuthenticatedBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, Problem> {
-        let headers = request.headers().clone();
-        if auth::credential(&headers, None).is_some() {
-            let caller = auth::caller(state, &headers).await?;
-            let object = object(&read_body(request, state).await?)?;
-            return Ok(Self { caller, fields: Fields::new(object) });
-        }
-        let object = object(&read_body(request, state).await?);
-        let key = object.as_ref().ok().and_then(|fields| fields.get("api_key")?.as_str());
-        let Some(key) = key else {
-            return Err(Error::new(ErrorKind::Unauthenticated).into());
-        };
-        let caller = auth::caller_with_key(state, &headers, Some(key)).await?;
-        Ok(Self { caller, fields: Fields::new(object?) })
+        let (caller, object) = read(request, state, object).await?;
+        Ok(Self { caller, fields: Fields::new(object) })
     }
+}
+
+/// As [`AuthenticatedBody`], where every field may be left out and so the body too.
+pub(super) struct AuthenticatedOptionalBody {
+    pub(super) caller: Caller,
+    pub(super) fields: Fields,
+}
+
+impl FromRequest<ApiState> for AuthenticatedOptionalBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &ApiState) -> Result<Self, Problem> {
+        let object = |text: &[u8]| {
+            if text.iter().all(u8::is_ascii_whitespace) { Ok(Map::new()) } else { object(text) }
+        };
+        let (caller, object) = read(request, state, object).await?;
+        Ok(Self { caller, fields: Fields::new(object) })
+    }
+}
+
+async fn read(
+    request: Request,
+    state: &ApiState,
+    object: impl Fn(&[u8]) -> Result<Map<String, Value>, Problem>,
+) -> Result<(Caller, Map<String, Value>), Problem> {
+    let headers = request.headers().clone();
+    if auth::credential(&headers, None).is_some() {
+        let caller = auth::caller(state, &headers).await?;
+        let object = object(&read_body(request, state).await?)?;
+        return Ok((caller, object));
+    }
+    let object = object(&read_body(request, state).await?);
+    let key = object.as_ref().ok().and_then(|fields| fields.get("api_key")?.as_str());
+    let Some(key) = key else {
+        return Err(Error::new(ErrorKind::Unauthenticated).into());
+    };
+    let caller = auth::caller_with_key(state, &headers, Some(key)).await?;
+    Ok((caller, object?))
 }
 
 fn object(text: &[u8]) -> Result<Map<String, Value>, Problem> {

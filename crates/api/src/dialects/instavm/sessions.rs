@@ -10,7 +10,7 @@ use super::{
     error_body::Problem,
     request::AuthenticatedBody,
     vms::{DELETE_WAIT, killed, no_such_session},
-    wire::{SessionRecord, SessionStatus, VmKilled},
+    wire::{SessionRecord, SessionStatus, VmState},
 };
 use crate::{ApiState, auth::Authenticated, extract::PathOf, ids};
 
@@ -51,7 +51,7 @@ pub(super) async fn status(
 pub(super) async fn kill(
     State(state): State<ApiState>,
     AuthenticatedBody { caller, mut fields }: AuthenticatedBody,
-) -> Result<Json<VmKilled>, Problem> {
+) -> Result<Json<VmState>, Problem> {
     let session = fields.text("session_id");
     if session.is_none() {
         fields.missing("session_id");

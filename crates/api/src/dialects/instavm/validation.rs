@@ -18,6 +18,12 @@ pub(super) struct FieldError {
 }
 
 impl FieldError {
+    /// A field of the body that is wrong in its own way.
+    pub(super) fn in_body(name: &str, msg: &str) -> Self {
+        let loc = vec![PathStep::Field("body".to_owned()), PathStep::Field(name.to_owned())];
+        Self { loc, msg: msg.to_owned(), kind: "value_error" }
+    }
+
     /// An error in a query parameter.
     pub(super) fn in_query(name: &str, msg: &str, kind: &'static str) -> Self {
         let loc = vec![PathStep::Field("query".to_owned()), PathStep::Field(name.to_owned())];

@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use axum::{Json, extract::State};
-use skerry_control::{Caller, Error, ListWorkspaces, Wait};
-use skerry_model::{Desired, ErrorKind, Workspace};
+use skerry_control::{
+    Caller, Error, ListWorkspaces, RestoreWorkspace, UpdateWorkspace, Wait, WorkspaceRef,
+};
+use skerry_model::{AfterRestore, Desired, ErrorKind, Workspace};
 
 use super::{
     Instavm,
-    convert::{self, VmRequest},
+    convert::{self, Attach, VmRequest},
     error_body::Problem,
     request::AuthenticatedBody,
-    wire::{VmCreated, VmKilled, VmRecord, WaitQuery},
+    rules::Rules,
+    wire::{VmCreated, VmRecord, VmState, WaitQuery},
 };
 use crate::{
     ApiState,
@@ -20,8 +23,6 @@ use crate::{
     ids,
 };
 
-/// How long a create stays for the machine: below the 300 s that clients wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(280);
 /// How long a delete stays; what is left goes on in the background.
 pub(super) const DELETE_WAIT: Duration = Duration::from_secs(60);
 
@@ -30,8 +31,7 @@ pub(super) async fn create(
     QueryOf { value: query, .. }: QueryOf<WaitQuery, Instavm>,
     AuthenticatedBody { caller, fields }: AuthenticatedBody,
 ) -> Result<Json<VmCreated>, Problem> {
-    let waits = convert::wait(query.wait.as_deref())?;
-    let wait = if waits { Wait::UpTo(LONGEST_WAIT) } else { Wait::No };
+    let wait = convert::wait_for(convert::wait(query.wait.as_deref())?);
     let workspace = match convert::vm_request(fields, wait)? {
         VmRequest::New(request) => {
             let creating = state.control.create_workspace(&caller, request);
@@ -42,28 +42,49 @@ pub(super) async fn create(
             }
             workspace
         }
-        VmRequest::Attach { session_id, update } => {
-            let which = ids::parse_workspace_id(&session_id)
-                .map(skerry_control::WorkspaceRef::Id)
-                .ok_or(Problem::NoSuchSession)?;
-            let session =
-                state.control.get_workspace(&caller, &which).await.map_err(no_such_session)?;
-            if session.state.has_vm() || session.desired == Desired::Running {
-                return Err(Problem::SessionHasVm);
-            }
-            state.control.update_workspace(&caller, &which, update).await?;
-            let starting = state.control.start_workspace(&caller, &which, wait);
-            let workspace = state.until_shutdown(starting).await?;
-            if let Some(failure) = convert::failure(&workspace) {
-                return Err(Problem::VmFailed(failure.clone()));
-            }
-            workspace
-        }
+        VmRequest::Attach(request) => attach(&state, &caller, request, wait).await?,
     };
     if workspace.desired == Desired::Deleted {
         return Err(Problem::VmDeleted);
     }
     Ok(Json(convert::vm_created(&workspace)))
+}
+
+/// A session without a VM gets one, from its own disk or from a snapshot.
+async fn attach(
+    state: &ApiState,
+    caller: &Caller,
+    Attach { session_id, update, rules, snapshot }: Attach,
+    wait: Wait,
+) -> Result<Workspace, Problem> {
+    let which =
+        ids::parse_workspace_id(&session_id).map(WorkspaceRef::Id).ok_or(Problem::NoSuchSession)?;
+    let session = state.control.get_workspace(caller, &which).await.map_err(no_such_session)?;
+    if convert::is_resting(&session) {
+        return Err(Problem::VmSuspended);
+    }
+    if session.state.has_vm() || session.desired == Desired::Running {
+        return Err(Problem::SessionHasVm);
+    }
+    if let Some(snapshot) = &snapshot {
+        state.control.get_snapshot(caller, snapshot).await?;
+    }
+    change(state, caller, &which, (update, rules)).await?;
+    let workspace = match snapshot {
+        None => {
+            let starting = state.control.start_workspace(caller, &which, wait);
+            state.until_shutdown(starting).await?
+        }
+        Some(snapshot) => {
+            let request = RestoreWorkspace { snapshot, then: AfterRestore::Run };
+            let restoring = state.control.restore_workspace(caller, &which, request, wait);
+            state.until_shutdown(restoring).await?
+        }
+    };
+    match convert::failure(&workspace) {
+        Some(failure) => Err(Problem::VmFailed(failure.clone())),
+        None => Ok(workspace),
+    }
 }
 
 /// What a create made and does not find again was deleted by another call.
@@ -76,8 +97,12 @@ fn deleted_meanwhile(error: Error) -> Problem {
 
 /// A VM whose creation is answered with an error must not be left behind: its caller never learns
 /// its id.
-async fn discard(state: &ApiState, caller: &Caller, failed: &Workspace) -> Result<(), Problem> {
-    let which = skerry_control::WorkspaceRef::Id(failed.id);
+pub(super) async fn discard(
+    state: &ApiState,
+    caller: &Caller,
+    failed: &Workspace,
+) -> Result<(), Problem> {
+    let which = WorkspaceRef::Id(failed.id);
     match state.control.delete_workspace(caller, &which, Wait::No).await {
         Ok(_) => Ok(()),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound { .. }) => Ok(()),
@@ -119,16 +144,34 @@ pub(super) async fn update(
     AuthenticatedBody { caller, fields }: AuthenticatedBody,
 ) -> Result<Json<VmRecord>, Problem> {
     let which = ids::parse_workspace_ref(&vm);
-    let update = convert::vm_update(fields)?;
-    let workspace = state.control.update_workspace(&caller, &which, update).await?;
+    let asked = convert::vm_update(fields)?;
+    let workspace = change(&state, &caller, &which, asked).await?;
     Ok(Json(convert::vm_record(&workspace)))
+}
+
+/// Changes the record, and then the rules of the VM's life: everything that could be refused in these
+/// has been by then, except a deletion in between.
+async fn change(
+    state: &ApiState,
+    caller: &Caller,
+    which: &WorkspaceRef,
+    (update, rules): (UpdateWorkspace, Rules),
+) -> Result<Workspace, Problem> {
+    let before = state.control.get_workspace(caller, which).await?;
+    let which = &WorkspaceRef::Id(before.id);
+    let change = rules.change(&before)?;
+    let updated = state.control.update_workspace(caller, which, update).await?;
+    match change {
+        None => Ok(updated),
+        Some(change) => Ok(state.control.set_lifecycle(caller, which, change).await?),
+    }
 }
 
 pub(super) async fn delete(
     State(state): State<ApiState>,
     Authenticated { caller, .. }: Authenticated<Instavm>,
     PathOf { value: vm, .. }: PathOf<String, Instavm>,
-) -> Result<Json<VmKilled>, Problem> {
+) -> Result<Json<VmState>, Problem> {
     let which = ids::parse_workspace_ref(&vm);
     let deleting = state.control.delete_workspace(&caller, &which, Wait::UpTo(DELETE_WAIT));
     let deleted = state.until_shutdown(deleting).await?;
@@ -137,12 +180,8 @@ pub(super) async fn delete(
 
 /// What a killed VM was. It is out of reach from the moment the deletion is recorded, whether or not
 /// everything of it is gone already.
-pub(super) fn killed(workspace: &Workspace) -> VmKilled {
-    VmKilled {
-        vm_id: ids::instavm_vm_id(workspace.id),
-        session_id: ids::uuid_text(workspace.id),
-        status: "killed",
-    }
+pub(super) fn killed(workspace: &Workspace) -> VmState {
+    VmState { status: "killed", ..convert::vm_state(workspace) }
 }
 
 /// What is not there under a session's id is a session, not a VM.

@@ -29,11 +29,16 @@ pub(super) struct VmRecord {
     /// UTC, `YYYY-MM-DDTHH:MM:SS`: clients compare it as text.
     pub(super) created_at: String,
     pub(super) expires_at: Option<String>,
+    pub(super) vm_lifetime_seconds: Option<u32>,
+    pub(super) auto_suspend: bool,
+    pub(super) auto_resume: bool,
+    pub(super) snapshot_on_terminate: bool,
+    pub(super) snapshot_name: Option<String>,
     pub(super) memory_mb: u32,
     pub(super) vcpu_count: u32,
     pub(super) image: String,
     pub(super) metadata: BTreeMap<String, Value>,
-    /// None: VMs are not made from snapshots here.
+    /// The snapshot it was made from, which may be gone.
     pub(super) snapshot_id: Option<String>,
     /// None: there is no SSH here.
     pub(super) ssh_host: Option<String>,
@@ -70,9 +75,56 @@ pub(super) struct SessionStatus {
 
 /// What became of a VM.
 #[derive(Debug, Serialize)]
-pub(super) struct VmKilled {
+pub(super) struct VmState {
     pub(super) vm_id: String,
     pub(super) session_id: String,
+    pub(super) status: &'static str,
+}
+
+/// The answer of `POST /v1/vms/{id}/clone`.
+#[derive(Debug, Serialize)]
+pub(super) struct VmCloned {
+    #[serde(flatten)]
+    pub(super) vm: VmState,
+    pub(super) snapshot_id: String,
+    /// The snapshot was for the clone alone and is gone, or going by itself.
+    pub(super) snapshot_deleted: bool,
+}
+
+/// A snapshot.
+#[derive(Debug, Serialize)]
+pub(super) struct SnapshotRecord {
+    pub(super) id: String,
+    /// The same: some callers read this name.
+    pub(super) snapshot_id: String,
+    pub(super) name: String,
+    pub(super) status: &'static str,
+    #[serde(rename = "type")]
+    pub(super) kind: &'static str,
+    /// The same as `type`.
+    pub(super) snapshot_type: &'static str,
+    pub(super) is_public: bool,
+    /// The session whose VM it was taken of; it may be gone.
+    pub(super) session_id: String,
+    /// None: snapshots are not built from images here.
+    pub(super) oci_image: Option<String>,
+    pub(super) vcpu_count: u32,
+    pub(super) memory_mb: u32,
+    /// Zero until it is ready.
+    pub(super) size_bytes: u64,
+    /// Why it failed.
+    pub(super) error: Option<String>,
+    /// The same as `error`.
+    pub(super) last_error: Option<String>,
+    /// UTC, `YYYY-MM-DDTHH:MM:SS`.
+    pub(super) created_at: String,
+}
+
+/// What became of a snapshot.
+#[derive(Debug, Serialize)]
+pub(super) struct SnapshotDeleted {
+    pub(super) id: String,
+    pub(super) snapshot_id: String,
     pub(super) status: &'static str,
 }
 
@@ -109,4 +161,11 @@ pub(super) struct Executed {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct WaitQuery {
     pub(super) wait: Option<String>,
+}
+
+/// `?type=` of the list of snapshots. Other parameters are ignored.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct SnapshotsQuery {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
 }

@@ -207,12 +207,16 @@ pub(super) fn create(
 pub(super) const fn expiry(expiry: wire::Expiry) -> spec::Expiry {
     spec::Expiry {
         after_seconds: expiry.after_seconds,
-        action: match expiry.action {
-            wire::ExpiryAction::Stop => spec::ExpiryAction::Stop,
-            wire::ExpiryAction::Delete => spec::ExpiryAction::Delete,
-            wire::ExpiryAction::Pause => spec::ExpiryAction::Pause,
-            wire::ExpiryAction::Suspend => spec::ExpiryAction::Suspend,
-        },
+        action: expiry_action(expiry.action),
+    }
+}
+
+pub(super) const fn expiry_action(action: wire::ExpiryAction) -> spec::ExpiryAction {
+    match action {
+        wire::ExpiryAction::Stop => spec::ExpiryAction::Stop,
+        wire::ExpiryAction::Delete => spec::ExpiryAction::Delete,
+        wire::ExpiryAction::Pause => spec::ExpiryAction::Pause,
+        wire::ExpiryAction::Suspend => spec::ExpiryAction::Suspend,
     }
 }
 

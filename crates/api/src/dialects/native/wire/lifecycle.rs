@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::{Expiry, Lifetime, SnapshotContents};
+use super::{Expiry, ExpiryAction, Lifetime, SnapshotContents};
 
 /// What happens to a workspace nobody uses. Calls to its inside and sessions that are open are use;
 /// work that goes on inside without anybody connected is not.
@@ -144,6 +144,8 @@ pub struct ChangeLifecycle {
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<Expiry>)]
     pub expiry: Option<Option<Expiry>>,
+    /// Another action for the time to live there is, whose end stays. Not together with `expiry`.
+    pub expiry_action: Option<ExpiryAction>,
     /// Idle policy. `null`: none.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<IdlePolicy>)]

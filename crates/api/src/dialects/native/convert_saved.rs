@@ -8,7 +8,7 @@ use skerry_model::{
 };
 
 use super::{
-    convert::{expiry, lifetime, time, workspace},
+    convert::{expiry, expiry_action, lifetime, time, workspace},
     wire,
 };
 
@@ -274,6 +274,7 @@ pub(super) fn lifecycle_change(request: wire::ChangeLifecycle) -> control::Lifec
     control::LifecycleChange {
         lifetime: request.lifetime.map(lifetime),
         expiry: setting(request.expiry, expiry),
+        expiry_action: request.expiry_action.map(expiry_action),
         idle: setting(request.idle, idle),
         restart: request.restart.map(restart),
         remove_on_exit: request.remove_on_exit,

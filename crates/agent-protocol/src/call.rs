@@ -58,6 +58,10 @@ pub const THAW: &str = "/1/file-systems/thaw";
 /// Grows the root file system to the size of its disk, which was made larger under the running guest.
 /// [`Grow`](crate::message::Grow), [`Grown`](crate::message::Grown). Since revision 1.
 pub const GROW: &str = "/1/file-systems/grow";
+/// Connects to a TCP port from inside the guest. [`Connect`](crate::message::Connect), then the bytes to
+/// send; answered, once connected, by the bytes received. The end of either body is the end of that
+/// direction alone; a body that breaks off resets the connection. Since revision 2.
+pub const CONNECT: &str = "/1/connect";
 /// Makes a guest that belongs to nobody (configured with an empty machine id) fit to be cloned: removes
 /// what must not be shared. Refused by any other guest. [`Prepare`](crate::message::Prepare),
 /// [`Prepared`](crate::message::Prepared). Since revision 1.

@@ -52,6 +52,12 @@ pub const ENTROPY_MAX: usize = 512;
 /// The longest a freeze may last without being asked for again, in milliseconds of the guest's time.
 pub const THAW_AFTER_MAX_MS: u64 = 120_000;
 
+/// Length of a host name or address to connect to, in bytes (RFC 1035).
+pub const HOST_MAX: usize = 253;
+
+/// How long the guest tries to connect to one address, in milliseconds.
+pub const CONNECT_WITHIN_MS: u64 = 10_000;
+
 /// Ports in one answer.
 pub const PORTS_MAX: usize = 1024;
 

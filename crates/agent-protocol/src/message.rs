@@ -331,6 +331,16 @@ pub struct Ports {
     pub ports: Vec<Port>,
 }
 
+/// A TCP connection to be made from inside the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// An address, `localhost`, or a name in the guest's `/etc/hosts`; at most
+    /// [`HOST_MAX`](crate::limits::HOST_MAX) bytes.
+    pub host: String,
+    /// 1 to 65,535.
+    pub port: u16,
+}
+
 /// Why a call failed, as stable words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -357,6 +367,14 @@ pub enum FailureCode {
     Invalid,
     /// Configure comes first.
     NotConfigured,
+    /// Nobody listens there (since revision 2, as the next three).
+    ConnectionRefused,
+    /// No way leads there.
+    Unreachable,
+    /// Nobody answered in time.
+    ConnectTimeout,
+    /// The name has no address.
+    NoSuchHost,
     /// Anything else; also every word a newer agent may say.
     #[serde(other)]
     Other,

@@ -10,6 +10,7 @@
 mod body;
 mod children;
 mod configure;
+mod connect;
 mod error;
 mod exec;
 mod files;

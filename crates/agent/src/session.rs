@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     AgentError, Guest,
     body::{Answer, RequestBody, failure, json},
-    configure, exec, files,
+    configure, connect, exec, files,
     freeze::Freezer,
     ports, prepare, stats, tree, write,
 };
@@ -144,6 +144,7 @@ async fn answer(session: &Arc<Session>, request: Request<Incoming>) -> Answer {
             answer
         }
         Ok(Dispatched::Command(command)) => command.run(session, body),
+        Ok(Dispatched::Connection(connection)) => connection.run(session, body),
         Err(error) => {
             session.tasks.spawn(body.discard());
             failure(&error)
@@ -155,6 +156,8 @@ enum Dispatched {
     Answered(Answer),
     /// A command has started; it needs the rest of the body for its input.
     Command(exec::Command),
+    /// A connection is made; the rest of the body goes into it.
+    Connection(connect::Connection),
 }
 
 async fn dispatch(
@@ -178,6 +181,10 @@ async fn dispatch(
         call::EXEC => {
             let command = exec::start(guest, body.head().await?).await?;
             return Ok(Dispatched::Command(command));
+        }
+        call::CONNECT => {
+            let connection = connect::open(guest, body.head().await?).await?;
+            return Ok(Dispatched::Connection(connection));
         }
         call::CLOCK => {
             configure::set_clock(guest, body.head().await?)?;

@@ -88,7 +88,9 @@ impl From<NodeError> for Error {
             }),
             NodeError::NoCapacity(what) => ErrorKind::NoCapacity(what.clone()),
             NodeError::Timeout { .. } => ErrorKind::Timeout(error.to_string()),
-            NodeError::GuestUnreachable(_) => ErrorKind::Unavailable(error.to_string()),
+            NodeError::GuestUnreachable(_) | NodeError::NotConnected { .. } => {
+                ErrorKind::Unavailable(error.to_string())
+            }
             NodeError::Step { .. } | NodeError::Unsupported(_) => {
                 ErrorKind::Unavailable(error.to_string())
             }

@@ -2,6 +2,19 @@
 
 use thiserror::Error;
 
+/// Why no connection could be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectFailure {
+    /// Nobody listens there.
+    Refused,
+    /// No way leads there.
+    Unreachable,
+    /// Nobody answered in time.
+    TimedOut,
+    /// The name has no address.
+    NoSuchHost,
+}
+
 /// A node's refusal or failure. The text is fit to be shown to the tenant; causes are logged where
 /// they happen.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -34,6 +47,14 @@ pub enum NodeError {
         /// `too_large`, `no_space`, `no_such_user`, `no_such_command`, `other`.
         code: &'static str,
         /// A sentence with the path it is about.
+        message: String,
+    },
+    /// No connection could be made inside the guest.
+    #[error("{message}")]
+    NotConnected {
+        /// Which kind.
+        why: ConnectFailure,
+        /// A sentence with the address it is about.
         message: String,
     },
     /// A value the node or guest cannot take.

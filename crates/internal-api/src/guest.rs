@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fmt, pin::Pin, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+};
 
 use crate::NodeError;
 
@@ -185,6 +188,15 @@ pub struct ListeningPort {
     pub process: Option<String>,
 }
 
+/// Both directions of a TCP connection inside the guest. Shutting it down ends what is sent alone, its
+/// end when read is the other side's; dropped before both, the connection is reset.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Some [`Duplex`].
+pub type GuestStream = Box<dyn Duplex>;
+
 /// The inside of one running VM.
 #[async_trait]
 pub trait GuestApi: Send + Sync {
@@ -233,6 +245,14 @@ pub trait GuestApi: Send + Sync {
 
     /// Resource use.
     async fn stats(&self) -> Result<GuestStats, NodeError>;
+
+    /// Connects to a TCP port from inside the guest. `host` is an address, `localhost` (which tries
+    /// 127.0.0.1, then ::1) or a name in the guest's `/etc/hosts`; `port` is not 0. A reader that stops
+    /// holds back its connection alone.
+    ///
+    /// # Errors
+    /// [`NodeError::NotConnected`]; [`NodeError::Unsupported`] by a guest whose agent is too old.
+    async fn connect(&self, host: &str, port: u16) -> Result<GuestStream, NodeError>;
 
     /// Listening TCP ports, sorted.
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError>;

@@ -7,14 +7,16 @@
 pub mod error;
 pub mod guest;
 pub mod node;
+pub mod route;
 
-pub use error::NodeError;
+pub use error::{ConnectFailure, NodeError};
 pub use guest::{
-    ByteStream, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind, FileStat,
-    GuestApi, GuestStats, ListeningPort, Pty, User, WriteMode,
+    ByteStream, Duplex, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind, FileStat,
+    GuestApi, GuestStats, GuestStream, ListeningPort, Pty, User, WriteMode,
 };
 pub use node::{
     DoctorCheck, DoctorLevel, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeEvent,
     SnapshotContents, SnapshotInfo, StartFrom, StartPath, StartStatistics, StopMode, VmExit,
     VmPhase, VmReport, VmSpec,
 };
+pub use route::{KeyFingerprint, RouteApi, RouteCredential, RouteError};

@@ -79,6 +79,8 @@ ids! {
     ProjectId;
     /// A saved state of a workspace: disk, or disk and memory.
     SnapshotId;
+    /// One SSH key of an account.
+    SshKeyId;
     /// A workspace: the tenant's record of one machine over all its starts.
     WorkspaceId;
 }

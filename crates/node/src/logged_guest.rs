@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use skerry_internal_api::{
     ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats,
-    ListeningPort, NodeError, User, WriteMode,
+    GuestStream, ListeningPort, NodeError, User, WriteMode,
 };
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -113,6 +113,10 @@ impl GuestApi for LoggedGuest {
 
     async fn stats(&self) -> Result<GuestStats, NodeError> {
         self.guest.stats().await
+    }
+
+    async fn connect(&self, host: &str, port: u16) -> Result<GuestStream, NodeError> {
+        self.guest.connect(host, port).await
     }
 
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError> {

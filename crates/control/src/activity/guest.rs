@@ -1,15 +1,23 @@
 //! The inside of a workspace as tenants get it: every use is noted, and what is open counts as use.
 
-use std::sync::Arc;
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use skerry_internal_api::{
-    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats,
+    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, GuestStream,
     ListeningPort, NodeError, User, WriteMode,
 };
 use skerry_model::WorkspaceId;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::mpsc,
+};
 
 use super::Session;
 use crate::control::Inner;
@@ -42,6 +50,40 @@ impl ActiveGuest {
                 piece
             })
             .boxed()
+    }
+}
+
+/// A connection that counts as use until it is dropped.
+struct HeldConnection {
+    stream: GuestStream,
+    _open: Session,
+}
+
+impl AsyncRead for HeldConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for HeldConnection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -138,6 +180,12 @@ impl GuestApi for ActiveGuest {
     async fn stats(&self) -> Result<GuestStats, NodeError> {
         // Looking is no use.
         self.guest.stats().await
+    }
+
+    async fn connect(&self, host: &str, port: u16) -> Result<GuestStream, NodeError> {
+        let session = self.session();
+        let stream = self.guest.connect(host, port).await?;
+        Ok(Box::new(HeldConnection { stream, _open: session }))
     }
 
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError> {

@@ -188,6 +188,7 @@ pub(super) fn may_pass(error: &NodeError) -> bool {
         | NodeError::NoSuchImage(_)
         | NodeError::NoSuchFile(_)
         | NodeError::Guest { .. }
+        | NodeError::NotConnected { .. }
         | NodeError::Invalid { .. }
         | NodeError::NoCapacity(_)
         | NodeError::Unsupported(_) => false,

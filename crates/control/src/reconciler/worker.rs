@@ -283,6 +283,7 @@ pub(super) fn failure(error: &NodeError, at: skerry_model::Timestamp) -> Failure
         | NodeError::Cancelled
         | NodeError::NoSuchFile(_)
         | NodeError::Guest { .. }
+        | NodeError::NotConnected { .. }
         | NodeError::Invalid { .. }
         | NodeError::Unsupported(_) => FailureCode::Internal,
     };

@@ -12,11 +12,11 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
 use skerry_internal_api::{
-    ByteStream, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind, FileStat,
-    GuestApi, GuestStats, ListeningPort, NodeError, User, VmSpec, WriteMode,
+    ByteStream, ConnectFailure, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind, FileStat,
+    GuestApi, GuestStats, GuestStream, ListeningPort, NodeError, User, VmSpec, WriteMode,
 };
 use skerry_model::{Shape, Timestamp};
-use tokio::sync::mpsc;
+use tokio::{io::DuplexStream, sync::mpsc};
 
 const PIECE: usize = 64 * 1024;
 const HOME: &str = "/root";
@@ -50,6 +50,7 @@ struct Inner {
     env: BTreeMap<String, String>,
     programs: BTreeMap<String, SimCommand>,
     ports: Vec<ListeningPort>,
+    services: BTreeMap<u16, mpsc::Sender<DuplexStream>>,
     log: Vec<u8>,
     /// What a running program would hold: lost by a boot, kept by what saves memory.
     held: BTreeMap<String, String>,
@@ -154,6 +155,7 @@ impl SimGuest {
                 env: BTreeMap::new(),
                 programs: BTreeMap::new(),
                 ports: Vec::new(),
+                services: BTreeMap::new(),
                 log: Vec::new(),
                 held: BTreeMap::new(),
             }),
@@ -183,6 +185,7 @@ impl SimGuest {
         let mut inner = self.inner();
         inner.held.clear();
         inner.ports.clear();
+        inner.services.clear();
         inner.configure(spec);
     }
 
@@ -233,6 +236,14 @@ impl SimGuest {
     /// From now on somebody in the guest listens on these ports.
     pub fn listen(&self, ports: Vec<ListeningPort>) {
         self.inner().ports = ports;
+    }
+
+    /// From now on connections to this port of the guest's loopback come out here.
+    #[must_use]
+    pub fn serve(&self, port: u16) -> mpsc::Receiver<DuplexStream> {
+        let (service, connections) = mpsc::channel(16);
+        self.inner().services.insert(port, service);
+        connections
     }
 
     /// The content of a file, if it is there.
@@ -544,6 +555,23 @@ impl GuestApi for SimGuest {
             disk_used_bytes: disk / 4,
             processes: 3,
         })
+    }
+
+    async fn connect(&self, host: &str, port: u16) -> Result<GuestStream, NodeError> {
+        let is_here = matches!(host, "localhost" | "127.0.0.1" | "::1");
+        if !is_here {
+            let message = format!("{host} port {port}: network is unreachable");
+            return Err(NodeError::NotConnected { why: ConnectFailure::Unreachable, message });
+        }
+        let service = self.inner().services.get(&port).cloned();
+        let (near, far) = tokio::io::duplex(PIECE);
+        if let Some(service) = service
+            && service.send(far).await.is_ok()
+        {
+            return Ok(Box::new(near));
+        }
+        let message = format!("{host} port {port}: connection refused");
+        Err(NodeError::NotConnected { why: ConnectFailure::Refused, message })
     }
 
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError> {

@@ -9,8 +9,8 @@ use skerry_agent_protocol::{
     message,
 };
 use skerry_internal_api::{
-    ByteStream, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, ListeningPort, NodeError,
-    User, WriteMode,
+    ByteStream, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, GuestStream, ListeningPort,
+    NodeError, User, WriteMode,
 };
 
 use super::{GuestLink, SHORT_CALL, convert, failure::lost};
@@ -105,6 +105,10 @@ impl GuestApi for GuestLink {
         let stats: message::Stats =
             self.shared.ask(path::STATS, &message::Empty {}, SHORT_CALL).await?;
         Ok(convert::stats(stats))
+    }
+
+    async fn connect(&self, host: &str, port: u16) -> Result<GuestStream, NodeError> {
+        self.open_connection(host, port).await
     }
 
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError> {

@@ -1,7 +1,7 @@
 //! From the agent's words to ours.
 
 use skerry_agent_protocol::message::{Failure, FailureCode};
-use skerry_internal_api::NodeError;
+use skerry_internal_api::{ConnectFailure, NodeError};
 
 use super::call::printable;
 
@@ -17,6 +17,10 @@ pub(super) fn node_error(failure: &Failure) -> NodeError {
             return NodeError::Invalid { field: "request", problem: message };
         }
         FailureCode::NotConfigured => return NodeError::GuestUnreachable(message),
+        FailureCode::ConnectionRefused => return not_connected(ConnectFailure::Refused, message),
+        FailureCode::Unreachable => return not_connected(ConnectFailure::Unreachable, message),
+        FailureCode::ConnectTimeout => return not_connected(ConnectFailure::TimedOut, message),
+        FailureCode::NoSuchHost => return not_connected(ConnectFailure::NoSuchHost, message),
         FailureCode::Exists => "exists",
         FailureCode::IsDirectory => "is_directory",
         FailureCode::NotDirectory => "not_directory",
@@ -28,6 +32,10 @@ pub(super) fn node_error(failure: &Failure) -> NodeError {
         FailureCode::Other => "other",
     };
     NodeError::Guest { code, message }
+}
+
+fn not_connected(why: ConnectFailure, message: String) -> NodeError {
+    NodeError::NotConnected { why, message }
 }
 
 /// The guest broke the connection or the protocol.

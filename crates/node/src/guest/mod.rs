@@ -14,6 +14,7 @@
 
 mod api;
 mod call;
+mod connect;
 mod connection;
 mod convert;
 mod exec;
@@ -49,6 +50,8 @@ pub use template::Prepared;
 
 /// Streams that may last: commands and transfers.
 const LONG_STREAMS: usize = 112;
+/// Connections among them: the rest is for commands and transfers, however many connections somebody opens.
+const CONNECTIONS: usize = 96;
 /// Streams of short calls, kept apart so that a guest busy with commands can still be asked how it is.
 const SHORT_STREAMS: usize = 12;
 /// Streams of the node's own calls, kept apart so that a guest can always be asked whether it is there,
@@ -121,6 +124,7 @@ struct Shared {
     hello: std::sync::Mutex<(u64, Arc<GuestHello>)>,
     hold: Hold,
     long_streams: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
     short_streams: Arc<Semaphore>,
     control_streams: Arc<Semaphore>,
     listings: Arc<Semaphore>,
@@ -161,6 +165,7 @@ impl GuestLink {
             hello: std::sync::Mutex::new((0, Arc::new(hello))),
             hold: Hold::default(),
             long_streams: Arc::new(Semaphore::new(LONG_STREAMS)),
+            connections: Arc::new(Semaphore::new(CONNECTIONS)),
             short_streams: Arc::new(Semaphore::new(SHORT_STREAMS)),
             control_streams: Arc::new(Semaphore::new(CONTROL_STREAMS)),
             listings: Arc::new(Semaphore::new(LISTINGS)),

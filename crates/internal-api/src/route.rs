@@ -1,0 +1,68 @@
+//! What the gateways ask: whom somebody at the door may see, and the inside of it.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use skerry_model::WorkspaceId;
+use thiserror::Error;
+
+use crate::GuestApi;
+
+/// SHA-256 of a public SSH key's wire form (RFC 4253, section 6.6).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyFingerprint(pub [u8; 32]);
+
+impl fmt::Debug for KeyFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyFingerprint(")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        f.write_str(")")
+    }
+}
+
+/// What somebody at the door has shown. The gateway has made sure that it is theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteCredential {
+    /// An SSH key of an account.
+    SshKey(KeyFingerprint),
+}
+
+/// Why somebody does not get in.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RouteError {
+    /// Nobody has this credential, or its owner has no such workspace: the two are not told apart.
+    #[error("no such workspace")]
+    NotFound,
+    /// It is there and cannot be entered now: fit to be shown to its owner.
+    #[error("{0}")]
+    Refused(String),
+    /// A fault of ours; the cause is in the log.
+    #[error("internal error")]
+    Internal,
+}
+
+/// The way from the gateways to workspaces.
+#[async_trait]
+pub trait RouteApi: Send + Sync {
+    /// The workspace that the credential's owner means by `name`: a name, a slug, an identifier in any
+    /// printed form, or Rigbox's `<name>-<identifier>`. In whatever state; wakes nobody.
+    ///
+    /// # Errors
+    /// [`RouteError::NotFound`], also for a name that fits more than one.
+    async fn find(
+        &self,
+        credential: &RouteCredential,
+        name: &str,
+    ) -> Result<WorkspaceId, RouteError>;
+
+    /// The inside of it: checks anew that the credential still opens it, and wakes it if it may be
+    /// woken. Use of the handle counts as use of the workspace.
+    ///
+    /// # Errors
+    /// [`RouteError::NotFound`]; [`RouteError::Refused`] when it does not run and is not woken.
+    async fn enter(
+        &self,
+        credential: &RouteCredential,
+        workspace: WorkspaceId,
+    ) -> Result<Arc<dyn GuestApi>, RouteError>;
+}

@@ -1,0 +1,142 @@
+//! TCP connections inside the guest.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use futures::{Stream, stream};
+use hyper::body::{Body as _, Incoming};
+use skerry_agent_protocol::{REVISION, call as path, message};
+use skerry_internal_api::{GuestStream, NodeError};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{OwnedSemaphorePermit, mpsc},
+};
+use tokio_util::sync::PollSender;
+
+use super::{
+    GuestLink,
+    call::{ANSWER_BEGINS_WITHIN, bounded, head_of, send, streaming},
+    failure::lost,
+};
+
+/// Since when the agent can connect.
+const SINCE_REVISION: u16 = 2;
+const _: () = assert!(SINCE_REVISION <= REVISION);
+
+/// Pieces that wait to be sent.
+const WAITING: usize = 4;
+/// The largest piece.
+const PIECE_MAX: usize = 64 * 1024;
+
+impl GuestLink {
+    pub(super) async fn open_connection(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<GuestStream, NodeError> {
+        let shared = &self.shared;
+        let among_connections = shared.permit(&shared.connections).await?;
+        let among_streams = shared.permit(&shared.long_streams).await?;
+        let mut connected = shared.connected().await?;
+        if connected.revision < SINCE_REVISION {
+            let what = "connecting to a port: the agent in the guest is older than this node";
+            return Err(NodeError::Unsupported(String::from(what)));
+        }
+        let (to_guest, pieces) = mpsc::channel(WAITING);
+        let head = head_of(&message::Connect { host: host.to_owned(), port })?;
+        let body = streaming(head, until_the_end(pieces));
+        let answer = send(&mut connected.requests, path::CONNECT, body);
+        let answer = bounded(&shared.hold, path::CONNECT, ANSWER_BEGINS_WITHIN, answer).await?;
+        Ok(Box::new(Connection {
+            to_guest: PollSender::new(to_guest),
+            from_guest: answer.into_body(),
+            rest: Bytes::new(),
+            _permits: (among_connections, among_streams),
+        }))
+    }
+}
+
+/// What is sent, piece by piece; `None` is its end. Without that it breaks off, which the agent
+/// sees as a reset.
+fn until_the_end(
+    pieces: mpsc::Receiver<Option<Bytes>>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::unfold(Some(pieces), |pieces| async move {
+        let mut pieces = pieces?;
+        match pieces.recv().await {
+            Some(Some(piece)) => Some((Ok(piece), Some(pieces))),
+            Some(None) => None,
+            None => Some((Err(io::Error::other("the caller has given the connection up")), None)),
+        }
+    })
+}
+
+/// Both directions of one connection.
+struct Connection {
+    to_guest: PollSender<Option<Bytes>>,
+    from_guest: Incoming,
+    /// What was received and not read yet.
+    rest: Bytes,
+    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+fn gone<E>(_: E) -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the connection in the guest is gone")
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.from_guest).poll_frame(context)) {
+                Some(Ok(frame)) => self.rest = frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => {
+                    let error = lost(error).to_string();
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, error)));
+                }
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let length = self.rest.len().min(buffer.remaining());
+        buffer.put_slice(&self.rest.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.to_guest.poll_reserve(context)).map_err(gone)?;
+        let length = bytes.len().min(PIECE_MAX);
+        let piece = Bytes::copy_from_slice(bytes.get(..length).unwrap_or_default());
+        self.to_guest.send_item(Some(piece)).map_err(gone)?;
+        Poll::Ready(Ok(length))
+    }
+
+    /// What was written is on its way.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.to_guest.is_closed() {
+            return Poll::Ready(Ok(()));
+        }
+        // A connection that is gone needs no end.
+        if ready!(self.to_guest.poll_reserve(context)).is_ok() {
+            let _ = self.to_guest.send_item(None);
+        }
+        self.to_guest.close();
+        Poll::Ready(Ok(()))
+    }
+}

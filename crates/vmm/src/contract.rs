@@ -1,6 +1,11 @@
 //! What every driver promises. `contract_suite` in this crate's tests holds them to it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -147,6 +152,49 @@ pub enum SaveProgress {
     Complete,
 }
 
+/// An open tap device: the guest's Ethernet frames, each with a `virtio_net_hdr`. Clones are the same
+/// one; the device lives as long as any of them, the VMM's own included.
+#[derive(Clone, Debug)]
+pub struct Tap(Arc<OwnedFd>);
+
+impl Tap {
+    /// Of a file on which `TUNSETIFF` was done with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`.
+    #[must_use]
+    pub fn new(file: OwnedFd) -> Self {
+        Self(Arc::new(file))
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl PartialEq for Tap {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Tap {}
+
+/// Where the guest's one network card is plugged in. The card is always there; the kind of cable
+/// decides what the card can do, so that it belongs to the machine ([`Vmm::fingerprint`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cable", rename_all = "snake_case")]
+pub enum Cable {
+    /// Nowhere.
+    #[default]
+    Loose,
+    /// Into a tap.
+    Tap {
+        /// Which; `None` only where a machine is described and not started.
+        #[serde(skip)]
+        tap: Option<Tap>,
+    },
+}
+
 /// With which rights the VMM process runs. Whatever is `None` could not be had on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
@@ -199,6 +247,9 @@ pub struct BootSpec {
     pub disk: Option<DiskSpec>,
     /// The guest's MAC address.
     pub mac: [u8; 6],
+    /// Where its network card is plugged in.
+    #[serde(default)]
+    pub cable: Cable,
     /// The serial console is appended to this file by the driver, which makes it if need be. What
     /// the guest writes while no driver is connected (between our death and the adoption) is lost.
     pub console_log: PathBuf,

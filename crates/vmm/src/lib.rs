@@ -14,7 +14,7 @@ mod spec_check;
 mod state_file;
 
 pub use contract::{
-    Accelerator, BootSpec, Capabilities, Capability, Channel, Commit, CpuModel, DiskSpec, Exit,
-    GuestMemory, RestoreSpec, RestoredMemory, Sandbox, SaveProgress, SavedMemory, Vm, Vmm,
-    VmmError, VmmRecord,
+    Accelerator, BootSpec, Cable, Capabilities, Capability, Channel, Commit, CpuModel, DiskSpec,
+    Exit, GuestMemory, RestoreSpec, RestoredMemory, Sandbox, SaveProgress, SavedMemory, Tap, Vm,
+    Vmm, VmmError, VmmRecord,
 };

@@ -2,7 +2,7 @@
 
 use std::{os::unix::ffi::OsStrExt, path::Path};
 
-use crate::{BootSpec, DiskSpec, RestoreSpec, RestoredMemory, VmmError};
+use crate::{BootSpec, Cable, DiskSpec, RestoreSpec, RestoredMemory, VmmError};
 
 /// The most virtual CPUs of one VM: the machine's interrupt controllers have 8-bit ids, and this
 /// stays far from where that matters.
@@ -81,6 +81,11 @@ fn check_machine(spec: &BootSpec) -> Result<(), VmmError> {
     // A multicast address is no station's address; the guest's driver would refuse it later.
     if spec.mac[0] & 1 == 1 || spec.mac == [0; 6] {
         return Err(invalid("mac", "must be the address of one station".into()));
+    }
+
+    match &spec.cable {
+        Cable::Loose | Cable::Tap { tap: Some(_) } => {}
+        Cable::Tap { tap: None } => return Err(invalid("cable", "names no tap".into())),
     }
 
     directory("run_dir", &spec.run_dir)?;

@@ -66,6 +66,15 @@ fn boot_and_serve() -> Result<(), AgentError> {
     if let Err(error) = network::bring_up_loopback() {
         log(&format!("loopback: {error}"));
     }
+    match network::Addresses::in_arguments(&arguments) {
+        Ok(None) => {}
+        Ok(Some(addresses)) => {
+            if let Err(error) = network::bring_up_card(addresses) {
+                log(&format!("network card: {error}"));
+            }
+        }
+        Err(argument) => log(&format!("network card: {argument:?} is not understood")),
+    }
     let file_systems = match root_disk {
         Some(_) => vec![freeze::hold("/").map_err(AgentError::boot("open the root directory"))?],
         None => Vec::new(),

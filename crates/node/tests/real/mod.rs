@@ -87,6 +87,7 @@ pub fn machine(dir: &Path, disk: DiskSpec) -> BootSpec {
         cpu_model: CpuModel::Default,
         disk: Some(disk),
         mac: [0x52, 0x54, 0, 0, 0, 9],
+        cable: skerry_vmm::Cable::Loose,
         console_log: dir.join("console.log"),
         console_limit_bytes: 1024 * 1024,
         kernel_args: vec![],

@@ -28,7 +28,7 @@ pub use machine::{FakeDisk, VmState};
 pub use saved::FakeMemory;
 
 use crate::{
-    Accelerator, BootSpec, Capabilities, Capability, Channel, Commit, Exit, GuestMemory,
+    Accelerator, BootSpec, Cable, Capabilities, Capability, Channel, Commit, Exit, GuestMemory,
     RestoreSpec, RestoredMemory, SaveProgress, SavedMemory, Vm, Vmm, VmmError, VmmRecord,
     console_log::ConsoleLog,
     spec_check::{self, MAX_VCPU_COUNT},
@@ -137,7 +137,11 @@ impl Vmm for FakeVmm {
     fn fingerprint(&self, machine: &BootSpec) -> String {
         let disk = if machine.disk.is_some() { "disk" } else { "diskless" };
         let (vcpus, memory) = (machine.vcpu_count.get(), machine.memory_mib.get());
-        format!("fake-{}-{vcpus}-{memory}-{disk}", self.capabilities.version)
+        let cable = match machine.cable {
+            Cable::Loose => "",
+            Cable::Tap { .. } => "-tap",
+        };
+        format!("fake-{}-{vcpus}-{memory}-{disk}{cable}", self.capabilities.version)
     }
 
     async fn boot(

@@ -18,7 +18,7 @@ use nix::libc;
 use skerry_model::{MemMib, VcpuCount, spec::CpuKind};
 
 use super::driver::Driver;
-use crate::{Accelerator, BootSpec, CpuModel, Exit, Sandbox, VmmError};
+use crate::{Accelerator, BootSpec, Cable, CpuModel, Exit, Sandbox, VmmError};
 
 /// The device of the host's kernel that runs guests.
 const KVM_DEVICE: &str = "/dev/kvm";
@@ -121,6 +121,7 @@ pub(super) async fn probe(
         cpu_model: CpuModel::Default,
         disk: None,
         mac: [0x52, 0x54, 0, 0, 0, 1],
+        cable: Cable::Loose,
         console_log: probe.scratch_dir.join("probe-console.log"),
         console_limit_bytes: PROBE_CONSOLE_LIMIT_BYTES,
         kernel_args: vec![PROBE_WORD.into()],

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use serde_json::{Value, json};
 
 use super::spawn::FIRST_FD;
-use crate::{Accelerator, BootSpec, CpuModel, DiskSpec, VmmError};
+use crate::{Accelerator, BootSpec, Cable, CpuModel, DiskSpec, VmmError};
 
 /// The name of the agent's port as the guest sees it in `/sys/class/virtio-ports/*/name`.
 const AGENT_PORT: &str = "skerry.agent";
@@ -49,6 +49,7 @@ pub(super) enum File {
     /// Counted from the base upwards.
     Layer(usize),
     Overlay,
+    Tap,
 }
 
 /// The saved state's number in the process: the same for every life of ours.
@@ -69,6 +70,10 @@ pub(super) fn files(spec: &BootSpec, beginning: Beginning) -> Vec<File> {
         files.push(File::Base);
         files.extend((0..disk.layers.len()).map(File::Layer));
         files.push(File::Overlay);
+    }
+    match spec.cable {
+        Cable::Loose => {}
+        Cable::Tap { .. } => files.push(File::Tap),
     }
     files
 }
@@ -160,9 +165,15 @@ pub(super) fn arguments(
         args.root_disk(disk);
     }
 
-    // The card is there from the start, so that templates keep their device list; its cable ends in
-    // a hub with no other port.
-    args.add("-netdev", "hubport,id=net,hubid=0");
+    match spec.cable {
+        // The card is there all the same, and what it is plugged into has no other port.
+        Cable::Loose => args.add("-netdev", "hubport,id=net,hubid=0"),
+        // Without vhost, which needs a device of the kernel for each, and rights to it.
+        Cable::Tap { .. } => {
+            let number = args.number(File::Tap);
+            args.add("-netdev", format!("tap,id=net,fd={number},vhost=off"));
+        }
+    }
     let mac = spec.mac.map(|byte| format!("{byte:02x}")).join(":");
     args.add("-device", format!("virtio-net-device,netdev=net,mac={mac}"));
 
@@ -354,6 +365,7 @@ mod tests {
                 base: "/images/base.raw".into(),
             }),
             mac: [0x52, 0x54, 0, 0x12, 0x34, 0xab],
+            cable: Cable::Loose,
             console_log: PathBuf::from("/vm/console.log"),
             console_limit_bytes: 4096,
             kernel_args: vec!["skerry.test=1".into()],
@@ -432,6 +444,17 @@ mod tests {
         for path in ["/run/vm", "/images", "/vm/", "/layers"] {
             assert!(!text.contains(path), "{path} in {text}");
         }
+    }
+
+    #[test]
+    fn a_tap_is_handed_over_as_a_number_and_nothing_else_of_the_card_changes() {
+        let tapped = BootSpec { cable: Cable::Tap { tap: None }, ..spec() };
+        let text = lines(&tapped, Accelerator::Tcg);
+        let number = FIRST_FD + i32::try_from(files(&spec(), Beginning::Boot).len()).unwrap();
+        let netdev = format!("-netdev tap,id=net,fd={number},vhost=off");
+        let loose = text.replace(&netdev, "-netdev hubport,id=net,hubid=0");
+        assert_ne!(loose, text);
+        assert_eq!(loose, lines(&spec(), Accelerator::Tcg));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions, Permissions},
     io,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::{
             fs::{OpenOptionsExt, PermissionsExt, fchown},
             net::UnixListener,
@@ -16,7 +16,7 @@ use std::{
 use nix::libc;
 
 use super::command_line::File;
-use crate::{BootSpec, VmmError};
+use crate::{BootSpec, Cable, VmmError};
 
 /// The sockets of a VM, by the names under which later lives of ours find them.
 #[derive(Clone, Debug)]
@@ -120,6 +120,13 @@ fn open(
             open_shared(layer.ok_or_else(|| missing("disk.layers"))?, uid)
         }
         File::Overlay => give_overlay(&disk()?.overlay, uid),
+        File::Tap => match &spec.cable {
+            Cable::Tap { tap: Some(tap) } => {
+                let copy = tap.as_fd().try_clone_to_owned();
+                copy.map_err(|source| failed("copy", Path::new("the tap"), source))
+            }
+            Cable::Tap { tap: None } | Cable::Loose => Err(missing("cable")),
+        },
     }
 }
 

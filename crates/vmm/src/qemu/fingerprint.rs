@@ -87,7 +87,7 @@ mod tests {
     use skerry_model::{MemMib, VcpuCount, spec::CpuKind};
 
     use super::*;
-    use crate::CpuModel;
+    use crate::{Cable, CpuModel};
 
     fn machine() -> BootSpec {
         BootSpec {
@@ -102,6 +102,7 @@ mod tests {
             cpu_model: CpuModel::Default,
             disk: Some(DiskSpec { overlay: "/a".into(), layers: Vec::new(), base: "/a".into() }),
             mac: [2; 6],
+            cable: Cable::Loose,
             console_log: "/a".into(),
             console_limit_bytes: 1,
             kernel_args: Vec::new(),
@@ -137,11 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn sizes_the_disk_and_the_program_do() {
+    fn sizes_the_disk_the_network_and_the_program_do() {
         let others = [
             of(&BootSpec { memory_mib: MemMib(512), ..machine() }),
             of(&BootSpec { vcpu_count: VcpuCount(2), ..machine() }),
             of(&BootSpec { disk: None, ..machine() }),
+            of(&BootSpec { cable: Cable::Tap { tap: None }, ..machine() }),
             of_machine("7.3", &machine(), Accelerator::Tcg).unwrap(),
             of_machine("7.2", &machine(), Accelerator::Kvm).unwrap(),
         ];

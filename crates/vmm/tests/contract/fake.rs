@@ -121,6 +121,7 @@ impl Harness for FakeHarness {
             cpu_model: CpuModel::Default,
             disk: None,
             mac: [0x52, 0x54, 0, 0, 0, 1],
+            cable: skerry_vmm::Cable::Loose,
             console_log: self.dir.path().join(format!("{name}-console.log")),
             console_limit_bytes: 1024 * 1024,
             kernel_args: vec![],

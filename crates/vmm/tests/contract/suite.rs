@@ -8,7 +8,7 @@ use std::{
 };
 
 use skerry_agent_protocol::handshake;
-use skerry_vmm::{BootSpec, Channel, Exit, Vm, Vmm, VmmError, VmmRecord};
+use skerry_vmm::{BootSpec, Cable, Channel, Exit, Vm, Vmm, VmmError, VmmRecord};
 use tokio::io::AsyncReadExt;
 
 /// Generous: two cores may be emulating several guests at once.
@@ -168,6 +168,7 @@ pub(crate) async fn a_spec_out_of_range_is_refused_before_anything_is_made(harne
         ("memory_mib", BootSpec { memory_mib: skerry_model::MemMib(1), ..good.clone() }),
         ("console_limit_bytes", BootSpec { console_limit_bytes: 1, ..good.clone() }),
         ("mac", BootSpec { mac: [1, 0, 0, 0, 0, 1], ..good.clone() }),
+        ("cable", BootSpec { cable: Cable::Tap { tap: None }, ..good.clone() }),
     ];
     let before = files_left(&good.run_dir);
     for (expected, spec) in cases {

@@ -7,7 +7,7 @@ use skerry_model::{
     Incarnation, MemMib, Shape, WorkspaceId,
     spec::{ImageDigest, LogRetention},
 };
-use skerry_vmm::{BootSpec, CpuModel, DiskSpec, Sandbox};
+use skerry_vmm::{BootSpec, Cable, CpuModel, DiskSpec, Sandbox};
 
 use super::BringUp;
 use crate::{disk::most_file_bytes, error::Error};
@@ -74,6 +74,7 @@ pub(crate) fn machine_of(shape: &Shape) -> BootSpec {
         cpu_model: CpuModel::Default,
         disk: Some(DiskSpec { overlay: nowhere(), layers: Vec::new(), base: nowhere() }),
         mac: [0; 6],
+        cable: Cable::Loose,
         console_log: nowhere(),
         console_limit_bytes: 0,
         kernel_args: Vec::new(),

@@ -60,18 +60,35 @@ async fn the_oblien_package_and_its_command_do_with_workspaces_what_the_referenc
     server.finish().await
 }
 
-#[tokio::test]
-async fn the_instavm_package_and_its_command_make_use_and_delete_vms_and_sessions() -> Result<()> {
+/// The interpreter of an environment that has the package.
+async fn python_with_instavm() -> Result<PathBuf> {
     let dir = packages().join("python");
     let python = dir.join("bin/python");
     if !python.exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&dir)).await?;
     }
     run(Command::new(&python).args(["-m", "pip", "install", "--quiet", INSTAVM])).await?;
+    Ok(python)
+}
 
+fn client(script: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(script)
+}
+
+#[tokio::test]
+async fn the_instavm_package_and_its_command_make_use_and_delete_vms_and_sessions() -> Result<()> {
+    let python = python_with_instavm().await?;
     let server = Server::start(Options::default()).await?;
-    let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
-    drive(&server, &python, &clients.join("instavm_sdk.py"), "instavm: ok").await?;
-    drive(&server, &python, &clients.join("instavm_cli.py"), "instavm cli: ok").await?;
+    drive(&server, &python, &client("instavm_sdk.py"), "instavm: ok").await?;
+    drive(&server, &python, &client("instavm_cli.py"), "instavm cli: ok").await?;
+    server.finish().await
+}
+
+#[tokio::test]
+async fn the_instavm_package_parks_resumes_and_clones_vms_and_makes_them_from_snapshots()
+-> Result<()> {
+    let python = python_with_instavm().await?;
+    let server = Server::start(Options::default()).await?;
+    drive(&server, &python, &client("instavm_life.py"), "instavm life: ok").await?;
     server.finish().await
 }

@@ -5,10 +5,11 @@
 #   make down    stop the server and everything it runs
 #   make kernel  build the small guest kernel (about ten minutes); the server then uses it
 #   make test    set up, lint, and every test
+#   make bench   what the platform costs on top of the bare hypervisor (about ten minutes)
 #   make lint    formatting, clippy, cargo-deny
 #   make clean   remove what is built and kept here (asks the server to stop first)
 
-.PHONY: setup up down kernel test lint clean
+.PHONY: setup up down kernel test bench lint clean
 
 setup:
 	@scripts/setup
@@ -24,6 +25,9 @@ kernel:
 
 test: setup
 	@scripts/test
+
+bench:
+	@scripts/bench $(BENCH)
 
 lint:
 	@scripts/lint

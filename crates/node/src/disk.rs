@@ -51,6 +51,15 @@ const RECORD: &str = "disk.json";
 /// The overlay of a disk that was made before disks had records.
 const UNRECORDED: &str = "disk.qcow2";
 
+/// Writes an empty qcow2 image for a disk of `size_bytes` (a multiple of 512, at most 4 TiB) into the
+/// new, empty `file`. For whoever drives a hypervisor without a node.
+///
+/// # Errors
+/// Another size, and what the file system says.
+pub fn write_empty_overlay(file: &File, size_bytes: u64) -> io::Result<()> {
+    qcow2::write_empty(file, size_bytes)
+}
+
 /// What a disk that is not there yet is made on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Foundation {

@@ -43,6 +43,7 @@ mod turns;
 mod vm;
 
 pub use config::{CgroupPolicy, FillRandom, NodeConfig, NodeEnvironment, TemplatePreset, UidRange};
+pub use disk::write_empty_overlay;
 pub use doctor::doctor;
 pub use error::Error;
 pub use faults::{

@@ -178,6 +178,18 @@ pub(crate) struct Doctor {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct Starts {
+    pub(crate) pool_hits: u64,
+    pub(crate) template_restores: u64,
+    pub(crate) memory_restores: u64,
+    pub(crate) boots: u64,
+    pub(crate) restore_fallbacks: u64,
+    pub(crate) templates: u64,
+    pub(crate) pool_warm: u64,
+    pub(crate) pool_parked: u64,
+}
+
+#[derive(Debug, Deserialize)]
 pub(crate) struct Check {
     pub(crate) name: String,
     pub(crate) level: String,

@@ -100,15 +100,34 @@ fn limits(quota: &wire::Quota) -> String {
 }
 
 pub(crate) async fn doctor(client: &Client, output: Output) -> Result<ExitCode, Error> {
-    let answer = client.get(&["doctor"], &[]).await?;
+    let mut answer = client.get(&["doctor"], &[]).await?;
     let doctor: wire::Doctor = read(&answer)?;
-    output.answer(&answer, || Ok(findings(&doctor)))?;
+    answer["starts"] = client.get(&["starts"], &[]).await?;
+    output.answer(&answer, || Ok(findings(&doctor, &read(&answer["starts"])?)))?;
     let missing = doctor.checks.iter().any(|check| check.level == "missing");
     Ok(if missing { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn findings(doctor: &wire::Doctor) -> String {
-    let mut text = fields(&[("accelerator", doctor.accelerator.clone())]);
+fn findings(doctor: &wire::Doctor, starts: &wire::Starts) -> String {
+    let wire::Starts { pool_hits, template_restores, memory_restores, boots, .. } = starts;
+    let mut text = fields(&[
+        ("accelerator", doctor.accelerator.clone()),
+        (
+            "starts",
+            format!(
+                "{pool_hits} pool, {template_restores} template, {memory_restores} saved memory, \
+                 {boots} boot ({} after a failed restore)",
+                starts.restore_fallbacks
+            ),
+        ),
+        (
+            "ready",
+            format!(
+                "{} templates; pool: {} warm, {} parked",
+                starts.templates, starts.pool_warm, starts.pool_parked
+            ),
+        ),
+    ]);
     text.push('\n');
     let rows: Vec<_> = doctor
         .checks
@@ -159,7 +178,12 @@ mod tests {
             ],
         }))
         .expect("doctor");
-        insta::assert_snapshot!(findings(&doctor));
+        let starts = read(&json!({
+            "pool_hits": 12, "template_restores": 3, "memory_restores": 2, "boots": 4,
+            "restore_fallbacks": 1, "templates": 2, "pool_warm": 5, "pool_parked": 1,
+        }))
+        .expect("starts");
+        insta::assert_snapshot!(findings(&doctor, &starts));
     }
 
     #[test]

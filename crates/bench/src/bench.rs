@@ -73,7 +73,7 @@ pub struct Bench {
     version: String,
     load_before: f64,
     // The last to be dropped.
-    _dir: TempDir,
+    dir: TempDir,
     _memory_dir: TempDir,
 }
 
@@ -114,7 +114,7 @@ impl Bench {
             accelerator: String::new(),
             version: String::new(),
             load_before: load_average(),
-            _dir: dir,
+            dir,
             _memory_dir: memory_dir,
         })
     }
@@ -159,9 +159,9 @@ impl Bench {
         &self.places
     }
 
-    /// Where the control plane's databases are to be.
+    /// A directory for what a row needs besides; it goes with the run.
     pub fn directory(&self) -> &Path {
-        &self.ingredients.directory
+        self.dir.path()
     }
 
     /// Removes what a row may have left.

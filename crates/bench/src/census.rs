@@ -1,4 +1,5 @@
-//! What a run has on this host: its VMM processes, control groups, memory files and VM directories.
+//! What a run has on this host: its VMM processes, control groups, memory files, VM directories and
+//! networks.
 
 use std::{
     fs,
@@ -15,6 +16,8 @@ use sha2::{Digest, Sha256};
 /// How deep below the mount of the control groups ours may be.
 const CGROUP_DEPTH: u32 = 6;
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// Where network namespaces and devices are listed.
+const NETWORKS: [&str; 2] = ["/run/netns", "/sys/class/net"];
 
 /// The directories of a run: everything that names one of them is the run's.
 #[derive(Clone, Debug)]
@@ -47,6 +50,7 @@ impl Places {
             .map(|vmm| format!("process {}: {}", vmm.pid, vmm.command))
             .collect();
         found.extend(self.cgroups().iter().map(|path| format!("cgroup {}", path.display())));
+        found.extend(self.networks().iter().map(|path| format!("network {}", path.display())));
         for dir in [&self.memory, &self.floor_memory] {
             found.extend(names(dir).map(|path| format!("memory file {}", path.display())));
         }
@@ -80,13 +84,28 @@ impl Places {
         vmms_of(&[&self.data, &self.memory, &self.floor, &self.floor_memory])
     }
 
-    /// The control groups of the server's VMs, parents before their children. The parents carry the
-    /// first digits of the data directory's hash, and go with the last VM's server.
-    fn cgroups(&self) -> Vec<PathBuf> {
+    /// How the server calls what it makes outside its directories: with the first digits of its data
+    /// directory's hash.
+    fn own_name(&self) -> String {
         let data = self.data.canonicalize().unwrap_or_else(|_| self.data.clone());
         let hash = Sha256::digest(data.as_os_str().as_bytes());
         let digits: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        let own = format!("skerry-{digits}");
+        format!("skerry-{digits}")
+    }
+
+    /// Network namespaces and devices of the server.
+    fn networks(&self) -> Vec<PathBuf> {
+        let own = self.own_name();
+        let is_own = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&own))
+        };
+        NETWORKS.iter().flat_map(|dir| names(Path::new(dir))).filter(is_own).collect()
+    }
+
+    /// The control groups of the server's VMs, parents before their children. The parents go
+    /// with the server of the last VM.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let own = self.own_name();
         let mut found = Vec::new();
         let mut open = vec![(PathBuf::from(CGROUPS), 0)];
         while let Some((dir, depth)) = open.pop() {

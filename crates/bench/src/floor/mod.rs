@@ -23,7 +23,7 @@ use skerry_model::{
 };
 use skerry_node::images::{BootFiles, ImageStore, KernelChoice, StoredImage};
 use skerry_vmm::{
-    BootSpec, CpuModel, DiskSpec, Sandbox, Vmm,
+    BootSpec, Cable, CpuModel, DiskSpec, Sandbox, Vmm,
     qemu::{AcceleratorChoice, QemuConfig, QemuVmm},
 };
 
@@ -160,6 +160,7 @@ impl Floor {
                 base: self.image.disk.clone(),
             }),
             mac: [0x52, 0x54, 0, 0, 0, 1],
+            cable: Cable::Loose,
             cable: skerry_vmm::Cable::Loose,
             console_log: files.dir.join("console.log"),
             console_limit_bytes: CONSOLE_LIMIT_BYTES,

@@ -22,8 +22,10 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(240);
 /// Between two looks at it.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// So many looks without a change show that the pool is not being filled: a VM takes less than this.
-const LOOKS_WITHOUT_CHANGE: u32 = 4;
+const LOOKS_WITHOUT_CHANGE: u32 = 3;
 const WORKSPACES: &str = "/skerry/v1/workspaces";
+/// The most that are listed at once; a run has no more.
+const PAGE: u32 = 1000;
 const SNAPSHOTS: &str = "/skerry/v1/snapshots";
 
 /// The API of one server, with a key. Connections are kept.
@@ -176,7 +178,8 @@ impl Api {
     /// # Errors
     /// No answer.
     pub async fn workspaces(&self) -> Result<Vec<Workspace>> {
-        let listed = self.ask(Method::GET, WORKSPACES, None).await?;
+        let path = format!("{WORKSPACES}?limit={PAGE}");
+        let listed = self.ask(Method::GET, &path, None).await?;
         listed["workspaces"].as_array().context("no list")?.iter().map(Workspace::read).collect()
     }
 

@@ -28,6 +28,7 @@ pub(super) async fn measure(bench: &mut Bench, kills: usize, vms: usize) -> Resu
     }
     let (mut answers, mut adopted, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..kills {
+        api.pool_is_full().await?;
         let clock = Clock::from(server.kill_and_start_again().await?);
         match back(&api, &ids, clock).await {
             Ok((first, all)) => {

@@ -80,12 +80,12 @@ pub struct Counts {
 impl Counts {
     /// For figures: ten minutes on two cores under emulation.
     pub const FULL: Self = Self {
-        pool: 30,
+        pool: 25,
         restore: 25,
         cold: 7,
         resume: 40,
         suspend: 10,
-        blackout: 7,
+        blackout: 6,
         fork: 3,
         forks: 8,
         memory: 2,

@@ -22,6 +22,8 @@ pub mod number;
 pub mod object;
 mod output_budget;
 mod telemetry;
+#[cfg(test)]
+mod test_ground;
 
 use std::{future::Future, sync::Arc};
 

@@ -99,6 +99,39 @@ impl State {
         }
     }
 
+    /// Since when the guest has been ready, while a VM runs or is paused.
+    #[must_use]
+    pub const fn ready_since(&self) -> Option<Timestamp> {
+        match self {
+            Self::Running { since } | Self::Paused { since } => Some(*since),
+            Self::Provisioned
+            | Self::Starting
+            | Self::Suspending
+            | Self::Suspended
+            | Self::Stopping
+            | Self::Stopped
+            | Self::Failed(_)
+            | Self::Deleting => None,
+        }
+    }
+
+    /// Why the last start failed or the VM died, in [`State::Failed`].
+    #[must_use]
+    pub const fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            Self::Provisioned
+            | Self::Starting
+            | Self::Running { .. }
+            | Self::Paused { .. }
+            | Self::Suspending
+            | Self::Suspended
+            | Self::Stopping
+            | Self::Stopped
+            | Self::Deleting => None,
+        }
+    }
+
     /// The state's name, as used in logs, errors and the native API.
     #[must_use]
     pub const fn name(&self) -> &'static str {

@@ -129,18 +129,7 @@ pub(super) fn status(
 /// A workspace as Aether shows it; `None` while it is being deleted.
 pub(super) fn workspace(workspace: &Workspace) -> Option<wire::Workspace> {
     let status = status(&workspace.state, workspace.desired, workspace.incarnation)?;
-    let error_message = match &workspace.state {
-        State::Failed(failure) => Some(failure.message.clone()),
-        State::Provisioned
-        | State::Starting
-        | State::Running { .. }
-        | State::Paused { .. }
-        | State::Suspending
-        | State::Suspended
-        | State::Stopping
-        | State::Stopped
-        | State::Deleting => None,
-    };
+    let error_message = workspace.state.failure().map(|failure| failure.message.clone());
     Some(wire::Workspace {
         id: ids::uuid_text(workspace.id),
         project_id: workspace.project_id.to_string(),
@@ -210,36 +199,15 @@ pub(super) fn project(project: Project) -> wire::Project {
 mod tests {
     use std::fmt::Write as _;
 
-    use skerry_model::{Failure, Timestamp};
-
     use super::*;
+    use crate::test_ground::every_state;
 
     /// Every state under every wish, in the first start and in a later one: the table that the
     /// documentation prints.
     #[test]
     fn every_state_has_a_word() {
-        let at = Timestamp::UNIX_EPOCH;
-        let failure = Failure {
-            code: "boot_timeout".to_owned(),
-            message: "the guest did not answer".to_owned(),
-            attempts: 1,
-            retryable: true,
-            at,
-        };
-        let states = [
-            State::Provisioned,
-            State::Starting,
-            State::Running { since: at },
-            State::Paused { since: at },
-            State::Suspending,
-            State::Suspended,
-            State::Stopping,
-            State::Stopped,
-            State::Failed(failure),
-            State::Deleting,
-        ];
         let mut table = String::new();
-        for state in &states {
+        for state in &every_state() {
             let word = |desired, incarnation| {
                 status(state, desired, Incarnation(incarnation)).map_or("gone", wire::Status::word)
             };

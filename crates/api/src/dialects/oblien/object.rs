@@ -19,25 +19,7 @@ use crate::ids;
 /// The failure that ended the last start or the machine, unless the next try was asked for already (a
 /// start that fails gives up the wish for it).
 pub(super) fn failure(workspace: &Workspace) -> Option<&Failure> {
-    match (&workspace.state, workspace.desired) {
-        (
-            State::Failed(failure),
-            Desired::Paused | Desired::Suspended | Desired::Stopped | Desired::Deleted,
-        ) => Some(failure),
-        (State::Failed(_), Desired::Running)
-        | (
-            State::Provisioned
-            | State::Starting
-            | State::Running { .. }
-            | State::Paused { .. }
-            | State::Suspending
-            | State::Suspended
-            | State::Stopping
-            | State::Stopped
-            | State::Deleting,
-            _,
-        ) => None,
-    }
+    workspace.state.failure().filter(|_| workspace.desired != Desired::Running)
 }
 
 /// Whether the machine has never been up: every start so far failed, or the first is under way.
@@ -163,7 +145,9 @@ pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> Workspa
         provisioning: provisioning(workspace),
         ip: "",
         uptime: uptime_seconds(&workspace.state, now),
-        start_time: running_since(&workspace.state)
+        start_time: workspace
+            .state
+            .ready_since()
             .or(workspace.start_began_at)
             .map(time)
             .unwrap_or_default(),
@@ -251,22 +235,8 @@ fn mode(lifetime: Lifetime) -> &'static str {
     }
 }
 
-fn running_since(state: &State) -> Option<Timestamp> {
-    match state {
-        State::Running { since } | State::Paused { since } => Some(*since),
-        State::Provisioned
-        | State::Starting
-        | State::Suspending
-        | State::Suspended
-        | State::Stopping
-        | State::Stopped
-        | State::Failed(_)
-        | State::Deleting => None,
-    }
-}
-
 fn uptime_seconds(state: &State, now: Timestamp) -> i64 {
-    running_since(state).map_or(0, |since| now.duration_since(since).as_secs().max(0))
+    state.ready_since().map_or(0, |since| now.duration_since(since).as_secs().max(0))
 }
 
 /// `2026-02-24T10:30:00Z`.

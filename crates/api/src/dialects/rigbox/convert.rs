@@ -202,22 +202,8 @@ fn creation_attempts(workspace: &Workspace) -> u32 {
 
 /// Why the workspace is failed, while that is its status.
 pub(super) fn failure(workspace: &Workspace) -> Option<&Failure> {
-    match (&workspace.state, status_of(workspace)) {
-        (State::Failed(failure), wire::VmStatus::Failed) => Some(failure),
-        (
-            State::Provisioned
-            | State::Starting
-            | State::Running { .. }
-            | State::Paused { .. }
-            | State::Suspending
-            | State::Suspended
-            | State::Stopping
-            | State::Stopped
-            | State::Failed(_)
-            | State::Deleting,
-            _,
-        ) => None,
-    }
+    let is_failed = status_of(workspace) == wire::VmStatus::Failed;
+    workspace.state.failure().filter(|_| is_failed)
 }
 
 /// A workspace as Rigbox shows it.
@@ -439,28 +425,10 @@ mod tests {
     fn every_state_has_a_word() {
         use std::fmt::Write as _;
 
-        let at = Timestamp::UNIX_EPOCH;
-        let failure = skerry_model::Failure {
-            code: "boot_timeout".to_owned(),
-            message: "the guest did not answer".to_owned(),
-            attempts: 1,
-            retryable: true,
-            at,
-        };
-        let states = [
-            State::Provisioned,
-            State::Starting,
-            State::Running { since: at },
-            State::Paused { since: at },
-            State::Suspending,
-            State::Suspended,
-            State::Stopping,
-            State::Stopped,
-            State::Failed(failure),
-            State::Deleting,
-        ];
+        use crate::test_ground::every_state;
+
         let mut table = String::new();
-        for state in &states {
+        for state in &every_state() {
             let words = [Desired::Running, Desired::Stopped, Desired::Deleted]
                 .map(|desired| status(state, desired).word());
             let _ =

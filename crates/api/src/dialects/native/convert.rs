@@ -89,30 +89,9 @@ pub(super) fn workspace(workspace: &model::Workspace) -> wire::Workspace {
             model::Desired::Deleted => wire::Desired::Deleted,
         },
         state: state(&workspace.state),
-        running_since: match &workspace.state {
-            model::State::Running { since } | model::State::Paused { since } => Some(time(*since)),
-            model::State::Provisioned
-            | model::State::Starting
-            | model::State::Suspending
-            | model::State::Suspended
-            | model::State::Stopping
-            | model::State::Stopped
-            | model::State::Failed(_)
-            | model::State::Deleting => None,
-        },
+        running_since: workspace.state.ready_since().map(time),
         start_path: workspace.lifecycle.start_path.map(saved::start_path),
-        failure: match &workspace.state {
-            model::State::Failed(failure) => Some(saved::failure(failure)),
-            model::State::Provisioned
-            | model::State::Starting
-            | model::State::Running { .. }
-            | model::State::Paused { .. }
-            | model::State::Suspending
-            | model::State::Suspended
-            | model::State::Stopping
-            | model::State::Stopped
-            | model::State::Deleting => None,
-        },
+        failure: workspace.state.failure().map(saved::failure),
         incarnation: workspace.incarnation.0,
         lifecycle: saved::lifecycle_status(workspace),
         expires_at: workspace.expires_at.map(time),
@@ -249,23 +228,8 @@ pub(super) fn update(request: wire::UpdateWorkspace) -> control::UpdateWorkspace
 }
 
 pub(super) fn list(query: &wire::ListQuery) -> Result<(control::ListWorkspaces, u64), Invalid> {
-    let limit = query.limit.unwrap_or(100);
-    if !(1..=1000).contains(&limit) {
-        return Err(Invalid {
-            field: "limit",
-            problem: "is out of range".to_owned(),
-            allowed: "1 to 1000".to_owned(),
-        });
-    }
-    let mut states = Vec::new();
-    for word in query.state.iter().flat_map(|words| words.split(',')) {
-        let known = STATE_NAMES.iter().find(|known| **known == word).ok_or_else(|| Invalid {
-            field: "state",
-            problem: "is not a state".to_owned(),
-            allowed: STATE_NAMES.join(", "),
-        })?;
-        states.push(*known);
-    }
+    let limit = limit(query.limit)?;
+    let states = states(query.state.as_deref(), &STATE_NAMES, "is not a state")?;
     let filter = control::ListWorkspaces {
         project_id: query.project_id.as_deref().map(project_id).transpose()?,
         namespace: query.namespace.clone(),
@@ -275,6 +239,31 @@ pub(super) fn list(query: &wire::ListQuery) -> Result<(control::ListWorkspaces, 
         limit: Some(limit),
     };
     Ok((filter, limit))
+}
+
+/// How many items of a list are shown.
+pub(super) fn limit(asked: Option<u64>) -> Result<u64, Invalid> {
+    let limit = asked.unwrap_or(100);
+    if (1..=1000).contains(&limit) {
+        return Ok(limit);
+    }
+    Err(Invalid {
+        field: "limit",
+        problem: "is out of range".to_owned(),
+        allowed: "1 to 1000".to_owned(),
+    })
+}
+
+/// The states in a list of words between commas.
+pub(super) fn states(
+    words: Option<&str>,
+    known: &'static [&'static str],
+    problem: &str,
+) -> Result<Vec<&'static str>, Invalid> {
+    let unknown =
+        || Invalid { field: "state", problem: problem.to_owned(), allowed: known.join(", ") };
+    let words = words.iter().flat_map(|words| words.split(','));
+    words.map(|word| known.iter().copied().find(|name| *name == word).ok_or_else(unknown)).collect()
 }
 
 /// An absolute path without NUL, short enough.

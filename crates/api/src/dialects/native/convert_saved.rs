@@ -8,7 +8,7 @@ use skerry_model::{
 };
 
 use super::{
-    convert::{expiry, expiry_action, lifetime, time, workspace},
+    convert::{expiry, expiry_action, lifetime, limit, states, time, workspace},
     wire,
 };
 
@@ -116,23 +116,8 @@ pub(super) fn update_snapshot(request: wire::UpdateSnapshot) -> control::UpdateS
 pub(super) fn list_snapshots(
     query: &wire::ListSnapshotsQuery,
 ) -> Result<(control::ListSnapshots, u64), Invalid> {
-    let limit = query.limit.unwrap_or(100);
-    if !(1..=1000).contains(&limit) {
-        return Err(Invalid {
-            field: "limit",
-            problem: "is out of range".to_owned(),
-            allowed: "1 to 1000".to_owned(),
-        });
-    }
-    let mut states = Vec::new();
-    for word in query.state.iter().flat_map(|words| words.split(',')) {
-        let known = STATE_NAMES.iter().find(|known| **known == word).ok_or_else(|| Invalid {
-            field: "state",
-            problem: "is not a state of a snapshot".to_owned(),
-            allowed: STATE_NAMES.join(", "),
-        })?;
-        states.push(*known);
-    }
+    let limit = limit(query.limit)?;
+    let states = states(query.state.as_deref(), &STATE_NAMES, "is not a state of a snapshot")?;
     let filter = control::ListSnapshots {
         workspace_id: None,
         name: query.name.clone(),

@@ -16,6 +16,7 @@ mod inspect;
 mod lifecycle;
 mod rest;
 mod snapshots;
+mod verb;
 pub mod wire;
 mod workspaces;
 

@@ -3,7 +3,9 @@
 use axum::{Json, extract::State};
 use http::StatusCode;
 
-use super::{Body, Login, Params, Query, convert, convert_saved, error_body::NativeResult, wire};
+use super::{
+    Body, Login, Params, Query, convert, convert_saved, error_body::NativeResult, verb::Verb, wire,
+};
 use crate::{ApiState, ids::parse_workspace_ref};
 
 /// Stops a running workspace's virtual CPUs; its memory stays resident.
@@ -22,17 +24,9 @@ use crate::{ApiState, ids::parse_workspace_ref};
         (status = 503, body = wire::ErrorBody, description = "It could not be done"),
     ),
 )]
-pub(super) async fn pause(
-    State(state): State<ApiState>,
-    login: Login,
-    path: Params<String>,
-    query: Query<wire::WaitQuery>,
-) -> NativeResult<Json<wire::Workspace>> {
-    let wait = convert::wait(&query.value)?;
-    let which = parse_workspace_ref(&path.value);
-    let reached =
-        state.until_shutdown(state.control.pause_workspace(&login.caller, &which, wait)).await?;
-    Ok(Json(convert::workspace(&reached)))
+pub(super) async fn pause(verb: Verb) -> NativeResult<Json<wire::Workspace>> {
+    let Verb { state, caller, which, wait } = &verb;
+    verb.reached(state.control.pause_workspace(caller, which, *wait)).await
 }
 
 /// Lets a paused or suspended workspace go on where it was, and cancels a suspension under way.
@@ -55,17 +49,9 @@ pub(super) async fn pause(
         (status = 503, body = wire::ErrorBody, description = "It could not be done"),
     ),
 )]
-pub(super) async fn resume(
-    State(state): State<ApiState>,
-    login: Login,
-    path: Params<String>,
-    query: Query<wire::WaitQuery>,
-) -> NativeResult<Json<wire::Workspace>> {
-    let wait = convert::wait(&query.value)?;
-    let which = parse_workspace_ref(&path.value);
-    let reached =
-        state.until_shutdown(state.control.resume_workspace(&login.caller, &which, wait)).await?;
-    Ok(Json(convert::workspace(&reached)))
+pub(super) async fn resume(verb: Verb) -> NativeResult<Json<wire::Workspace>> {
+    let Verb { state, caller, which, wait } = &verb;
+    verb.reached(state.control.resume_workspace(caller, which, *wait)).await
 }
 
 /// Writes a workspace's memory to disk and ends its VM; resuming goes on where it was.
@@ -86,17 +72,9 @@ pub(super) async fn resume(
         (status = 503, body = wire::ErrorBody, description = "It could not be done"),
     ),
 )]
-pub(super) async fn suspend(
-    State(state): State<ApiState>,
-    login: Login,
-    path: Params<String>,
-    query: Query<wire::WaitQuery>,
-) -> NativeResult<Json<wire::Workspace>> {
-    let wait = convert::wait(&query.value)?;
-    let which = parse_workspace_ref(&path.value);
-    let reached =
-        state.until_shutdown(state.control.suspend_workspace(&login.caller, &which, wait)).await?;
-    Ok(Json(convert::workspace(&reached)))
+pub(super) async fn suspend(verb: Verb) -> NativeResult<Json<wire::Workspace>> {
+    let Verb { state, caller, which, wait } = &verb;
+    verb.reached(state.control.suspend_workspace(caller, which, *wait)).await
 }
 
 /// Replaces a workspace's disk by a snapshot's and, when vCPUs and memory are the same, its memory.

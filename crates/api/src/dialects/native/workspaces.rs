@@ -3,7 +3,7 @@
 use axum::{Json, extract::State};
 use http::StatusCode;
 
-use super::{Body, Login, Params, Query, convert, error_body::NativeResult, wire};
+use super::{Body, Login, Params, Query, convert, error_body::NativeResult, verb::Verb, wire};
 use crate::{ApiState, ids::parse_workspace_ref};
 
 /// Makes a workspace and starts it, unless `start` is false.
@@ -153,17 +153,9 @@ pub(super) async fn delete(
         (status = 409, body = wire::ErrorBody, description = "It is being deleted"),
     ),
 )]
-pub(super) async fn start(
-    State(state): State<ApiState>,
-    login: Login,
-    path: Params<String>,
-    query: Query<wire::WaitQuery>,
-) -> NativeResult<Json<wire::Workspace>> {
-    let wait = convert::wait(&query.value)?;
-    let which = parse_workspace_ref(&path.value);
-    let reached =
-        state.until_shutdown(state.control.start_workspace(&login.caller, &which, wait)).await?;
-    Ok(Json(convert::workspace(&reached)))
+pub(super) async fn start(verb: Verb) -> NativeResult<Json<wire::Workspace>> {
+    let Verb { state, caller, which, wait } = &verb;
+    verb.reached(state.control.start_workspace(caller, which, *wait)).await
 }
 
 /// Stops a workspace; its disk is kept. One that is stopped already is a success.
@@ -181,17 +173,9 @@ pub(super) async fn start(
         (status = 409, body = wire::ErrorBody, description = "It is being deleted"),
     ),
 )]
-pub(super) async fn stop(
-    State(state): State<ApiState>,
-    login: Login,
-    path: Params<String>,
-    query: Query<wire::WaitQuery>,
-) -> NativeResult<Json<wire::Workspace>> {
-    let wait = convert::wait(&query.value)?;
-    let which = parse_workspace_ref(&path.value);
-    let reached =
-        state.until_shutdown(state.control.stop_workspace(&login.caller, &which, wait)).await?;
-    Ok(Json(convert::workspace(&reached)))
+pub(super) async fn stop(verb: Verb) -> NativeResult<Json<wire::Workspace>> {
+    let Verb { state, caller, which, wait } = &verb;
+    verb.reached(state.control.stop_workspace(caller, which, *wait)).await
 }
 
 /// Stops a workspace and starts it again.
@@ -210,15 +194,7 @@ pub(super) async fn stop(
         (status = 409, body = wire::ErrorBody, description = "It is being deleted"),
     ),
 )]
-pub(super) async fn restart(
-    State(state): State<ApiState>,
-    login: Login,
-    path: Params<String>,
-    query: Query<wire::WaitQuery>,
-) -> NativeResult<Json<wire::Workspace>> {
-    let wait = convert::wait(&query.value)?;
-    let which = parse_workspace_ref(&path.value);
-    let reached =
-        state.until_shutdown(state.control.restart_workspace(&login.caller, &which, wait)).await?;
-    Ok(Json(convert::workspace(&reached)))
+pub(super) async fn restart(verb: Verb) -> NativeResult<Json<wire::Workspace>> {
+    let Verb { state, caller, which, wait } = &verb;
+    verb.reached(state.control.restart_workspace(caller, which, *wait)).await
 }

@@ -114,6 +114,23 @@ impl Sqlite {
         let row = query.fetch_optional(&self.readers).await?;
         row.as_ref().map(|row| workspace_from(row, &self.keys)).transpose()
     }
+
+    /// At most `limit` workspaces by a condition with these values, in the order it ends with.
+    async fn find_workspaces(
+        &self,
+        condition_and_order: &str,
+        values: &[&str],
+        limit: u32,
+    ) -> Result<Vec<Workspace>, Error> {
+        let text =
+            format!("SELECT {WORKSPACES} FROM workspaces WHERE {condition_and_order} LIMIT ?");
+        let mut query = sqlx::query(&text);
+        for value in values {
+            query = query.bind(*value);
+        }
+        let rows = query.bind(i64::from(limit)).fetch_all(&self.readers).await?;
+        rows.iter().map(|row| workspace_from(row, &self.keys)).collect()
+    }
 }
 
 /// Makes the file, and narrows the rights of one that is there: it holds hashes of keys. The log files
@@ -289,18 +306,8 @@ impl StateStore for Sqlite {
         name: &str,
         limit: u32,
     ) -> Result<Vec<Workspace>, Error> {
-        sqlx::query(&format!(
-            "SELECT {WORKSPACES} FROM workspaces WHERE account_id = ? AND name = ? \
-             ORDER BY seq DESC LIMIT ?"
-        ))
-        .bind(account_id.to_string())
-        .bind(name)
-        .bind(i64::from(limit))
-        .fetch_all(&self.readers)
-        .await?
-        .iter()
-        .map(|row| workspace_from(row, &self.keys))
-        .collect()
+        let found = "account_id = ? AND name = ? ORDER BY seq DESC";
+        self.find_workspaces(found, &[&account_id.to_string(), name], limit).await
     }
 
     async fn list_workspaces(
@@ -331,16 +338,8 @@ impl StateStore for Sqlite {
         after: Option<WorkspaceId>,
         limit: u32,
     ) -> Result<Vec<Workspace>, Error> {
-        sqlx::query(&format!(
-            "SELECT {WORKSPACES} FROM workspaces WHERE id > ? ORDER BY id LIMIT ?"
-        ))
-        .bind(after.map(|id| id.to_string()).unwrap_or_default())
-        .bind(i64::from(limit))
-        .fetch_all(&self.readers)
-        .await?
-        .iter()
-        .map(|row| workspace_from(row, &self.keys))
-        .collect()
+        let after = after.map(|id| id.to_string()).unwrap_or_default();
+        self.find_workspaces("id > ? ORDER BY id", &[&after], limit).await
     }
 
     async fn workspaces_needing(
@@ -348,17 +347,8 @@ impl StateStore for Sqlite {
         snapshot: SnapshotId,
         limit: u32,
     ) -> Result<Vec<Workspace>, Error> {
-        sqlx::query(&format!(
-            "SELECT {WORKSPACES} FROM workspaces WHERE needed_snapshot_id = ? \
-             ORDER BY seq LIMIT ?"
-        ))
-        .bind(snapshot.to_string())
-        .bind(i64::from(limit))
-        .fetch_all(&self.readers)
-        .await?
-        .iter()
-        .map(|row| workspace_from(row, &self.keys))
-        .collect()
+        let needing = "needed_snapshot_id = ? ORDER BY seq";
+        self.find_workspaces(needing, &[&snapshot.to_string()], limit).await
     }
 
     async fn note_activity(

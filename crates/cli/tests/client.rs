@@ -130,11 +130,24 @@ async fn done(child: Child) -> Done {
     }
 }
 
+impl Server {
+    /// What a person sees who types these lines.
+    async fn transcript(&self, lines: &[&str]) -> String {
+        let mut transcript = String::new();
+        for line in lines {
+            let arguments: Vec<&str> = line.split(' ').collect();
+            let done = self.run(&arguments).await;
+            transcript.push_str(&format!("$ skerry {line}\n{}{}", done.text(), done.stderr));
+            transcript.push_str(&format!("[{}]\n\n", done.code));
+        }
+        transcript
+    }
+}
+
 #[tokio::test]
 async fn a_workspace_goes_through_its_life() {
     let server = Server::start().await;
-    let mut transcript = String::new();
-    for line in [
+    let lines = [
         "create first --slug first-slug --memory 1G --env A=1",
         "ls",
         "ls -q --state stopped",
@@ -151,20 +164,14 @@ async fn a_workspace_goes_through_its_life() {
         "rm -f first missing",
         "rm missing",
         "ls",
-    ] {
-        let arguments: Vec<&str> = line.split(' ').collect();
-        let done = server.run(&arguments).await;
-        transcript.push_str(&format!("$ skerry {line}\n{}{}", done.text(), done.stderr));
-        transcript.push_str(&format!("[{}]\n\n", done.code));
-    }
-    insta::assert_snapshot!(transcript);
+    ];
+    insta::assert_snapshot!(server.transcript(&lines).await);
 }
 
 #[tokio::test]
 async fn a_workspace_rests_is_saved_restored_and_forked() {
     let server = Server::start().await;
-    let mut transcript = String::new();
-    for line in [
+    let lines = [
         "create first --slug first-slug --ttl 1h --ttl-action suspend --idle 10m --auto-resume",
         "pause first",
         "resume first",
@@ -184,13 +191,8 @@ async fn a_workspace_rests_is_saved_restored_and_forked() {
         "renew first --by 1h",
         "snapshot rm point missing disk-of-it",
         "snapshot ls",
-    ] {
-        let arguments: Vec<&str> = line.split(' ').collect();
-        let done = server.run(&arguments).await;
-        transcript.push_str(&format!("$ skerry {line}\n{}{}", done.text(), done.stderr));
-        transcript.push_str(&format!("[{}]\n\n", done.code));
-    }
-    insta::assert_snapshot!(transcript);
+    ];
+    insta::assert_snapshot!(server.transcript(&lines).await);
 }
 
 #[tokio::test]

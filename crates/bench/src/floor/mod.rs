@@ -161,7 +161,6 @@ impl Floor {
             }),
             mac: [0x52, 0x54, 0, 0, 0, 1],
             cable: Cable::Loose,
-            cable: skerry_vmm::Cable::Loose,
             console_log: files.dir.join("console.log"),
             console_limit_bytes: CONSOLE_LIMIT_BYTES,
             kernel_args: Vec::new(),

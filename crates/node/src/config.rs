@@ -4,7 +4,7 @@ use std::{fmt, num::NonZero, path::PathBuf, sync::Arc, time::Duration};
 
 use skerry_model::{Shape, Timestamp, spec::ImageRef};
 
-use crate::{faults::Faults, images::KernelChoice};
+use crate::{faults::Faults, images::KernelChoice, network::AddressPrefix, seal::Seal};
 
 /// A range of uids that belong to the node alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +129,8 @@ pub struct NodeEnvironment {
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Fills a buffer with bytes from a cryptographic source.
     pub fill_random: Arc<FillRandom>,
+    /// Keeps what is secret unreadable in the node's files.
+    pub seal: Arc<dyn Seal>,
 }
 
 impl NodeEnvironment {

@@ -10,6 +10,8 @@ use skerry_internal_api::NodeError;
 use skerry_vmm::VmmError;
 use thiserror::Error;
 
+use crate::seal::SealError;
+
 /// A failure on the host.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -90,6 +92,9 @@ pub enum Error {
     /// The guest's agent refused or is lost.
     #[error("guest: {0}")]
     Guest(#[source] NodeError),
+    /// A secret could not be sealed or opened.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// A blocking task was lost: the runtime is going down.
     #[error("the runtime is going down")]
     RuntimeGone,
@@ -141,6 +146,7 @@ impl Error {
             | Self::EndedEarly(_)
             | Self::NotOfOneMoment
             | Self::Vmm(_)
+            | Self::Seal(_)
             | Self::RuntimeGone
             | Self::StepMissing(_)
             | Self::Planned(_) => NodeError::Step { step },

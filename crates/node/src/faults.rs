@@ -105,6 +105,7 @@ pub const STANDSTILL_POINTS: &[&str] = &[
     "snapshot_ended",
     "disk_frozen",
     "flattened",
+    "state_closed",
 ];
 
 /// The points of starts that do not boot, and of what is made for them beforehand.

@@ -36,9 +36,11 @@ mod recovery;
 mod release;
 mod saved;
 mod saving;
+mod seal;
 mod snapshots;
-mod templates;
 mod uids;
+mod spec_file;
+mod templates;
 mod turns;
 mod vm;
 
@@ -52,3 +54,4 @@ pub use faults::{
 };
 pub use network::AddressPrefix;
 pub use node::Node;
+pub use seal::{Seal, SealError};

@@ -34,6 +34,7 @@ use crate::{
     saved::Storage,
     saving::{ended_by, replaced_by},
     snapshots::{self, SnapshotsUnderWay},
+    spec_file,
     templates::Templates,
     turns::Turns,
     uids::UidPool,
@@ -85,6 +86,8 @@ impl Node {
     ) -> Result<Self, Error> {
         let host = Arc::new(blocking(move || open_host(config, vmm, environment)).await?);
         let last = Arc::new(AbandonOnDrop(host.abandon.clone()));
+        let sealing = Arc::clone(&host);
+        blocking(move || spec_file::seal_all(&sealing.layout, &*sealing.environment.seal)).await?;
         let node = Self { host, slots: Arc::default(), _last: last };
         pool::sweep(&node.host).await?;
         for Recovered { workspace_id, ledger, found } in recover(&node.host).await? {

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use futures::{StreamExt, stream};
-use skerry_internal_api::{VmExit, VmSpec};
+use skerry_internal_api::VmExit;
 use skerry_model::{Incarnation, WorkspaceId};
 use skerry_vmm::{Vm, VmmError, VmmRecord};
 
@@ -17,6 +17,7 @@ use crate::{
     ledger::{Entry, Holdings, Ledger, LedgerState, SavePurpose},
     release::{Remains, release_all},
     saved::{About, Sealed},
+    spec_file,
     vm::{
         CPUS_WITHIN,
         bring_up::Leases,
@@ -192,7 +193,8 @@ async fn take_over(
         adopt.await.map_err(|_| Error::Timeout { bound_seconds: ADOPT_BOUND.as_secs() })??;
     let (files, environment) = (paths.clone(), host.environment.clone());
     let (spec, identity) = blocking(move || {
-        Ok((read_spec(&files.spec)?, GuestIdentity::ensure(&files, &environment)?))
+        let spec = spec_file::read(&files.spec, &*environment.seal)?;
+        Ok((spec, GuestIdentity::ensure(&files, &environment)?))
     })
     .await?;
     let cpus = settle_vm(host, paths, ledger, &*vm).await?;
@@ -232,12 +234,6 @@ async fn settle_vm(
         ledger.note(Entry::SaveEnded).await?;
     }
     Ok(cpus)
-}
-
-/// The specification of the last start.
-pub(crate) fn read_spec(path: &Path) -> Result<VmSpec, Error> {
-    let text = std::fs::read(path).map_err(Error::path("reading", path))?;
-    serde_json::from_slice(&text).map_err(|error| Error::path("understanding", path)(error.into()))
 }
 
 /// Removes what carries our name and belongs to no VM that runs. The ledgers leave nothing of this

@@ -341,6 +341,7 @@ async fn sockets_of_a_deep_data_directory_get_a_short_path() {
         let environment = skerry_node::NodeEnvironment {
             now: std::sync::Arc::new(|| skerry_model::Timestamp::UNIX_EPOCH),
             fill_random: std::sync::Arc::new(|bytes| bytes.fill(7)),
+            seal: std::sync::Arc::new(support::seal::TestSeal::default()),
         };
         let node = skerry_node::Node::open(config, vmm, environment).await.unwrap();
         node.ensure_running(world.spec(1, 1)).await.unwrap();
@@ -387,4 +388,25 @@ async fn doctor_without_a_node_or_hypervisor_says_what_is_missing_and_makes_noth
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     })
     .await;
+}
+
+#[test]
+fn a_vm_whose_owner_is_gone_answers_with_an_error_instead_of_being_asked_for_ever() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (owners, callers) = (runtime(), runtime());
+    let world = World::new();
+    let node = owners.block_on(bounded(async {
+        let node = world.open().await;
+        node.ensure_running(world.spec(1, 1)).await.unwrap();
+        node
+    }));
+    owners.shutdown_timeout(Duration::from_secs(20));
+
+    callers.block_on(bounded(async {
+        let lost = Some(NodeError::Step { step: "vm_owner" });
+        assert_eq!(node.ensure_running(world.spec(1, 2)).await.err(), lost);
+        assert_eq!(node.ensure_paused(ID, Incarnation(1)).await.err(), lost);
+        assert_eq!(node.ensure_stopped(ID, Incarnation(1), GRACEFUL).await.err(), lost);
+        assert_eq!(node.ensure_deleted(ID).await.err(), lost);
+    }));
 }

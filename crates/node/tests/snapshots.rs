@@ -443,12 +443,13 @@ async fn a_vm_that_dies_in_the_middle_of_a_snapshot_leaves_its_disk_and_nothing_
 }
 
 /// The waits during which somebody may change their mind.
-const WAITS: [&str; 5] = [
+const WAITS: [&str; 6] = [
     "snapshot_synced",
     "snapshot_converged",
     "snapshot_frozen",
     "snapshot_captured",
     "snapshot_saved",
+    "state_closed",
 ];
 
 /// Asks for a snapshot and, once it is at `point`, for `change`.

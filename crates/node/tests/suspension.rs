@@ -19,13 +19,14 @@ const ID: WorkspaceId = WorkspaceId::from_u128(1);
 const FIRST: Incarnation = Incarnation(1);
 
 /// The steps before the memory has its place: a failure leaves the VM as it was.
-const BEFORE: [&str; 8] = [
+const BEFORE: [&str; 9] = [
     "suspension_noted",
     "suspension_drafted",
     "suspension_frozen",
     "suspension_stopped",
     "suspension_begun",
     "suspension_saved",
+    "state_closed",
     "state_sealed",
     "state_described",
 ];
@@ -321,7 +322,7 @@ async fn while_at<T>(
 }
 
 /// The waits during which somebody may change their mind.
-const WAITS: [&str; 2] = ["suspension_frozen", "suspension_saved"];
+const WAITS: [&str; 3] = ["suspension_frozen", "suspension_saved", "state_closed"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_resume_cancels_a_suspension_and_a_paused_vm_is_resumed_by_it() {

@@ -1,17 +1,22 @@
 //! Puts the parts together: node on hypervisor, control on node and store, the HTTP front on control.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use axum::Router;
 use skerry_api::{ApiConfig, ApiState};
 use skerry_control::{
-    Control, ControlConfig, Environment,
+    Control, ControlConfig, Environment, Rng,
     internal_api::NodeApi,
     store::{KeyRing, Store},
 };
 use skerry_model::{Plan, Secret, spec::ImageRef};
-use skerry_node::{Node, NodeConfig, NodeEnvironment, TemplatePreset, UidRange};
+use skerry_node::{Node, NodeConfig, NodeEnvironment, Seal, SealError, TemplatePreset, UidRange};
 use skerry_vmm::Vmm;
 use tokio_util::sync::CancellationToken;
 
@@ -38,15 +43,21 @@ pub async fn assemble(
     environment: Environment,
     shutdown: CancellationToken,
 ) -> Result<Assembled> {
-    let node = Node::open(node_config(config), vmm, node_environment(&environment))
+    let ssh_listener = match config.ssh_listen {
+        // A port in use is told before anything else is opened.
+        Some(address) => Some(bind_ssh(address).await?),
+        None => None,
+    };
+    let key_file = config.data_dir.join("secret.key");
+    let node = Node::open(node_config(config), vmm, node_environment(&environment, &key_file))
         .await
         .context("opening the node")?;
     let plan = match &config.plan {
         Some(plan) => plan.clone(),
         None => host_plan(&node).await,
     };
-    let keys = KeyRing::open(&config.data_dir.join("secret.key"), environment.rng.clone())
-        .context("opening the keys of the database")?;
+    let keys = KeyRing::open(&key_file, environment.rng.clone())
+        .context("opening the keys of stored secrets")?;
     let database = config.data_dir.join("skerry.db");
     let store = Store::open(&database, keys).await.context("opening the database")?;
     let node_api: Arc<dyn NodeApi> = Arc::new(node.clone());
@@ -84,12 +95,60 @@ pub fn node_config(config: &Config) -> NodeConfig {
     node
 }
 
-/// The node's clock and randomness.
-pub fn node_environment(environment: &Environment) -> NodeEnvironment {
+/// The node's clock, randomness and keys.
+pub fn node_environment(environment: &Environment, key_file: &Path) -> NodeEnvironment {
     let rng = environment.rng.clone();
     NodeEnvironment {
         now: environment.now.clone(),
         fill_random: Arc::new(move |bytes| rng.fill(bytes)),
+        seal: Arc::new(NodeSeal {
+            key_file: key_file.to_owned(),
+            rng: environment.rng.clone(),
+            keys: Mutex::default(),
+        }),
+    }
+}
+
+/// The keys of the database seal the node's secrets too. They are read at their first use, not before:
+/// until the node has locked the directory another server may be making them.
+struct NodeSeal {
+    key_file: PathBuf,
+    rng: Arc<dyn Rng>,
+    keys: Mutex<Option<KeyRing>>,
+}
+
+impl NodeSeal {
+    fn keys(&self) -> Result<KeyRing, SealError> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = &*keys {
+            return Ok(keys.clone());
+        }
+        let opened = KeyRing::open(&self.key_file, self.rng.clone());
+        let opened = opened.map_err(|error| SealError::NoSuchKey(in_full(&error)))?;
+        Ok(keys.insert(opened).clone())
+    }
+}
+
+impl Seal for NodeSeal {
+    fn seal(&self, owner: &str, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        self.keys()?.seal(owner, plain).map_err(|error| SealError::Failed(in_full(&error)))
+    }
+
+    fn open(&self, owner: &str, sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+        let keys = self.keys()?;
+        keys.check(sealed).map_err(|error| SealError::NoSuchKey(in_full(&error)))?;
+        keys.open_sealed(owner, sealed).map_err(|_| SealError::Damaged)
+    }
+
+    fn is_current(&self, sealed: &[u8]) -> bool {
+        self.keys().is_ok_and(|keys| keys.is_newest(sealed))
+    }
+}
+
+fn in_full(error: &skerry_control::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => cause.to_string(),
+        None => error.to_string(),
     }
 }
 

@@ -159,7 +159,10 @@ impl KeyRing {
     }
 
     /// Seals `plain` for the record named by `owner`.
-    pub(super) fn seal(&self, owner: &str, plain: &[u8]) -> Result<Vec<u8>, Error> {
+    ///
+    /// # Errors
+    /// When it is too long to be sealed.
+    pub fn seal(&self, owner: &str, plain: &[u8]) -> Result<Vec<u8>, Error> {
         let mut nonce = [0_u8; NONCE_BYTES];
         self.rng.fill(&mut nonce);
         let payload = Payload { msg: plain, aad: owner.as_bytes() };
@@ -172,7 +175,10 @@ impl KeyRing {
     }
 
     /// Opens what was sealed for the record named by `owner`.
-    pub(super) fn open_sealed(&self, owner: &str, sealed: &[u8]) -> Result<Vec<u8>, Error> {
+    ///
+    /// # Errors
+    /// There is no key for it, or it is damaged or another's.
+    pub fn open_sealed(&self, owner: &str, sealed: &[u8]) -> Result<Vec<u8>, Error> {
         let (header, rest) =
             sealed.split_first_chunk::<HEADER_BYTES>().ok_or(SealingError::Damaged)?;
         let (nonce, ciphertext) =
@@ -182,11 +188,17 @@ impl KeyRing {
         Ok(cipher.decrypt(&(*nonce).into(), payload).map_err(|_| SealingError::Damaged)?)
     }
 
+    /// Whether it was sealed with the newest key.
+    #[must_use]
+    pub fn is_newest(&self, sealed: &[u8]) -> bool {
+        sealed.starts_with(&self.newest_header())
+    }
+
     /// Whether there is a key for values that begin with `header`.
     ///
     /// # Errors
     /// That there is none, in words for whoever has the right file.
-    pub(super) fn check(&self, header: &[u8]) -> Result<(), Error> {
+    pub fn check(&self, header: &[u8]) -> Result<(), Error> {
         let header = header.first_chunk::<HEADER_BYTES>().ok_or(SealingError::Damaged)?;
         self.key_of(header).map(drop).map_err(Error::from)
     }

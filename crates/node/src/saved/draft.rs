@@ -102,6 +102,7 @@ impl Draft {
     ///
     /// # Errors
     /// When the disk is full, among others. After any error nothing of the state is left.
+    #[cfg(test)]
     pub fn seal(self, manifest: Manifest) -> Result<Sealed, Error> {
         self.close(&CancellationToken::new())?.seal(manifest)
     }
@@ -215,17 +216,41 @@ pub(crate) async fn seal_unless(
         let manifest = manifest(&stop)?;
         Ok((draft.close(&stop)?, manifest))
     };
-    let closing = host.tasks.spawn_blocking(close);
-    let (closed, manifest) = tokio::select! {
+    let mut closing = host.tasks.spawn_blocking(close);
+    let closed = tokio::select! {
         biased;
-        () = cancel.cancelled() => return Err(Error::Cancelled),
-        closed = closing => match closed {
-            Ok(closed) => closed?,
-            Err(lost) if lost.is_panic() => std::panic::resume_unwind(lost.into_panic()),
-            Err(_) => return Err(Error::RuntimeGone),
-        },
+        () = cancel.cancelled() => {
+            host.tasks.spawn(async move { remove(closing.await).await });
+            return Err(Error::Cancelled);
+        }
+        closed = &mut closing => closed,
     };
+    let (closed, manifest) = match closed {
+        Ok(closed) => closed?,
+        Err(lost) if lost.is_panic() => std::panic::resume_unwind(lost.into_panic()),
+        Err(_) => return Err(Error::RuntimeGone),
+    };
+    let passed = tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Error::Cancelled),
+        passed = host.config.faults.after("state_closed") => passed.map(drop),
+    };
+    if let Err(error) = passed {
+        remove(closed).await;
+        return Err(error);
+    }
     blocking(move || closed.seal(manifest)).await
+}
+
+/// Removes what was made, where blocking is allowed.
+async fn remove<T: Send + 'static>(given_up: T) {
+    let removed = blocking(move || {
+        drop(given_up);
+        Ok(())
+    });
+    if let Err(error) = removed.await {
+        tracing::debug!(%error, "a draft that was given up is left to the next start");
+    }
 }
 
 /// A directory that nobody else has: a draft that was given up may not be removed yet.

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::{About, Manifest, Storage};
 use crate::{
-    Error, FaultKind, Faults, NodeConfig, NodeEnvironment,
+    Error, FaultKind, Faults, NodeConfig, NodeEnvironment, Seal, SealError,
     disk::{Disk, DiskChain, Foundation},
     faults::SAVED_POINTS,
     layers::LayerId,
@@ -82,12 +82,30 @@ pub(crate) fn open(dir: &Path, faults: &Faults) -> Life {
 pub(crate) fn environment() -> NodeEnvironment {
     NodeEnvironment {
         now: Arc::new(|| Timestamp::UNIX_EPOCH),
+        seal: Arc::new(NoKeys),
         fill_random: Arc::new(|bytes: &mut [u8]| {
             let drawn = DRAWN.fetch_add(1, Ordering::Relaxed).to_le_bytes();
             let process = std::process::id().to_le_bytes();
             let source = drawn.iter().chain(&process).cycle();
             bytes.iter_mut().zip(source).for_each(|(byte, source)| *byte = *source);
         }),
+    }
+}
+
+/// Seals nothing: there are no secrets in what is tested here.
+pub(crate) struct NoKeys;
+
+impl Seal for NoKeys {
+    fn seal(&self, _owner: &str, _plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        Err(SealError::Failed("there are no keys".to_owned()))
+    }
+
+    fn open(&self, _owner: &str, _sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+        Err(SealError::NoSuchKey("there are no keys".to_owned()))
+    }
+
+    fn is_current(&self, _sealed: &[u8]) -> bool {
+        false
     }
 }
 

@@ -31,9 +31,9 @@ use crate::{
     guest::{Frozen, GuestLink},
     host::StepFailed,
     ledger::{Entry, SavePurpose},
-    recovery::read_spec,
     saved::{About, Draft, Manifest, seal_unless},
     snapshots::info_of,
+    spec_file,
 };
 
 /// Putting an overlay on top waits for the disk's requests under way.
@@ -286,7 +286,7 @@ impl Owner {
         let (spec, running) = (self.paths.spec.clone(), self.running.as_ref());
         let fingerprint = running.map(|running| running.vm.record().fingerprint.clone());
         blocking(move || {
-            let shape = read_spec(&spec)?.shape;
+            let shape = spec_file::read_unopened(&spec)?.shape;
             let (room, fingerprint) = match (contents, cpus) {
                 (SnapshotContents::DiskAndMemory, Cpus::Running) => {
                     (running_state_bytes(shape.memory_mib), fingerprint)

@@ -11,7 +11,7 @@ use crate::{
     NodeConfig, NodeEnvironment,
     disk::{Disk, Foundation},
     layout::Layout,
-    saved::Storage,
+    saved::{Storage, test_ground::NoKeys},
 };
 
 /// A VM that only takes overlays, and answers as it was told.
@@ -90,6 +90,7 @@ fn disk() -> (tempfile::TempDir, Disk) {
     config.memory_dir = Some(dir.path().join("memory"));
     let environment = NodeEnvironment {
         now: Arc::new(|| Timestamp::UNIX_EPOCH),
+        seal: Arc::new(NoKeys),
         fill_random: {
             let drawn = Mutex::new(0_u8);
             Arc::new(move |bytes| {

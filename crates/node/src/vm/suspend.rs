@@ -21,8 +21,8 @@ use crate::{
     host::{Host, StepFailed},
     layout::VmPaths,
     ledger::{Entry, Ledger, SavePurpose},
-    recovery::read_spec,
     saved::{About, Draft, Manifest, STATE_FILE, seal_unless},
+    spec_file,
 };
 
 /// What a state takes beside the memory.
@@ -137,7 +137,7 @@ impl Owner {
         blocking(move || {
             // What an earlier suspension left and nobody can use.
             storage.states.delete(&paths.suspended)?;
-            let spec = read_spec(&paths.spec)?;
+            let spec = spec_file::read_unopened(&paths.spec)?;
             let chain = storage.disks.at(&paths.dir).chain()?;
             let DiskChain { image_digest, size_bytes, .. } =
                 chain.ok_or_else(|| no_disk(&paths.dir))?;

@@ -5,6 +5,7 @@
 pub mod inside;
 pub mod machine;
 pub mod real;
+pub mod seal;
 
 use std::{
     ops::Deref,
@@ -47,6 +48,10 @@ pub struct World {
     pub template_budget_mib: u64,
     /// VMs that may wait in the pool.
     pub pool_max_warm: u32,
+    /// Whether VMs get a network.
+    pub network: NetworkChoice,
+    /// What secrets in the node's files are sealed with.
+    pub seal: seal::TestSeal,
     clock: Arc<AtomicU64>,
     random: Arc<Mutex<u64>>,
 }
@@ -68,6 +73,8 @@ impl World {
             boot_timeout: Duration::from_secs(40),
             template_budget_mib: 0,
             pool_max_warm: 0,
+            network: NetworkChoice::Off,
+            seal: seal::TestSeal::default(),
             clock: Arc::new(AtomicU64::new(1_700_000_000)),
             random: Arc::default(),
         }
@@ -110,6 +117,7 @@ impl World {
     fn environment(&self) -> NodeEnvironment {
         let (clock, random) = (Arc::clone(&self.clock), Arc::clone(&self.random));
         NodeEnvironment {
+            seal: Arc::new(self.seal.clone()),
             now: Arc::new(move || {
                 let second = clock.fetch_add(1, Ordering::Relaxed);
                 Timestamp::from_second(i64::try_from(second).unwrap()).unwrap()

@@ -70,6 +70,7 @@ impl RealWorld {
         let environment = NodeEnvironment {
             now: Arc::new(Timestamp::now),
             fill_random: Arc::new(|bytes| rand::fill(bytes)),
+            seal: Arc::new(super::seal::TestSeal::default()),
         };
         Node::open(config, Arc::clone(&self.vmm), environment).await.unwrap()
     }

@@ -217,6 +217,27 @@ fn what_an_interrupted_draft_left_is_no_obstacle_and_does_not_get_into_the_next(
 }
 
 #[test]
+fn a_sealing_that_is_cancelled_leaves_nothing_and_the_next_draft_need_not_wait_for_its_end() {
+    let ground = Ground::new();
+    let life = ground.open();
+    let place = life.layout.snapshot(SnapshotId::from_u128(1));
+    let begin = || {
+        let room = life.storage.room.reserve(MIB).unwrap();
+        let draft = life.storage.states.begin(&place, room).unwrap();
+        draft.create("state", 4096).unwrap().write_all_at(b"state", 0).unwrap();
+        draft
+    };
+    let stop = CancellationToken::new();
+    let (given_up, next) = (begin(), begin());
+    stop.cancel();
+    assert!(matches!(given_up.close(&stop), Err(Error::Cancelled)));
+    // Nor does the end of one take anything from the other.
+    let sealed = next.close(&CancellationToken::new()).unwrap().seal(manifest()).unwrap();
+    verdict(&life, sealed.place()).unwrap();
+    assert_eq!(fs::read_dir(life.layout.snapshots_dir()).unwrap().count(), 1);
+}
+
+#[test]
 fn a_sealing_that_fails_at_any_step_leaves_nothing_and_holds_nothing() {
     let points = ["state_sealed", "state_described", "state_in_place", "place taken meanwhile"];
     for point in points {

@@ -13,6 +13,7 @@ use crate::{
     ledger::{Holdings, Ledger},
     logs::older,
     saved::Sealed,
+    spec_file,
     vm::forget_memory,
 };
 
@@ -83,8 +84,7 @@ impl BringUp<'_> {
     pub(super) async fn make_vm_directory(&mut self) -> Result<(), Error> {
         let (paths, environment) = (self.paths.clone(), self.host.environment.clone());
         let spec = match self.whose {
-            // Kept for taking the VM over after a restart; it holds the tenant's environment, so
-            // nobody but us may read it.
+            // Kept for taking the VM over after a restart.
             Whose::Workspace => Some(self.spec_text()?),
             Whose::Nobody => None,
         };
@@ -101,8 +101,7 @@ impl BringUp<'_> {
     }
 
     pub(super) fn spec_text(&self) -> Result<Vec<u8>, Error> {
-        serde_json::to_vec(self.spec)
-            .map_err(|error| Error::io("writing the specification")(error.into()))
+        spec_file::text(self.spec, &*self.host.environment.seal)
     }
 
     pub(super) async fn write_intent(&mut self) -> Result<(), Error> {

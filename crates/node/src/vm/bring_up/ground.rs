@@ -148,11 +148,10 @@ fn snapshot(host: &Host, snapshot_id: SnapshotId, shape: &Shape) -> Result<Begin
     let promoted = host.promotions.may_use(snapshot_id, Instant::now());
     let promoted = promoted.then(|| promotion::of_snapshot(host, snapshot_id)).flatten();
     let promoted = promoted.filter(|promoted| check_machine(host, promoted, shape).is_ok());
+    // It may be removed meanwhile.
+    let promoted = promoted.filter(|found| states.used(found, host.environment.now()).is_ok());
     Ok(Begin::SnapshotMemory(match promoted {
-        Some(promoted) => {
-            states.used(&promoted, host.environment.now())?;
-            stream.shared(promoted)?
-        }
+        Some(promoted) => stream.shared(promoted)?,
         None => stream,
     }))
 }

@@ -475,6 +475,7 @@ fn is_hang(error: &Error) -> bool {
         | Error::Cancelled
         | Error::EndedEarly(_)
         | Error::Vmm(_)
+        | Error::Seal(_)
         | Error::RuntimeGone
         | Error::StepMissing(_)
         | Error::Planned(_) => false,

@@ -1,7 +1,6 @@
 //! Puts the parts together: node on hypervisor, control on node and store, the HTTP front on control.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -43,11 +42,6 @@ pub async fn assemble(
     environment: Environment,
     shutdown: CancellationToken,
 ) -> Result<Assembled> {
-    let ssh_listener = match config.ssh_listen {
-        // A port in use is told before anything else is opened.
-        Some(address) => Some(bind_ssh(address).await?),
-        None => None,
-    };
     let key_file = config.data_dir.join("secret.key");
     let node = Node::open(node_config(config), vmm, node_environment(&environment, &key_file))
         .await

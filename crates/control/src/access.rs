@@ -18,7 +18,7 @@ pub struct Caller {
     pub(crate) account_id: AccountId,
     pub(crate) account_handle: String,
     pub(crate) default_project_id: ProjectId,
-    pub(crate) key_id: ApiKeyId,
+    pub(crate) key_id: Option<ApiKeyId>,
 }
 
 impl Caller {
@@ -34,9 +34,9 @@ impl Caller {
         &self.account_handle
     }
 
-    /// The key that was presented.
+    /// The API key that was presented; none by whoever came with an SSH key.
     #[must_use]
-    pub fn key_id(&self) -> ApiKeyId {
+    pub fn key_id(&self) -> Option<ApiKeyId> {
         self.key_id
     }
 }

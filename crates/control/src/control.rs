@@ -127,7 +127,7 @@ impl Control {
             account_id: owner.account.id,
             account_handle: owner.account.handle,
             default_project_id: owner.default_project_id,
-            key_id: owner.key_id,
+            key_id: Some(owner.key_id),
         })
     }
 

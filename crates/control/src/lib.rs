@@ -14,8 +14,10 @@ pub mod keys;
 pub mod projects;
 pub mod quota;
 pub mod reconciler;
+pub mod route;
 pub mod sim_node;
 pub mod snapshots;
+pub mod ssh_keys;
 pub mod store;
 pub mod testing;
 pub mod workspaces;
@@ -31,6 +33,7 @@ pub use keys::{ApiKey, NewApiKey};
 pub use projects::{CreateProject, Project};
 pub use quota::Quota;
 pub use snapshots::{CreateSnapshot, DeletedSnapshot, ListSnapshots, SnapshotRef, UpdateSnapshot};
+pub use ssh_keys::SshKey;
 pub use workspaces::{
     AllStopped, ConditionalWish, CreateWorkspace, Deleted, ExpiryRenewal, ForkWorkspace, Forked,
     LifecycleChange, ListWorkspaces, Page, RestoreWorkspace, Setting, StartPolicy, UpdateWorkspace,

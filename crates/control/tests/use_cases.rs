@@ -434,7 +434,7 @@ async fn a_revoked_key_is_refused_at_once() {
     test.control.delete_key(&caller, made.key.id).await.unwrap();
     let error = test.control.authenticate(&credential).await.unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::Unauthenticated);
-    let last = test.control.delete_key(&caller, caller.key_id()).await.unwrap_err();
+    let last = test.control.delete_key(&caller, caller.key_id().unwrap()).await.unwrap_err();
     assert!(matches!(last.kind(), ErrorKind::Conflict(_)), "{last}");
     let bad = test.control.create_key(&caller, "").await.unwrap_err();
     assert!(matches!(bad.kind(), ErrorKind::Invalid(_)), "{bad}");

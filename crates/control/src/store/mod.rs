@@ -13,14 +13,15 @@ mod sqlite;
 use std::{ops::Deref, path::Path, sync::Arc};
 
 use async_trait::async_trait;
+use skerry_internal_api::KeyFingerprint;
 use skerry_model::{
-    AccountId, ApiKeyId, Demand, Plan, ProjectId, Snapshot, SnapshotId, Timestamp, Usage,
+    AccountId, ApiKeyId, Demand, Plan, ProjectId, Snapshot, SnapshotId, SshKeyId, Timestamp, Usage,
     Workspace, WorkspaceId,
 };
 
 pub use sealing::KeyRing;
 
-use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project};
+use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, SshKey};
 
 /// A handle on a store. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -89,6 +90,26 @@ pub struct KeyOwner {
     pub key_id: ApiKeyId,
     /// When the key was last used, as recorded.
     pub last_used_at: Option<Timestamp>,
+}
+
+/// Who an SSH key belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshKeyOwner {
+    /// The account.
+    pub account: Account,
+    /// The account's default project.
+    pub default_project_id: ProjectId,
+}
+
+/// What came of adding an SSH key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SshKeyInsertion {
+    /// It is the account's now.
+    Done,
+    /// Some account has it already.
+    Taken,
+    /// The account has as many as it may.
+    TooMany,
 }
 
 /// What came of revoking a key.
@@ -173,6 +194,26 @@ pub trait StateStore: Send + Sync {
 
     /// Records the use of a key, if the recorded one is older than a minute.
     async fn touch_key(&self, id: ApiKeyId, at: Timestamp) -> Result<(), Error>;
+
+    /// Records an SSH key, unless somebody has it or the account has `max` already.
+    async fn insert_ssh_key(
+        &self,
+        account_id: AccountId,
+        key: &SshKey,
+        max: u32,
+    ) -> Result<SshKeyInsertion, Error>;
+
+    /// The account's SSH keys, oldest first.
+    async fn list_ssh_keys(&self, account_id: AccountId) -> Result<Vec<SshKey>, Error>;
+
+    /// Whose SSH key has this fingerprint.
+    async fn ssh_key_owner(
+        &self,
+        fingerprint: &KeyFingerprint,
+    ) -> Result<Option<SshKeyOwner>, Error>;
+
+    /// Removes an SSH key of the account; answers whether it had it.
+    async fn remove_ssh_key(&self, account_id: AccountId, id: SshKeyId) -> Result<bool, Error>;
 
     /// Records a project; [`Write::Taken`] when the account has one of that name.
     async fn insert_project(

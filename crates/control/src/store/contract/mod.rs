@@ -4,6 +4,7 @@
 
 mod accounts;
 mod snapshots;
+mod ssh_keys;
 mod timers;
 mod together;
 mod workspaces;
@@ -23,6 +24,7 @@ use crate::{ApiKey, ListSnapshots, ListWorkspaces, Project};
 
 pub(crate) use accounts::*;
 pub(crate) use snapshots::*;
+pub(crate) use ssh_keys::*;
 pub(crate) use timers::*;
 pub(crate) use together::*;
 pub(crate) use workspaces::*;
@@ -37,6 +39,8 @@ macro_rules! store_contract {
             the_last_key_of_an_account_stays
             a_use_is_recorded_at_most_once_a_minute
             a_project_name_is_unique_within_its_account
+            an_ssh_key_is_its_accounts_until_it_is_removed
+            an_ssh_key_has_one_account_and_an_account_so_many_keys
             a_record_comes_back_as_it_was_written
             a_write_with_a_stale_revision_changes_nothing
             a_slug_is_unique_in_the_whole_installation

@@ -7,6 +7,7 @@ mod recent;
 mod records;
 mod rows;
 mod snapshots;
+mod ssh_keys;
 #[cfg(test)]
 mod tests;
 mod upgrade;
@@ -16,9 +17,10 @@ mod writer;
 use std::{path::Path, time::Duration};
 
 use async_trait::async_trait;
+use skerry_internal_api::KeyFingerprint;
 use skerry_model::{
-    AccountId, ApiKeyId, ErrorKind, Plan, ProjectId, Snapshot, SnapshotId, Timestamp, Usage,
-    Workspace, WorkspaceId,
+    AccountId, ApiKeyId, ErrorKind, Plan, ProjectId, Snapshot, SnapshotId, SshKeyId, Timestamp,
+    Usage, Workspace, WorkspaceId,
 };
 use sqlx::{
     ConnectOptions as _, QueryBuilder, Sqlite as Db, SqlitePool,
@@ -26,12 +28,12 @@ use sqlx::{
 };
 
 use super::{
-    Account, Admission, KeyOwner, KeyRemoval, SecretHash, SnapshotDeletion, StateStore, StoredKey,
-    Write,
+    Account, Admission, KeyOwner, KeyRemoval, SecretHash, SnapshotDeletion, SshKeyInsertion,
+    SshKeyOwner, StateStore, StoredKey, Write,
     row::{WorkspaceRow, id, nanos, signed, time, unsigned},
     sealing::KeyRing,
 };
-use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project};
+use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, SshKey};
 
 use accounts::{
     EnsureAccount, EnsureBootstrapKey, InsertKey, InsertProject, RemoveKey, TouchKey, key_from,
@@ -45,6 +47,7 @@ use snapshots::{
     BeginSnapshotDeletion, InsertFork, InsertSnapshot, RemoveSnapshot, UpdateSnapshot,
     snapshot_from,
 };
+use ssh_keys::{InsertSshKey, RemoveSshKey, ssh_key_from, ssh_key_owner_from};
 use writer::Writer;
 
 const READERS: u32 = 4;
@@ -208,6 +211,49 @@ impl StateStore for Sqlite {
 
     async fn touch_key(&self, key: ApiKeyId, at: Timestamp) -> Result<(), Error> {
         self.writer.run(TouchKey { key, at }).await
+    }
+
+    async fn insert_ssh_key(
+        &self,
+        account_id: AccountId,
+        key: &SshKey,
+        max: u32,
+    ) -> Result<SshKeyInsertion, Error> {
+        self.writer.run(InsertSshKey { account_id, key: key.clone(), max }).await
+    }
+
+    async fn list_ssh_keys(&self, account_id: AccountId) -> Result<Vec<SshKey>, Error> {
+        sqlx::query(
+            "SELECT id, name, public_key, fingerprint, created_at FROM ssh_keys \
+             WHERE account_id = ? ORDER BY seq",
+        )
+        .bind(account_id.to_string())
+        .fetch_all(&self.readers)
+        .await?
+        .iter()
+        .map(ssh_key_from)
+        .collect()
+    }
+
+    async fn ssh_key_owner(
+        &self,
+        fingerprint: &KeyFingerprint,
+    ) -> Result<Option<SshKeyOwner>, Error> {
+        sqlx::query(
+            "SELECT a.id AS account_id, a.handle, a.created_at, p.id AS project_id \
+             FROM ssh_keys k JOIN accounts a ON a.id = k.account_id \
+             JOIN projects p ON p.account_id = a.id AND p.is_default = 1 WHERE k.fingerprint = ?",
+        )
+        .bind(fingerprint.0.as_slice())
+        .fetch_optional(&self.readers)
+        .await?
+        .as_ref()
+        .map(ssh_key_owner_from)
+        .transpose()
+    }
+
+    async fn remove_ssh_key(&self, account_id: AccountId, key: SshKeyId) -> Result<bool, Error> {
+        self.writer.run(RemoveSshKey { account_id, key }).await
     }
 
     async fn insert_project(

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skerry_model::{
-    EnvVar, Incarnation, NodeId, Shape, SnapshotId, Timestamp, WorkspaceId,
+    EnvVar, Incarnation, NetworkPolicy, NodeId, PrivateAddress, Shape, SnapshotId, Timestamp,
+    WorkspaceId,
     spec::{ImageDigest, ImageRef, LogRetention},
 };
 use tokio::sync::broadcast;
@@ -132,6 +133,10 @@ pub struct VmReport {
     pub last_exit: Option<VmExit>,
     /// How it came to run, while it runs and that is known.
     pub start_path: Option<StartPath>,
+    /// Under which address other workspaces of the node see it, for as long as it exists; `None` on a
+    /// node without a network.
+    #[serde(default)]
+    pub private_address: Option<PrivateAddress>,
 }
 
 /// Which log of a workspace.
@@ -321,6 +326,19 @@ pub trait NodeApi: Send + Sync {
     /// How starts went.
     async fn start_statistics(&self) -> StartStatistics {
         StartStatistics::default()
+    }
+
+    /// Changes what the running VM of this incarnation may do on the network, all of it at the same
+    /// moment. What is not permitted any more ends, also in connections that exist; the others go
+    /// on. Every start begins with a policy that permits nothing.
+    async fn set_network_policy(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        policy: NetworkPolicy,
+    ) -> Result<(), NodeError> {
+        let _ = (workspace_id, incarnation, policy);
+        Err(NodeError::Unsupported("networks".to_owned()))
     }
 
     /// Removes everything the node has of the workspace: VM, disk, logs. Removing what is not there

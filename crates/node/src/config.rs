@@ -25,6 +25,17 @@ pub enum CgroupPolicy {
     Off,
 }
 
+/// Whether VMs have a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetworkChoice {
+    /// Their network card is plugged in nowhere.
+    #[default]
+    Off,
+    /// Each has a namespace of its own and a private address; nothing passes but what its policy
+    /// says ([`skerry_internal_api::NodeApi::set_network_policy`]).
+    On,
+}
+
 /// A template that is to be ready before anybody asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TemplatePreset {
@@ -84,6 +95,10 @@ pub struct NodeConfig {
     /// The most host memory that waiting VMs take in all; `None` is a tenth of what guests may be
     /// promised. 0 turns the pool off.
     pub pool_memory_mib: Option<u64>,
+    /// Whether VMs have a network.
+    pub network: NetworkChoice,
+    /// From where workspaces get their private addresses.
+    pub network_prefix: AddressPrefix,
     /// Planned failures, for tests: empty in production.
     pub faults: Faults,
 }
@@ -114,6 +129,8 @@ impl NodeConfig {
             template_presets: Vec::new(),
             pool_max_warm: 8,
             pool_memory_mib: None,
+            network: NetworkChoice::default(),
+            network_prefix: AddressPrefix::DEFAULT,
             faults: Faults::default(),
         }
     }
@@ -122,7 +139,7 @@ impl NodeConfig {
 /// Fills a buffer with random bytes.
 pub type FillRandom = dyn Fn(&mut [u8]) + Send + Sync;
 
-/// Clock and randomness, passed in so that tests own them.
+/// Clock, randomness and keys, passed in so that tests own them.
 #[derive(Clone)]
 pub struct NodeEnvironment {
     /// The time now.

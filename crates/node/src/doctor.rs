@@ -12,10 +12,12 @@ use crate::{
     NodeConfig,
     capacity::{disk_free_mib, guest_memory_limit_mib, host_memory_mib},
     cgroups::{Cgroups, Flavour},
+    config::NetworkChoice,
     error::blocking,
     host::Host,
     images::{ImageStore, KernelChoice},
     layout::planned_memory_dir,
+    network::Network,
     templates::{self, Templates},
     uids::UidPool,
 };
@@ -41,6 +43,8 @@ struct Subject<'a> {
     data_dir: &'a Path,
     memory_dir: &'a Path,
     guest_memory_mib: u64,
+    /// Why VMs cannot have a network, where they cannot.
+    no_network: Option<String>,
     /// Why no machine can be cloned, where none can.
     templates_off: Option<&'static str>,
     ready: Ready,
@@ -53,6 +57,9 @@ struct Ready {
     template_bytes: u64,
     warm: u64,
     parked: u64,
+    /// Places on the network that wait, and addresses in use.
+    places: usize,
+    addresses: usize,
 }
 
 /// Looks at this host without a running node: nothing is locked, and nothing is left behind. `Err`
@@ -76,6 +83,7 @@ pub async fn doctor(config: NodeConfig, vmm: Result<Arc<dyn Vmm>, String>) -> No
             data_dir: &data_dir,
             memory_dir: &memory_dir,
             guest_memory_mib: guest_memory_limit_mib(&config, &nearest_existing(&memory_dir)),
+            no_network: Network::unavailable(),
             templates_off: match &vmm {
                 Ok(vmm) => Templates::new(config.template_budget_mib, &**vmm).off(),
                 Err(_) => Some("there is no hypervisor"),
@@ -100,6 +108,7 @@ pub(crate) fn examine_host(host: &Host) -> NodeDoctor {
         data_dir: &host.layout.data_dir,
         memory_dir: &host.layout.memory_dir,
         guest_memory_mib: host.memory.limit_mib(),
+        no_network: Network::unavailable(),
         templates_off: host.templates.off(),
         ready: ready(host),
     })
@@ -113,6 +122,8 @@ fn ready(host: &Host) -> Ready {
         template_bytes: templates::allocated_bytes(host),
         warm: statistics.pool_warm,
         parked: statistics.pool_parked,
+        places: host.network.as_ref().map_or(0, |network| network.ready()),
+        addresses: host.network.as_ref().map_or(0, |network| network.addresses_in_use()),
     }
 }
 
@@ -139,6 +150,7 @@ fn examine(subject: &Subject<'_>) -> NodeDoctor {
         disk(subject),
         templates(subject),
         pool(subject),
+        network(subject),
     ];
     NodeDoctor { accelerator: accelerator.to_owned(), checks }
 }
@@ -333,4 +345,28 @@ fn pool(subject: &Subject<'_>) -> DoctorCheck {
         ready.warm, ready.parked, config.pool_max_warm
     );
     check(name, DoctorLevel::Ok, found, None)
+}
+
+/// What is missing means: without a network a workspace reaches nobody and nobody reaches it; exec,
+/// files and terminals have a line of their own.
+fn network(subject: &Subject<'_>) -> DoctorCheck {
+    let name = "network of workspaces";
+    let (config, ready) = (subject.config, subject.ready);
+    let remedy = "run the server as root with CAP_NET_ADMIN and CAP_SYS_ADMIN where there is /dev/net/tun, or with --network off";
+    match (config.network, &subject.no_network) {
+        // It is what was asked for.
+        (NetworkChoice::Off, _) => {
+            check(name, DoctorLevel::Ok, "switched off: workspaces reach nobody", None)
+        }
+        (NetworkChoice::On, Some(reason)) => {
+            check(name, DoctorLevel::Missing, reason, Some(remedy))
+        }
+        (NetworkChoice::On, None) => {
+            let found = format!(
+                "private addresses from {}, {} in use; {} places ready",
+                config.network_prefix, ready.addresses, ready.places
+            );
+            check(name, DoctorLevel::Ok, found, None)
+        }
+    }
 }

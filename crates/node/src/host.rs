@@ -7,7 +7,7 @@ use std::sync::{
 
 use skerry_internal_api::{NodeError, NodeEvent, StartPath, StartStatistics};
 use skerry_model::NodeId;
-use skerry_vmm::{Accelerator, Vmm};
+use skerry_vmm::{Accelerator, Cable, Vmm};
 use tokio::sync::{Semaphore, broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -18,6 +18,7 @@ use crate::{
     error::{Error, chain},
     images::ImageStore,
     layout::Layout,
+    network::Network,
     pool::Pool,
     promotion::Promotions,
     saved::Storage,
@@ -45,6 +46,8 @@ pub(crate) struct Host {
     pub promotions: Promotions,
     /// Whose turn it is to start.
     pub turns: Turns,
+    /// `None` where VMs have no network.
+    pub network: Option<Arc<Network>>,
     /// How starts went.
     pub starts: StartCounters,
     pub events: broadcast::Sender<NodeEvent>,
@@ -76,6 +79,14 @@ impl Host {
     /// quicker, but a host that restores many at once is slow.
     pub fn restore_bound(&self) -> std::time::Duration {
         self.boot_bound() / 2
+    }
+
+    /// What every VM's network card is plugged into here, as far as it belongs to the machine.
+    pub fn cable(&self) -> Cable {
+        match self.network {
+            None => Cable::Loose,
+            Some(_) => Cable::Tap { tap: None },
+        }
     }
 
     pub fn count_repeated_boot(&self) {

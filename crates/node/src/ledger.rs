@@ -21,6 +21,7 @@ use crate::{
     Error,
     error::blocking,
     layout::{sync_parent, write_durably},
+    network::NetworkHolding,
 };
 
 /// More than any honest ledger: it is written anew at every start.
@@ -40,6 +41,9 @@ pub(crate) struct Holdings {
     pub uid: Option<u32>,
     /// Memory promised to the guest.
     pub memory_mib: MemMib,
+    /// Its place on the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkHolding>,
 }
 
 /// One line.

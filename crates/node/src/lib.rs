@@ -26,8 +26,6 @@ mod layout;
 mod ledger;
 mod logged_guest;
 mod logs;
-#[cfg_attr(not(test), expect(dead_code, reason = "VMs are joined to it by the next change"))]
-#[cfg_attr(not(test), expect(dead_code, reason = "VMs are joined to it by the next change"))]
 mod network;
 mod node;
 mod pool;
@@ -38,13 +36,15 @@ mod saved;
 mod saving;
 mod seal;
 mod snapshots;
-mod uids;
 mod spec_file;
 mod templates;
 mod turns;
+mod uids;
 mod vm;
 
-pub use config::{CgroupPolicy, FillRandom, NodeConfig, NodeEnvironment, TemplatePreset, UidRange};
+pub use config::{
+    CgroupPolicy, FillRandom, NetworkChoice, NodeConfig, NodeEnvironment, TemplatePreset, UidRange,
+};
 pub use disk::write_empty_overlay;
 pub use doctor::doctor;
 pub use error::Error;

@@ -12,13 +12,13 @@ use skerry_internal_api::{
     NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmPhase, VmReport,
     VmSpec,
 };
-use skerry_model::{Incarnation, NodeId, SnapshotId, WorkspaceId};
+use skerry_model::{Incarnation, NetworkPolicy, NodeId, SnapshotId, WorkspaceId};
 use skerry_vmm::Vmm;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    NodeConfig, NodeEnvironment,
+    NetworkChoice, NodeConfig, NodeEnvironment,
     capacity::{MemoryBooks, disk_free_mib, guest_memory_limit_mib},
     cgroups::Cgroups,
     doctor,
@@ -28,6 +28,7 @@ use crate::{
     layout::{Layout, node_id},
     ledger::Ledger,
     logs,
+    network::Network,
     pool::{self, Pool},
     promotion::Promotions,
     recovery::{Recovered, recover},
@@ -94,6 +95,7 @@ impl Node {
             node.adopt_slot(workspace_id, ledger, found);
         }
         node.start_keeper();
+        node.keep_network_ready();
         Ok(node)
     }
 
@@ -112,6 +114,13 @@ impl Node {
         });
     }
 
+    /// Makes places on the network ahead, if there is one.
+    fn keep_network_ready(&self) {
+        let Some(network) = self.host.network.clone() else { return };
+        let ends = [self.host.abandon.clone(), self.host.shutdown.clone()];
+        self.host.tasks.spawn(network.keep_ready(ends));
+    }
+
     /// Works until `shutdown` is cancelled, then ends in good order.
     pub async fn run(&self, shutdown: CancellationToken) {
         shutdown.cancelled().await;
@@ -127,6 +136,9 @@ impl Node {
         let host = Arc::clone(&self.host);
         // Nothing to be done about a failure: the directories are merely left.
         let _ = blocking(move || {
+            if let Some(network) = &host.network {
+                network.close()?;
+            }
             host.cgroups.leave();
             host.layout.leave();
             Ok(())
@@ -272,6 +284,7 @@ fn open_host(
         tracing::warn!(reason, "VMs run without uids of their own");
     }
     let memory = MemoryBooks::new(guest_memory_limit_mib(&config, &layout.memory_dir));
+    let network = open_network(&config, &layout)?;
     let shutdown = CancellationToken::new();
     let templates = Templates::new(config.template_budget_mib, &*vmm);
     let promotions = Promotions::new(templates.off().is_none());
@@ -291,6 +304,7 @@ fn open_host(
         templates,
         pool,
         promotions,
+        network,
         starts: StartCounters::default(),
         events: broadcast::Sender::new(EVENTS),
         shutdown,
@@ -300,6 +314,18 @@ fn open_host(
         flattening: Arc::new(Semaphore::new(1)),
         repeated_boots: AtomicU64::new(0),
     })
+}
+
+fn open_network(config: &NodeConfig, layout: &Layout) -> Result<Option<Arc<Network>>, Error> {
+    match (config.network, Network::unavailable()) {
+        (NetworkChoice::Off, _) => Ok(None),
+        (NetworkChoice::On, Some(problem)) => Err(Error::Config { setting: "network", problem }),
+        (NetworkChoice::On, None) => {
+            // A start that finds none waiting makes its own.
+            let ahead = usize::try_from(config.pool_max_warm).unwrap_or(usize::MAX).clamp(1, 16);
+            Network::open(&layout.tag, config.network_prefix, ahead).map(Arc::new).map(Some)
+        }
+    }
 }
 
 #[async_trait]
@@ -412,6 +438,20 @@ impl NodeApi for Node {
 
     async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport> {
         self.slot(workspace_id)?.status.borrow().report.clone()
+    }
+
+    async fn set_network_policy(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        policy: NetworkPolicy,
+    ) -> Result<(), NodeError> {
+        let policy = Arc::new(policy);
+        let request = |_: &Slot, answer| {
+            let policy = Arc::clone(&policy);
+            Request::SetNetworkPolicy { incarnation, policy, answer }
+        };
+        self.ask_owner(workspace_id, request).await
     }
 
     async fn awaits_turn(&self, workspace_id: WorkspaceId) -> bool {

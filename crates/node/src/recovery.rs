@@ -60,6 +60,9 @@ pub(crate) async fn recover(host: &Arc<Host>) -> Result<Vec<Recovered>, Error> {
 
 async fn recover_one(host: &Arc<Host>, workspace_id: WorkspaceId) -> Recovered {
     let paths = host.layout.vm(workspace_id);
+    if let Err(error) = adopt_address(host, &paths).await {
+        tracing::error!(workspace.id = %workspace_id, error = chain(&error), "its address is lost");
+    }
     let (ledger, outcome) = match open_ledger(&paths).await {
         Ok(Some(ledger)) => {
             let outcome = settle(host, &paths, &ledger).await;
@@ -80,9 +83,19 @@ async fn recover_one(host: &Arc<Host>, workspace_id: WorkspaceId) -> Recovered {
 /// Books what an earlier start holds, whether it runs or could not be released: a process that may
 /// still be there must not share its uid, nor its memory, with a new VM.
 pub(crate) fn reclaim(host: &Host, holdings: &Holdings) -> Leases {
+    if let (Some(network), Some(place)) = (&host.network, &holdings.network) {
+        network.adopt(place);
+    }
     // A uid the configuration no longer has is still this process's; it only cannot be given twice.
     let uid = holdings.uid.and_then(|uid| host.uids.as_ref().ok()?.claim(uid));
     Leases { uid, memory: host.memory.acknowledge(holdings.memory_mib) }
+}
+
+/// What it is called by others stays its own, also while it is stopped.
+async fn adopt_address(host: &Arc<Host>, paths: &VmPaths) -> Result<(), Error> {
+    let Some(network) = host.network.clone() else { return Ok(()) };
+    let dir = paths.dir.clone();
+    blocking(move || network.adopt_address(&dir).map(drop)).await
 }
 
 async fn open_ledger(paths: &VmPaths) -> Result<Option<Ledger>, Error> {
@@ -267,6 +280,9 @@ async fn sweep(host: &Arc<Host>, recovered: &[Recovered]) -> Result<(), Error> {
         for file in host.layout.stray_memory_files(|id| in_use.contains(&id)) {
             tracing::warn!(file = %file.display(), "stray memory file removed");
             remove_file(&file)?;
+        }
+        if let Some(network) = host.network.as_ref().filter(|_| all_known) {
+            network.sweep()?;
         }
         let runs_in = |dir: &Path| held.iter().any(|one| one.run_dir.as_deref() == Some(dir));
         for dir in host.layout.stray_run_dirs(|dir| !all_known || runs_in(dir)) {

@@ -14,6 +14,7 @@ use crate::{
     host::{Host, StepFailed},
     layout::{VmPaths, names_in, remove_dir, remove_file, remove_tree},
     ledger::{Entry, Ledger},
+    network,
 };
 
 /// Killing is a signal and a wait; a process that the kernel does not let go within this time is
@@ -60,6 +61,14 @@ pub(crate) async fn release_all(
         let cgroups = holdings.cgroups.clone();
         undo(host, "release_cgroup", move || {
             cgroups.iter().try_for_each(|group| remove_group(group))
+        })
+        .await?;
+        let (network, place) = (host.network.clone(), holdings.network.clone());
+        undo(host, "release_network", move || match (&network, &place) {
+            (Some(network), Some(place)) => network.release(place),
+            // It was switched off since.
+            (None, Some(place)) => network::release(place),
+            (_, None) => Ok(()),
         })
         .await?;
         let run_dir = holdings.run_dir.clone();
@@ -117,7 +126,11 @@ async fn remove_directory(host: &Host, paths: &VmPaths) -> Result<(), StepFailed
     let ledger = paths.ledger.clone();
     undo(host, "release_ledger", move || remove_file(&ledger)).await?;
     let dir = paths.dir.clone();
-    undo(host, "deleted", move || remove_dir(&dir)).await
+    undo(host, "deleted", move || remove_dir(&dir)).await?;
+    if let Some(network) = &host.network {
+        network.forget(&paths.dir);
+    }
+    Ok(())
 }
 
 /// One undo, off the async threads, and the point after it where a failure may be planned.

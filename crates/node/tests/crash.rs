@@ -16,12 +16,13 @@ use support::{
 const ID: WorkspaceId = WorkspaceId::from_u128(1);
 
 /// The steps of a start at which a crash leaves something to be rolled back.
-const UP: [&str; 11] = [
+const UP: [&str; 12] = [
     "reserve",
     "vm_directory",
     "ledger_intent",
     "run_directory",
     "cgroup",
+    "network",
     "disk",
     "memory_file",
     "console_log",
@@ -30,10 +31,11 @@ const UP: [&str; 11] = [
     "guest_ready",
 ];
 /// The undos of a stop.
-const DOWN: [&str; 7] = [
+const DOWN: [&str; 8] = [
     "release_process",
     "release_memory_file",
     "release_cgroup",
+    "release_network",
     "release_run_directory",
     "release_uid",
     "release_replacement",

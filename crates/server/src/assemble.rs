@@ -80,6 +80,8 @@ pub fn node_config(config: &Config) -> NodeConfig {
     node.template_budget_mib = config.template_budget_mib;
     node.pool_max_warm = config.pool_max_warm;
     node.pool_memory_mib = config.pool_memory_mib;
+    node.network = config.network;
+    node.network_prefix = config.network_prefix;
     let preset = |template: &TemplateSettings| TemplatePreset {
         image: ImageRef(template.image.clone()),
         shape: template.shape(config.plan.as_ref()),

@@ -16,7 +16,7 @@ use skerry_model::{
     limits::{Pool, Range},
     spec::CpuKind,
 };
-use skerry_node::{Faults, images::KernelChoice};
+use skerry_node::{AddressPrefix, Faults, NetworkChoice, images::KernelChoice};
 
 /// What happens to running workspaces when the server is told to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -61,6 +61,26 @@ impl From<KernelSetting> for KernelChoice {
             KernelSetting::Auto => Self::Auto,
             KernelSetting::Distribution => Self::Distribution,
             KernelSetting::Small => Self::Small,
+        }
+    }
+}
+
+/// Whether workspaces have a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkSetting {
+    /// They reach nobody.
+    #[default]
+    Off,
+    /// Each has a private address; the policy says what passes.
+    On,
+}
+
+impl From<NetworkSetting> for NetworkChoice {
+    fn from(setting: NetworkSetting) -> Self {
+        match setting {
+            NetworkSetting::Off => Self::Off,
+            NetworkSetting::On => Self::On,
         }
     }
 }
@@ -128,6 +148,13 @@ pub struct Settings {
     /// The most MiB of memory that waiting VMs take [default: a tenth of what guests may have]
     #[arg(long, env = "SKERRY_POOL_MEMORY_MIB", value_name = "MIB")]
     pub pool_memory_mib: Option<u64>,
+    /// Whether workspaces have a network card that is plugged in, and a private address; needs root
+    /// [default: off]
+    #[arg(long, env = "SKERRY_NETWORK", value_name = "off|on")]
+    pub network: Option<NetworkSetting>,
+    /// From where workspaces get their private addresses [default: 10.201.0.0/16]
+    #[arg(long, env = "SKERRY_NETWORK_PREFIX", value_name = "PREFIX")]
+    pub network_prefix: Option<String>,
     /// Templates to make ahead of time; others are made when a workspace of their image and shape has
     /// booted
     #[arg(skip)]
@@ -198,6 +225,10 @@ pub struct Config {
     pub pool_max_warm: u32,
     /// See [`Settings::pool_memory_mib`].
     pub pool_memory_mib: Option<u64>,
+    /// See [`Settings::network`].
+    pub network: NetworkChoice,
+    /// See [`Settings::network_prefix`].
+    pub network_prefix: AddressPrefix,
     /// See [`Settings::templates`].
     pub templates: Vec<TemplateSettings>,
     /// See [`Settings::image_aliases`].
@@ -266,6 +297,8 @@ impl Settings {
             template_budget_mib: self.template_budget_mib.or(weaker.template_budget_mib),
             pool_max_warm: self.pool_max_warm.or(weaker.pool_max_warm),
             pool_memory_mib: self.pool_memory_mib.or(weaker.pool_memory_mib),
+            network: self.network.or(weaker.network),
+            network_prefix: self.network_prefix.or(weaker.network_prefix),
             templates: if self.templates.is_empty() { weaker.templates } else { self.templates },
             image_aliases: if self.image_aliases.is_empty() {
                 weaker.image_aliases
@@ -303,6 +336,10 @@ impl Settings {
             plan.check().map_err(|problem| anyhow!("plan: {problem}"))?;
         }
         let stop_grace_seconds = self.stop_grace_seconds.unwrap_or(10);
+        let network_prefix = match self.network_prefix.as_deref() {
+            Some(text) => text.parse().map_err(|problem| anyhow!("network_prefix: {problem}"))?,
+            None => AddressPrefix::DEFAULT,
+        };
         Ok(Config {
             data_dir,
             image_dir,
@@ -325,6 +362,8 @@ impl Settings {
             template_budget_mib: self.template_budget_mib.unwrap_or(4096),
             pool_max_warm: self.pool_max_warm.unwrap_or(8),
             pool_memory_mib: self.pool_memory_mib,
+            network: self.network.unwrap_or_default().into(),
+            network_prefix,
             templates: self.templates,
             image_aliases: self.image_aliases,
             plan: self.plan,

@@ -362,6 +362,7 @@ impl SimVm {
                 ready_at: None,
                 pid: None,
                 last_exit: None,
+                private_address: None,
             },
             guest: SimGuest::new(&spec, Arc::clone(now)),
             spec,

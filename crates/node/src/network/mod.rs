@@ -18,26 +18,29 @@ mod tests;
 mod wiring;
 
 use std::{
-    collections::BTreeSet,
-    fs,
-    os::fd::{BorrowedFd, OwnedFd},
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::Ipv4Addr,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
 use skerry_model::{NetworkPolicy, PrivateAddress};
+use tokio_util::sync::CancellationToken;
 
-use self::{addresses::AddressBook, namespace::Namespace, slots::Slots};
+use self::{
+    addresses::{AddressBook, AddressLease},
+    namespace::Namespace,
+    slots::Slots,
+};
 use crate::{
     Error,
     error::{blocking, chain},
 };
 
-#[cfg_attr(not(test), expect(unused_imports, reason = "VMs are joined by the next change"))]
-pub(crate) use self::{
-    addresses::AddressLease,
-    wiring::{GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX_BITS},
-};
+pub(crate) use self::wiring::{GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX_BITS};
 pub use prefix::AddressPrefix;
 
 /// What of the host a VM's place on the network is, as its ledger has it.
@@ -59,9 +62,8 @@ pub(crate) struct Place {
 
 impl Place {
     /// The guest's frames.
-    pub fn tap(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
-        self.tap.as_fd()
+    pub fn into_tap(self) -> OwnedFd {
+        self.tap
     }
 }
 
@@ -80,8 +82,43 @@ pub(crate) struct Network {
     tag: String,
     hub: Namespace,
     addresses: AddressBook,
+    /// By the directories of the VMs that have them.
+    assigned: Mutex<BTreeMap<PathBuf, AddressLease>>,
     slots: Slots,
 }
+
+/// A place that is somebody's, but not yet in a ledger: given back when dropped before it is.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    network: Arc<Network>,
+    holding: NetworkHolding,
+    reserved: Option<Reserved>,
+    in_ledger: bool,
+}
+
+impl Reservation {
+    /// What the ledger is to say. From here on the place is released by it.
+    pub fn enter_in_ledger(&mut self) -> NetworkHolding {
+        self.in_ledger = true;
+        self.holding.clone()
+    }
+
+    /// What has to be made, once; and its names.
+    pub fn take(&mut self) -> (Option<Reserved>, NetworkHolding) {
+        (self.reserved.take(), self.holding.clone())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(reserved) = self.reserved.take().filter(|_| !self.in_ledger) {
+            self.network.slots.put_back(reserved);
+        }
+    }
+}
+
+/// In a VM's directory: its private address. It goes where the VM's disk goes.
+const ADDRESS_FILE: &str = "private-address";
 
 impl Network {
     /// Makes or finds the hub of the node that is known by `tag`, eight hexadecimal digits. `ahead`
@@ -92,7 +129,13 @@ impl Network {
     pub fn open(tag: &str, prefix: AddressPrefix, ahead: usize) -> Result<Self, Error> {
         let addresses = AddressBook::new(prefix);
         let hub = wiring::open_hub(&hub_name(tag), addresses.gateway())?;
-        Ok(Self { tag: tag.to_owned(), hub, addresses, slots: Slots::new(ahead) })
+        Ok(Self {
+            tag: tag.to_owned(),
+            hub,
+            addresses,
+            assigned: Mutex::default(),
+            slots: Slots::new(ahead),
+        })
     }
 
     /// Why VMs cannot have a network here, where they cannot. Makes nothing.
@@ -104,13 +147,84 @@ impl Network {
     }
 
     /// The addresses of this node's workspaces.
+    #[cfg(test)]
     pub fn addresses(&self) -> &AddressBook {
         &self.addresses
+    }
+
+    /// How many workspaces have an address.
+    pub fn addresses_in_use(&self) -> usize {
+        self.addresses.in_use()
     }
 
     /// How many places wait.
     pub fn ready(&self) -> usize {
         self.slots.ready()
+    }
+
+    /// [`Network::reserve`] for whoever may be dropped before a ledger names the place.
+    pub fn reservation(self: &Arc<Self>) -> Result<Reservation, Error> {
+        let reserved = self.reserve()?;
+        let holding = self.holding(&reserved);
+        let network = Arc::clone(self);
+        Ok(Reservation { network, holding, reserved: Some(reserved), in_ledger: false })
+    }
+
+    /// The address of the VM in `dir`, which it gets if it has none. Blocks.
+    pub fn address_in(&self, dir: &Path) -> Result<PrivateAddress, Error> {
+        if let Some(address) = self.known_address(dir) {
+            return Ok(address);
+        }
+        if let Some(address) = self.adopt_address(dir)? {
+            return Ok(address);
+        }
+        let lease = self.addresses.lease()?;
+        let address = lease.address();
+        let content = format!("{address}\n");
+        crate::layout::write_durably(&dir.join(ADDRESS_FILE), content.as_bytes())?;
+        self.assigned().insert(dir.to_owned(), lease);
+        Ok(address)
+    }
+
+    /// Notes the address that the VM in `dir` has; `None` when it has none, or one that cannot be its
+    /// own any more. Blocks.
+    pub fn adopt_address(&self, dir: &Path) -> Result<Option<PrivateAddress>, Error> {
+        let file = dir.join(ADDRESS_FILE);
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::path("reading", &file)(error)),
+        };
+        let address = text.trim().parse::<Ipv4Addr>().ok().map(PrivateAddress);
+        let Some(lease) = address.and_then(|address| self.addresses.claim(address)) else {
+            tracing::warn!(file = %file.display(), "an address that cannot be kept");
+            return Ok(None);
+        };
+        let address = lease.address();
+        self.assigned().insert(dir.to_owned(), lease);
+        Ok(Some(address))
+    }
+
+    /// The address of the VM in `dir`, as far as that is known without looking.
+    pub fn known_address(&self, dir: &Path) -> Option<PrivateAddress> {
+        self.assigned().get(dir).map(AddressLease::address)
+    }
+
+    /// A VM's directory has another name.
+    pub fn moved(&self, from: &Path, to: &Path) {
+        let mut assigned = self.assigned();
+        if let Some(lease) = assigned.remove(from) {
+            assigned.insert(to.to_owned(), lease);
+        }
+    }
+
+    /// A VM's directory is gone, and with it its right to the address.
+    pub fn forget(&self, dir: &Path) {
+        self.assigned().remove(dir);
+    }
+
+    fn assigned(&self) -> MutexGuard<'_, BTreeMap<PathBuf, AddressLease>> {
+        self.assigned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A place: one that was made ahead, or a number for a new one. Its names can be written down
@@ -157,7 +271,7 @@ impl Network {
 
     /// Undoes [`Network::make`] and everything after it; that nothing is there is a success. Blocks.
     pub fn release(&self, holding: &NetworkHolding) -> Result<(), Error> {
-        wiring::remove_vm_side(&holding.namespace, &holding.port, &self.hub)?;
+        release(holding)?;
         if let Some(number) = self.number_of(&holding.namespace) {
             self.slots.give_back(number);
         }
@@ -211,18 +325,24 @@ impl Network {
         }
     }
 
-    /// Keeps places ready until it is dropped.
-    pub async fn keep_ready(self: Arc<Self>) {
-        loop {
+    /// Keeps places ready until one of `ends` is cancelled. Not to be dropped before that: what is
+    /// being made is made to its end.
+    pub async fn keep_ready(self: Arc<Self>, ends: [CancellationToken; 2]) {
+        let [one, other] = ends;
+        while !one.is_cancelled() && !other.is_cancelled() {
             let network = Arc::clone(&self);
             match blocking(move || network.refill_one()).await {
-                Ok(true) => {}
-                Ok(false) => self.slots.changed().await,
+                Ok(true) => continue,
+                Ok(false) => {}
+                // A VM makes its own place and says what is wrong.
                 Err(error) => {
-                    // A VM makes its own place and says what is wrong.
                     tracing::error!(error = chain(&error), "no network place could be made ahead");
-                    self.slots.changed().await;
                 }
+            }
+            tokio::select! {
+                () = one.cancelled() => {}
+                () = other.cancelled() => {}
+                () = self.slots.changed() => {}
             }
         }
     }
@@ -255,6 +375,18 @@ impl Network {
     fn number_of(&self, namespace: &str) -> Option<u32> {
         let number = namespace.strip_prefix(&hub_name(&self.tag))?.strip_prefix('-')?;
         number.parse().ok()
+    }
+}
+
+/// [`Network::release`] on a node that has no network any more. Blocks.
+pub(crate) fn release(holding: &NetworkHolding) -> Result<(), Error> {
+    let hub = holding.namespace.rsplit_once('-').map(|(hub, _)| hub);
+    match hub.filter(|hub| Namespace::exists(hub)) {
+        Some(hub) => {
+            wiring::remove_vm_side(&holding.namespace, &holding.port, &Namespace::open(hub)?)
+        }
+        // The cable has gone with it.
+        None => Namespace::remove(&holding.namespace),
     }
 }
 

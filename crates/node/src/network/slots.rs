@@ -66,6 +66,17 @@ impl Slots {
         books.ready.push_back(place);
     }
 
+    /// One that was taken and is not needed after all.
+    pub fn put_back(&self, reserved: Reserved) {
+        let mut books = self.lock();
+        match reserved {
+            Reserved::Made(place) => books.ready.push_front(place),
+            Reserved::Named(number) => {
+                books.numbers.remove(&number);
+            }
+        }
+    }
+
     /// One that could not be made to wait, and of which nothing is there. Nobody is woken: the next
     /// would not come about either.
     pub fn not_made(&self, number: u32) {

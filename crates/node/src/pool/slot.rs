@@ -37,6 +37,7 @@ const PARK: &[Step] = &[
     Step::LedgerIntent,
     Step::RunDirectory,
     Step::Cgroup,
+    Step::Network,
     Step::Disk,
     Step::ConsoleLog,
     Step::Park,

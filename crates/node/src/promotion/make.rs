@@ -31,6 +31,7 @@ const LOAD: &[Step] = &[
     Step::LedgerIntent,
     Step::RunDirectory,
     Step::Cgroup,
+    Step::Network,
     Step::Disk,
     Step::MemoryFile,
     Step::ConsoleLog,

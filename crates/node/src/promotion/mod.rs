@@ -254,7 +254,7 @@ pub(crate) fn snapshot_at(host: &Host, place: &Path) -> Option<SnapshotId> {
 /// Removes what was saved of machines that do not exist here any more. Blocks.
 pub(crate) fn remove_outdated(host: &Host) -> Result<(), Error> {
     for sealed in all(host)? {
-        let fingerprint = host.vmm.fingerprint(&machine_of(&sealed.manifest.shape));
+        let fingerprint = host.vmm.fingerprint(&machine_of(&sealed.manifest.shape, host.cable()));
         if sealed.manifest.fingerprint.as_ref() != Some(&fingerprint) {
             tracing::info!(place = %sealed.place().display(), "outdated promoted memory removed");
             host.storage.states.delete(sealed.place())?;

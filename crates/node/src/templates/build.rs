@@ -37,6 +37,7 @@ const BOOT: &[Step] = &[
     Step::LedgerIntent,
     Step::RunDirectory,
     Step::Cgroup,
+    Step::Network,
     Step::Disk,
     Step::MemoryFile,
     Step::ConsoleLog,
@@ -141,7 +142,7 @@ async fn seal(
         Ok(Manifest {
             about: About::Template,
             created_at: making.environment.now(),
-            fingerprint: Some(making.vmm.fingerprint(&machine_of(&shape))),
+            fingerprint: Some(making.vmm.fingerprint(&machine_of(&shape, making.cable()))),
             shape,
             image_digest,
             disk_size_bytes: chain.size_bytes,

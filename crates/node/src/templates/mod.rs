@@ -147,7 +147,7 @@ impl Templates {
     /// Which template stands for a boot of this; `None` when none may.
     pub fn key(
         &self,
-        vmm: &dyn Vmm,
+        host: &Host,
         image: &ImageDigest,
         boot: &BootFiles,
         shape: &Shape,
@@ -155,7 +155,7 @@ impl Templates {
         if self.off.is_some() {
             return None;
         }
-        let fingerprint = vmm.fingerprint(&machine_of(shape));
+        let fingerprint = host.vmm.fingerprint(&machine_of(shape, host.cable()));
         let boot = &boot.digest();
         Some(TemplateKey::of(&Ingredients { image, boot, fingerprint: &fingerprint, shape }))
     }
@@ -293,7 +293,7 @@ fn remove_outdated(host: &Host) -> Result<(), Error> {
         let current = sealed.ok().and_then(|sealed| {
             let manifest = &sealed.manifest;
             host.images.by_digest(&manifest.image_digest).ok()?;
-            host.templates.key(&*host.vmm, &manifest.image_digest, &boot, &manifest.shape)
+            host.templates.key(host, &manifest.image_digest, &boot, &manifest.shape)
         });
         if current.is_none_or(|key| key.to_string() != name) {
             tracing::info!(template = name, "outdated template removed");
@@ -347,7 +347,7 @@ pub(crate) fn presets(host: &Host) -> Vec<(TemplateKey, Recipe)> {
                 return None;
             }
         };
-        let key = host.templates.key(&*host.vmm, &image_digest, &boot, &preset.shape)?;
+        let key = host.templates.key(host, &image_digest, &boot, &preset.shape)?;
         Some((key, Recipe { image_digest, shape: preset.shape }))
     };
     host.config.template_presets.iter().filter_map(preset).collect()

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use skerry_internal_api::{
     GuestApi, NodeError, SnapshotContents, SnapshotInfo, StopMode, VmReport, VmSpec,
 };
-use skerry_model::{Incarnation, SnapshotId, WorkspaceId};
+use skerry_model::{Incarnation, NetworkPolicy, SnapshotId, WorkspaceId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +56,8 @@ pub(crate) enum Request {
         cancel: CancellationToken,
         answer: Answer<SnapshotInfo>,
     },
+    /// Change what it may do on the network.
+    SetNetworkPolicy { incarnation: Incarnation, policy: Arc<NetworkPolicy>, answer: Answer<()> },
     /// Remove everything.
     Delete { answer: Answer<()> },
 }

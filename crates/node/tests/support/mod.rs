@@ -24,7 +24,7 @@ use skerry_model::{
     DiskMib, EnvVar, Incarnation, MemMib, Shape, Timestamp, VcpuCount, WorkspaceId,
     spec::{CpuKind, LogRetention},
 };
-use skerry_node::{Faults, Node, NodeConfig, NodeEnvironment};
+use skerry_node::{Faults, NetworkChoice, Node, NodeConfig, NodeEnvironment};
 use skerry_vmm::fake::FakeVmm;
 
 pub use machine::Machine;
@@ -85,6 +85,11 @@ impl World {
         Self { template_budget_mib: 1024, pool_max_warm, ..Self::new() }
     }
 
+    /// The same with a network.
+    pub fn networked(self) -> Self {
+        Self { network: NetworkChoice::On, ..self }
+    }
+
     pub fn config(&self) -> NodeConfig {
         let mut config = NodeConfig::new(self.data_dir(), self.image_dir());
         config.memory_dir = Some(self.memory_dir());
@@ -94,6 +99,7 @@ impl World {
         config.min_disk_free_mib = 1;
         config.template_budget_mib = self.template_budget_mib;
         config.pool_max_warm = self.pool_max_warm;
+        config.network = self.network;
         config.faults = self.faults.clone();
         config
     }

@@ -13,7 +13,7 @@ use skerry_model::{
     DiskMib, EnvVar, Incarnation, MemMib, Shape, Timestamp, VcpuCount, WorkspaceId,
     spec::{CpuKind, ImageDigest, ImageRef, LogRetention},
 };
-use skerry_node::{Faults, Node, NodeConfig, NodeEnvironment, images::ImageStore};
+use skerry_node::{Faults, NetworkChoice, Node, NodeConfig, NodeEnvironment, images::ImageStore};
 use skerry_vmm::{
     Vmm,
     qemu::{AcceleratorChoice, QemuConfig, QemuVmm},
@@ -34,6 +34,8 @@ pub struct RealWorld {
     pub template_budget_mib: u64,
     /// VMs that may wait in the pool.
     pub pool_max_warm: u32,
+    /// Whether VMs get a network.
+    pub network: NetworkChoice,
     /// Random, because these tests may run at the same time on one host.
     pub id: WorkspaceId,
 }
@@ -58,6 +60,7 @@ impl RealWorld {
             faults: Faults::default(),
             template_budget_mib: 0,
             pool_max_warm: 0,
+            network: NetworkChoice::Off,
             id: WorkspaceId::from_random(rand::random()),
         }
     }
@@ -67,6 +70,7 @@ impl RealWorld {
         config.faults = self.faults.clone();
         config.template_budget_mib = self.template_budget_mib;
         config.pool_max_warm = self.pool_max_warm;
+        config.network = self.network;
         let environment = NodeEnvironment {
             now: Arc::new(Timestamp::now),
             fill_random: Arc::new(|bytes| rand::fill(bytes)),

@@ -16,8 +16,8 @@ use nix::{
 use skerry_model::{NetworkPolicy, Opening, PortRange, PrivateAddress, Transport};
 
 use super::super::{
-    AddressLease, GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX_BITS, Namespace, Network,
-    NetworkHolding, Place, links::Links, tap,
+    GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX_BITS, Namespace, Network, NetworkHolding,
+    Place, addresses::AddressLease, links::Links, tap,
 };
 
 const VNET_HEADER_BYTES: usize = 10;
@@ -108,15 +108,15 @@ impl<'a> Guest<'a> {
     pub fn send(&self, frame: &[u8]) {
         // The header of virtio_net: nothing is left to the receiver.
         let packet = [&[0; VNET_HEADER_BYTES], frame].concat();
-        assert_eq!(write(self.place.tap(), &packet).unwrap(), packet.len());
+        assert_eq!(write(self.place.tap.as_fd(), &packet).unwrap(), packet.len());
     }
 
     /// The next frame for the guest.
     pub fn receive(&self) -> Vec<u8> {
-        let mut ready = [PollFd::new(self.place.tap(), PollFlags::POLLIN)];
+        let mut ready = [PollFd::new(self.place.tap.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut ready, PATIENCE_MS).unwrap(), 1, "no frame came");
         let mut buffer = [0; 2048];
-        let count = read(self.place.tap(), &mut buffer).unwrap();
+        let count = read(self.place.tap.as_fd(), &mut buffer).unwrap();
         buffer[VNET_HEADER_BYTES..count].to_vec()
     }
 
@@ -161,7 +161,7 @@ impl<'a> Booted<'a> {
                 Ok(tap)
             })
             .unwrap();
-        let outer = guest.place.tap().try_clone_to_owned().unwrap();
+        let outer = guest.place.tap.try_clone().unwrap();
         let (stopped, stop) = nix::unistd::pipe().unwrap();
         let pump = std::thread::spawn(move || pump(&own, &outer, &stopped));
         Self { guest, inside, stop: Some(stop), pump: Some(pump) }

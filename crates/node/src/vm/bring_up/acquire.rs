@@ -33,7 +33,8 @@ impl BringUp<'_> {
             self.choose_again();
         }
         self.await_turn().await?;
-        self.lease_uid()
+        self.lease_uid()?;
+        self.reserve_place()
     }
 
     pub(super) async fn look(&self) -> Result<Ground, Error> {
@@ -119,6 +120,7 @@ impl BringUp<'_> {
             cgroups: self.host.cgroups.paths(self.spec.workspace_id),
             uid: self.uid.as_ref().map(|lease| lease.uid()),
             memory_mib: self.spec.shape.memory_mib,
+            network: self.place_to_hold(),
         };
         ledger.begin(self.spec.incarnation, holdings).await?;
         match self.source()? {

@@ -71,6 +71,9 @@ impl BringUp<'_> {
             host.config.faults.after_blocking("claim_intent")?;
             fs::rename(&move_.from, &move_.to).map_err(Error::path("claiming", &move_.from))?;
             host.storage.disks.moved(&move_.from, &move_.to);
+            if let Some(network) = &host.network {
+                network.moved(&move_.from, &move_.to);
+            }
             Ok(ledger)
         })
         .await

@@ -91,7 +91,7 @@ impl Ground {
         let key = boot
             .as_ref()
             .filter(|_| matches!(begin, Begin::Nothing))
-            .and_then(|boot| host.templates.key(&*host.vmm, &image_digest, boot, shape));
+            .and_then(|boot| host.templates.key(host, &image_digest, boot, shape));
         let base_bytes = image.disk_bytes();
         Ok(Self { image_digest, base: image.disk, base_bytes, boot, key, begin })
     }
@@ -164,7 +164,7 @@ fn same_machine(saved: &Shape, wanted: &Shape) -> bool {
 }
 
 fn check_machine(host: &Host, sealed: &Sealed, shape: &Shape) -> Result<(), Error> {
-    let fingerprint = host.vmm.fingerprint(&machine_of(shape));
+    let fingerprint = host.vmm.fingerprint(&machine_of(shape, host.cable()));
     if sealed.manifest.fingerprint.as_ref() == Some(&fingerprint) {
         return Ok(());
     }

@@ -30,6 +30,7 @@ impl BringUp<'_> {
         let without_cgroup =
             || shape.memory_mib.bytes().saturating_add(ADDRESS_SPACE_OVERHEAD_BYTES);
         let boot = ground.boot.as_ref();
+        let (mac, cable) = self.card(identity.mac)?;
         Ok(BootSpec {
             label: format!("vm-{}", self.spec.workspace_id.as_uuid().simple()),
             run_dir: self.paths.run_dir.clone(),
@@ -37,7 +38,9 @@ impl BringUp<'_> {
             initramfs: boot.map(|boot| boot.initramfs.clone()).unwrap_or_default(),
             memory_file: Some(self.paths.memory_file.clone()),
             disk: Some(disk.spec(chain, ground.base.clone())?),
-            mac: identity.mac,
+            mac,
+            cable,
+            kernel_args: self.network_arguments(),
             console_log: self.paths.console_log.clone(),
             console_limit_bytes: self.host.config.console_limit_bytes,
             sandbox: Sandbox {
@@ -48,7 +51,7 @@ impl BringUp<'_> {
                 ),
                 cgroup_procs: self.cgroup_procs.clone(),
             },
-            ..machine_of(shape)
+            ..machine_of(shape, Cable::Loose)
         })
     }
 }
@@ -60,7 +63,7 @@ fn most_state_bytes(memory: MemMib) -> u64 {
 }
 
 /// Everything of the machine that depends on the shape; the rest is in nobody's fingerprint.
-pub(crate) fn machine_of(shape: &Shape) -> BootSpec {
+pub(crate) fn machine_of(shape: &Shape, cable: Cable) -> BootSpec {
     let nowhere = PathBuf::new;
     BootSpec {
         label: String::new(),
@@ -74,7 +77,7 @@ pub(crate) fn machine_of(shape: &Shape) -> BootSpec {
         cpu_model: CpuModel::Default,
         disk: Some(DiskSpec { overlay: nowhere(), layers: Vec::new(), base: nowhere() }),
         mac: [0; 6],
-        cable: Cable::Loose,
+        cable,
         console_log: nowhere(),
         console_limit_bytes: 0,
         kernel_args: Vec::new(),

@@ -12,6 +12,7 @@ mod claim;
 mod ground;
 mod guest;
 mod machine;
+mod network;
 mod restore;
 mod shared;
 mod source;
@@ -67,6 +68,8 @@ pub(crate) enum Step {
     RunDirectory,
     /// The control groups.
     Cgroup,
+    /// The place on the network.
+    Network,
     /// The disk.
     Disk,
     /// Room for the guest's memory; the driver makes the file.
@@ -100,6 +103,7 @@ impl Step {
             Self::LedgerIntent => "ledger_intent",
             Self::RunDirectory => "run_directory",
             Self::Cgroup => "cgroup",
+            Self::Network => "network",
             Self::Disk => "disk",
             Self::MemoryFile => "memory_file",
             Self::ConsoleLog => "console_log",
@@ -160,6 +164,7 @@ pub(crate) struct BringUp<'a> {
     pub identity: Option<GuestIdentity>,
     pub uid: Option<UidLease>,
     pub memory: Option<MemoryPromise>,
+    place: Option<network::Joining>,
     cgroup_procs: Vec<PathBuf>,
     /// The process, so that a release need not adopt it.
     pub vm: Option<Arc<dyn Vm>>,
@@ -250,6 +255,7 @@ impl<'a> BringUp<'a> {
             identity: None,
             uid: None,
             memory: None,
+            place: None,
             cgroup_procs: Vec::new(),
             vm: None,
             link: None,
@@ -329,6 +335,7 @@ impl<'a> BringUp<'a> {
                 Step::LedgerIntent => self.write_intent().await,
                 Step::RunDirectory => self.make_run_directory().await,
                 Step::Cgroup => self.make_cgroup().await,
+                Step::Network => self.join_network().await,
                 Step::Disk => self.make_disk().await,
                 Step::MemoryFile => self.check_memory_room().await,
                 Step::ConsoleLog => self.prepare_logs().await,
@@ -426,6 +433,7 @@ impl<'a> BringUp<'a> {
             }
         }
         self.uid = None;
+        self.place = None;
         self.disk = None;
         self.identity = None;
         self.loaded = false;

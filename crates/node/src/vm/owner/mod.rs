@@ -1,6 +1,7 @@
 //! The owner task of one VM.
 
 mod end;
+mod network;
 mod start;
 
 use std::{
@@ -212,6 +213,14 @@ impl Owner {
                     self.slot.forget(&cancel);
                     reply(answer, result);
                 }
+                Happened::Request(Some(Request::SetNetworkPolicy {
+                    incarnation,
+                    policy,
+                    answer,
+                })) => {
+                    let result = self.set_network_policy(incarnation, policy).await;
+                    reply(answer, result);
+                }
                 Happened::Request(Some(Request::Stop { through, mode, answer })) => {
                     let result = self.ensure_stopped(through, mode).await;
                     reply(answer, result);
@@ -374,6 +383,7 @@ impl Owner {
             ready_at: self.ready_at,
             pid: self.running.as_ref().map(|running| running.vm.record().pid),
             last_exit: self.last_exit.clone(),
+            private_address: self.private_address(),
         }
     }
 }

@@ -1,0 +1,35 @@
+//! What a VM that runs may do on the network.
+
+use std::sync::Arc;
+
+use skerry_internal_api::NodeError;
+use skerry_model::{Incarnation, NetworkPolicy, PrivateAddress};
+
+use super::Owner;
+use crate::{error::blocking, host::StepFailed};
+
+impl Owner {
+    pub(super) async fn set_network_policy(
+        &mut self,
+        incarnation: Incarnation,
+        policy: Arc<NetworkPolicy>,
+    ) -> Result<(), NodeError> {
+        policy.check().map_err(|invalid| NodeError::Unsupported(invalid.to_string()))?;
+        let network = self.host.network.clone();
+        let network = network.ok_or_else(|| NodeError::Unsupported("networks".to_owned()))?;
+        if self.running.is_none() || incarnation != self.incarnation {
+            return Err(NodeError::NotRunning);
+        }
+        let held = self.ledger.as_ref().and_then(|ledger| ledger.state().holdings?.network);
+        // One that was started before the network was switched on.
+        let held = held.ok_or(NodeError::NotRunning)?;
+        blocking(move || network.apply(&held, &policy))
+            .await
+            .map_err(StepFailed::at("network_policy"))
+            .map_err(|failed| failed.report("changing a network policy"))
+    }
+
+    pub(super) fn private_address(&self) -> Option<PrivateAddress> {
+        self.host.network.as_ref()?.known_address(&self.paths.dir)
+    }
+}

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How long a call stays for the snapshot: Rigbox's has no state, so the answer shows a complete one.
-const LONGEST_WAIT: Duration = Duration::from_mins(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 type Login = Authenticated<Rigbox>;
 

@@ -48,7 +48,7 @@ pub(crate) async fn configure(
     guest.set_env(request.env.clone());
     Ok(Configured {
         agent_version: String::from(env!("CARGO_PKG_VERSION")),
-        boot_id: guest.boot_id().to_owned(),
+        boot_id: identity::boot_id(),
         generation: session.generation,
         revision: REVISION,
         incarnation: request.incarnation,
@@ -94,6 +94,9 @@ fn fill(disk: &RootDisk) {
 fn change(before: Option<&Identity>, after: &Identity) -> Result<(), AgentError> {
     if before.is_none_or(|before| before.hostname != after.hostname) {
         identity::set_hostname(&after.hostname)?;
+    }
+    if before.is_some_and(|before| before.machine_id != after.machine_id) {
+        identity::renew_boot_id()?;
     }
     if before.is_none_or(|before| before.machine_id != after.machine_id)
         && identity::machine_id()? != after.machine_id

@@ -38,7 +38,6 @@ pub struct Guest {
     env: Mutex<BTreeMap<String, String>>,
     /// What the last configure call made of the machine; held while one is at it.
     identity: tokio::sync::Mutex<Option<Identity>>,
-    boot_id: String,
     ignored_signals: IgnoredSignals,
     accounts: AccountFiles,
     children: Arc<Children>,
@@ -89,13 +88,10 @@ impl Guest {
     }
 
     fn new(kind: Kind, children: Arc<Children>, freezer: Freezer) -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_or_else(|_| String::from("unknown"), |text| text.trim().to_owned());
         Self {
             kind,
             env: Mutex::default(),
             identity: tokio::sync::Mutex::default(),
-            boot_id,
             ignored_signals: IgnoredSignals::of_this_process(),
             accounts: AccountFiles::of_the_guest(),
             children,
@@ -160,10 +156,6 @@ impl Guest {
 
     pub(crate) fn workload_cgroup(&self) -> Option<&OwnedFd> {
         self.as_machine()?.workload_cgroup.as_ref()
-    }
-
-    pub(crate) fn boot_id(&self) -> &str {
-        &self.boot_id
     }
 
     pub(crate) const fn children(&self) -> &Arc<Children> {

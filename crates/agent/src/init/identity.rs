@@ -13,6 +13,7 @@ use std::{
 use nix::{
     errno::Errno,
     libc,
+    mount::{MsFlags, mount},
     sys::time::TimeSpec,
     time::{ClockId, clock_settime},
     unistd::sethostname,
@@ -128,6 +129,33 @@ pub(crate) fn set_machine_id(machine_id: &str) -> Result<(), AgentError> {
         "" => String::new(),
         machine_id => format!("{machine_id}\n"),
     })
+}
+
+/// Where programs read which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The kernel's source of random identifiers in the same form.
+const FRESH_ID: &str = "/proc/sys/kernel/random/uuid";
+/// What a clone shows instead of the kernel's.
+const OWN_BOOT_ID: &str = "/run/boot-id";
+
+/// Which boot this is; empty when nobody can say.
+pub(crate) fn boot_id() -> String {
+    fs::read_to_string(BOOT_ID).map_or_else(|_| String::new(), |text| text.trim().to_owned())
+}
+
+/// Gives the machine another boot id. A clone has not booted: the kernel has the id of the machine it was
+/// saved of, for as long as it runs, and so have all its other clones. To be called after [`reseed`].
+pub(crate) fn renew_boot_id() -> Result<(), AgentError> {
+    let failed = about(Path::new(BOOT_ID));
+    let fresh = fs::read_to_string(FRESH_ID).map_err(&failed)?;
+    rewrite(Path::new(OWN_BOOT_ID), |_| fresh)?;
+    let (shown, own) = (fs::metadata(BOOT_ID), fs::metadata(OWN_BOOT_ID));
+    let (shown, own) = (shown.map_err(&failed)?, own.map_err(&failed)?);
+    if (shown.dev(), shown.ino()) == (own.dev(), own.ino()) {
+        return Ok(());
+    }
+    mount(Some(OWN_BOOT_ID), BOOT_ID, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|errno| failed(errno.into()))
 }
 
 /// Gives the file the content that `change` makes of its present one, and leaves it alone if that is

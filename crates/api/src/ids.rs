@@ -117,6 +117,18 @@ pub fn parse_workspace_ref(text: &str) -> WorkspaceRef {
     }
 }
 
+/// What somebody at the SSH gateway means by a user's name: as [`parse_workspace_ref`], or Rigbox's
+/// `<name>-<its id without the prefix>`, where the id decides.
+#[must_use]
+pub fn parse_ssh_user(text: &str) -> WorkspaceRef {
+    let rigbox = || text.rsplit_once('-').and_then(|(_, number)| parse_base36(number));
+    match (parse_workspace_id(text), rigbox()) {
+        (Some(id), _) => WorkspaceRef::Id(id),
+        (None, Some(number)) => WorkspaceRef::Id(WorkspaceId::from_u128(number)),
+        (None, None) => WorkspaceRef::SlugOrName(text.to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -138,6 +150,15 @@ mod tests {
             ] {
                 prop_assert_eq!(parse_workspace_ref(&text), WorkspaceRef::Id(id), "{}", text);
             }
+        }
+
+        #[test]
+        fn an_ssh_user_in_any_form_leads_to_its_workspace(number: u128, name in "[a-z][a-z0-9-]{0,20}") {
+            let id = WorkspaceId::from_u128(number);
+            for text in [oblien_workspace_id(id), uuid_text(id), format!("{name}-{}", base36(number))] {
+                prop_assert_eq!(parse_ssh_user(&text), WorkspaceRef::Id(id), "{}", text);
+            }
+            prop_assert_eq!(parse_ssh_user(&name), WorkspaceRef::SlugOrName(name.clone()));
         }
 
         #[test]

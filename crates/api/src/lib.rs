@@ -54,6 +54,18 @@ pub struct ApiState {
     pub config: Arc<ApiConfig>,
     pub(crate) output_budget: output_budget::OutputBudget,
     shutdown: CancellationToken,
+    ssh: Option<Arc<SshEndpoint>>,
+}
+
+/// Where the server speaks SSH, for what clients are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshEndpoint {
+    /// Name or address.
+    pub host: String,
+    /// The port that was really taken.
+    pub port: u16,
+    /// The gateway's public key, as in a `.pub` file.
+    pub host_key: String,
 }
 
 impl ApiState {
@@ -65,7 +77,20 @@ impl ApiState {
             config: Arc::new(config),
             output_budget: output_budget::OutputBudget::default(),
             shutdown,
+            ssh: None,
         }
+    }
+
+    /// The same of a server that speaks SSH there.
+    #[must_use]
+    pub fn with_ssh(self, endpoint: SshEndpoint) -> Self {
+        Self { ssh: Some(Arc::new(endpoint)), ..self }
+    }
+
+    /// Where SSH is spoken; `None` where it is not.
+    #[must_use]
+    pub fn ssh(&self) -> Option<&SshEndpoint> {
+        self.ssh.as_deref()
     }
 
     /// Runs a use case that may wait long, but no longer than the server runs. The work itself is

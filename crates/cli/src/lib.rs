@@ -122,6 +122,11 @@ async fn carry_out(
         Command::Key { command } => {
             commands::account::key(&client()?, command, output).await.map(done)
         }
+        Command::Ssh(args) => commands::ssh::ssh(&client()?, args).await.map(done),
+        Command::SshConfig => commands::ssh::config(&client()?).await.map(done),
+        Command::SshKey { command } => {
+            commands::ssh::key(&client()?, command, output).await.map(done)
+        }
         Command::Image { command } => match command {
             args::ImageCommand::Ls => commands::account::images(&client()?, output).await.map(done),
             args::ImageCommand::Build(arguments) => {

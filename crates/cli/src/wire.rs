@@ -144,6 +144,32 @@ pub(crate) struct Key {
     pub(crate) last_used_at: Option<String>,
 }
 
+#[derive(Debug, Deserialize)]
+pub(crate) struct Ssh {
+    pub(crate) endpoint: Option<SshEndpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct SshEndpoint {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) host_key: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct SshKeyList {
+    pub(crate) ssh_keys: Vec<SshKey>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct SshKey {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) algorithm: String,
+    pub(crate) fingerprint: String,
+    pub(crate) created_at: String,
+}
+
 #[derive(Deserialize)]
 pub(crate) struct CreatedKey {
     pub(crate) key: Key,

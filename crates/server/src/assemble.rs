@@ -1,6 +1,7 @@
 //! Puts the parts together: node on hypervisor, control on node and store, the HTTP front on control.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -8,15 +9,17 @@ use std::{
 
 use anyhow::{Context, Result};
 use axum::Router;
-use skerry_api::{ApiConfig, ApiState};
+use skerry_api::{ApiConfig, ApiState, SshEndpoint};
 use skerry_control::{
     Control, ControlConfig, Environment, Rng,
     internal_api::NodeApi,
     store::{KeyRing, Store},
 };
+use skerry_gateway::ssh::HostKeys;
 use skerry_model::{Plan, Secret, spec::ImageRef};
 use skerry_node::{Node, NodeConfig, NodeEnvironment, Seal, SealError, TemplatePreset, UidRange};
 use skerry_vmm::Vmm;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, TemplateSettings};
@@ -29,6 +32,16 @@ pub struct Assembled {
     pub node: Node,
     /// The HTTP front.
     pub router: Router,
+    /// The SSH gateway, if the configuration has one.
+    pub ssh: Option<Ssh>,
+}
+
+/// What the SSH gateway is made of.
+pub struct Ssh {
+    /// Where it listens.
+    pub listener: TcpListener,
+    /// What it is known by.
+    pub keys: HostKeys,
 }
 
 /// Opens every part. The VMs of an earlier life are found again here, before any request is served.
@@ -42,6 +55,11 @@ pub async fn assemble(
     environment: Environment,
     shutdown: CancellationToken,
 ) -> Result<Assembled> {
+    let ssh_listener = match config.ssh_listen {
+        // A port in use is told before anything else is opened.
+        Some(address) => Some(bind_ssh(address).await?),
+        None => None,
+    };
     let key_file = config.data_dir.join("secret.key");
     let node = Node::open(node_config(config), vmm, node_environment(&environment, &key_file))
         .await
@@ -55,6 +73,7 @@ pub async fn assemble(
     let database = config.data_dir.join("skerry.db");
     let store = Store::open(&database, keys).await.context("opening the database")?;
     let node_api: Arc<dyn NodeApi> = Arc::new(node.clone());
+    let rng = environment.rng.clone();
     let control = Control::open(control_config(config, plan), environment, store, node_api)
         .await
         .context("opening the control plane")?;
@@ -63,8 +82,39 @@ pub async fn assemble(
         base_domain: config.base_domain.clone(),
         version: env!("CARGO_PKG_VERSION"),
     };
-    let router = skerry_api::router(ApiState::new(control.clone(), api, shutdown));
-    Ok(Assembled { control, node, router })
+    let mut state = ApiState::new(control.clone(), api, shutdown);
+    let ssh = match ssh_listener {
+        Some(listener) => {
+            let keys = HostKeys::open(&config.data_dir, |seed| rng.fill(seed))
+                .context("opening the SSH host key")?;
+            state = state.with_ssh(ssh_endpoint(&listener, &keys, public_url)?);
+            Some(Ssh { listener, keys })
+        }
+        None => None,
+    };
+    Ok(Assembled { control, node, router: skerry_api::router(state), ssh })
+}
+
+async fn bind_ssh(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen for SSH on {address}; choose another with --ssh-listen")
+    })
+}
+
+/// Where clients reach the SSH gateway: its own address, or, if it listens on all, the host of the
+/// public URL.
+fn ssh_endpoint(listener: &TcpListener, keys: &HostKeys, public_url: &str) -> Result<SshEndpoint> {
+    let address = listener.local_addr().context("asking for the SSH listener's address")?;
+    let host = if address.ip().is_unspecified() {
+        let authority = public_url.split_once("://").map_or(public_url, |(_, rest)| rest);
+        let end =
+            authority.find(']').map_or_else(|| authority.find(':'), |bracket| Some(bracket + 1));
+        let host = authority.get(..end.unwrap_or(authority.len())).unwrap_or_default();
+        host.trim_matches(['[', ']']).to_owned()
+    } else {
+        address.ip().to_string()
+    };
+    Ok(SshEndpoint { host, port: address.port(), host_key: keys.gateway_public() })
 }
 
 /// The node's part of the configuration.

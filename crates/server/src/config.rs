@@ -99,6 +99,9 @@ pub struct Settings {
     /// Address and port to listen on; port 0 picks a free one [default: 127.0.0.1:7070]
     #[arg(long, env = "SKERRY_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Address and port to speak SSH on, such as 127.0.0.1:2222; port 0 picks a free one [default: none]
+    #[arg(long, env = "SKERRY_SSH_LISTEN", value_name = "ADDRESS:PORT")]
+    pub ssh_listen: Option<String>,
     /// A key that works at once for the account `admin`; made and kept in <data-dir>/bootstrap-key
     /// when not given
     #[arg(long, env = "SKERRY_BOOTSTRAP_KEY", value_name = "KEY", hide_env_values = true)]
@@ -195,6 +198,8 @@ pub struct Config {
     pub image_dir: PathBuf,
     /// See [`Settings::listen`].
     pub listen: SocketAddr,
+    /// See [`Settings::ssh_listen`]; `None` when SSH is not spoken.
+    pub ssh_listen: Option<SocketAddr>,
     /// See [`Settings::bootstrap_key`]; `None` until one is made.
     pub bootstrap_key: Option<Secret>,
     /// See [`Settings::public_url`].
@@ -282,6 +287,7 @@ impl Settings {
             data_dir: self.data_dir.or(weaker.data_dir),
             image_dir: self.image_dir.or(weaker.image_dir),
             listen: self.listen.or(weaker.listen),
+            ssh_listen: self.ssh_listen.or(weaker.ssh_listen),
             bootstrap_key: self.bootstrap_key.or(weaker.bootstrap_key),
             public_url: self.public_url.or(weaker.public_url),
             base_domain: self.base_domain.or(weaker.base_domain),
@@ -336,6 +342,12 @@ impl Settings {
             plan.check().map_err(|problem| anyhow!("plan: {problem}"))?;
         }
         let stop_grace_seconds = self.stop_grace_seconds.unwrap_or(10);
+        let ssh_listen = match self.ssh_listen.as_deref().unwrap_or_default() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| {
+                anyhow!("ssh_listen must be an address and a port such as 127.0.0.1:2222, or empty")
+            })?),
+        };
         let network_prefix = match self.network_prefix.as_deref() {
             Some(text) => text.parse().map_err(|problem| anyhow!("network_prefix: {problem}"))?,
             None => AddressPrefix::DEFAULT,
@@ -344,6 +356,7 @@ impl Settings {
             data_dir,
             image_dir,
             listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7070))),
+            ssh_listen,
             bootstrap_key: self.bootstrap_key.map(|key| key.0),
             public_url: self.public_url.map(|url| url.trim_end_matches('/').to_owned()),
             base_domain,

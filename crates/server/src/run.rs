@@ -75,7 +75,8 @@ pub async fn serve(arguments: ServeArguments) -> Result<()> {
     let url = config.public_url.clone().unwrap_or_else(|| url_of(address));
     let accelerator = vmm.capabilities().accelerator;
     let assembled = assemble::assemble(&config, &url, vmm, environment, shutdown.clone()).await?;
-    announce(&url, accelerator)?;
+    let ssh = assembled.ssh.as_ref().map(|ssh| ssh.listener.local_addr()).transpose()?;
+    announce(&url, ssh, accelerator)?;
     let served = serving::serve_until(listener, assembled, &config, shutdown.clone()).await;
     shutdown.cancel();
     signals.await.context("the signal task")??;
@@ -208,12 +209,19 @@ fn url_of(mut address: SocketAddr) -> String {
 }
 
 /// The ready line on stdout: one JSON object.
-fn announce(url: &str, accelerator: skerry_vmm::Accelerator) -> Result<()> {
-    let line = serde_json::json!({
+fn announce(
+    url: &str,
+    ssh: Option<SocketAddr>,
+    accelerator: skerry_vmm::Accelerator,
+) -> Result<()> {
+    let mut line = serde_json::json!({
         "url": url,
         "version": env!("CARGO_PKG_VERSION"),
         "accelerator": accelerator,
     });
+    if let Some(address) = ssh {
+        line["ssh"] = address.to_string().into();
+    }
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{line}").and_then(|()| stdout.flush()).context("printing the ready line")
 }

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    assemble::Assembled,
+    assemble::{Assembled, Ssh},
     config::{Config, OnShutdown},
     listener::{self, Limits},
 };
@@ -36,14 +36,23 @@ pub async fn serve_until(
     config: &Config,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let Assembled { control, node, router } = assembled;
+    let Assembled { control, node, router, ssh } = assembled;
     // The reconciler outlives the listener: stopping workspaces at the end is its work too.
     let background = CancellationToken::new();
     let reconciling = tokio::spawn({
         let (control, background) = (control.clone(), background.clone());
         async move { control.run(background).await }
     });
+    let shelling = ssh.map(|Ssh { listener, keys }| {
+        let routes = control.routes(skerry_api::ids::parse_ssh_user);
+        tokio::spawn(skerry_gateway::ssh::serve(listener, routes, keys, shutdown.clone()))
+    });
     let listened = listen(listener, router, shutdown).await;
+    if let Some(shelling) = shelling
+        && let Err(error) = shelling.await
+    {
+        tracing::error!(%error, "the SSH gateway broke");
+    }
     if config.on_shutdown == OnShutdown::Stop {
         match control.stop_all(config.stop_grace + STOP_ALL_MARGIN).await {
             Ok(AllStopped { count, unfinished }) => {

@@ -1,6 +1,7 @@
 //! The surface: every command, argument and flag.
 
 mod saved;
+mod ssh;
 mod values;
 
 use std::{fmt, path::PathBuf, str::FromStr};
@@ -10,6 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 pub use saved::{
     ForkArgs, LifeArgs, LifecycleArgs, RenewArgs, RestoreArgs, SnapshotCommand, SnapshotCreateArgs,
 };
+pub use ssh::{SshArgs, SshKeyCommand};
 pub use values::{Bytes, EnvArg, Mebibytes, Place, Seconds};
 
 /// Flags that every command takes.
@@ -111,6 +113,16 @@ pub enum Command {
         /// What to do
         #[command(subcommand)]
         command: KeyCommand,
+    },
+    /// Open a shell or run a command with the system's `ssh`
+    Ssh(SshArgs),
+    /// Print what ~/.ssh/config needs to reach the workspaces as NAME.skerry
+    SshConfig,
+    /// Add, list and remove SSH keys
+    SshKey {
+        /// What to do
+        #[command(subcommand)]
+        command: SshKeyCommand,
     },
     /// List and build images
     Image {

@@ -7,4 +7,5 @@ pub(crate) mod inspect;
 pub(crate) mod lifecycle;
 pub(crate) mod login;
 pub(crate) mod snapshots;
+pub(crate) mod ssh;
 pub(crate) mod workspaces;

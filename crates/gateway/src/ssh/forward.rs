@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, pin::Pin, sync::Arc};
 
 use russh::{ChannelOpenFailure, server::ChannelOpenHandle};
-use skerry_internal_api::{ConnectFailure, GuestStream, NodeError};
+use skerry_internal_api::GuestStream;
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,9 @@ use super::{
 
 /// What is carried at a time, in bytes.
 const PIECE: usize = 32 * 1024;
+
+/// `SSH_OPEN_CONNECT_FAILED` (RFC 4254, section 5.1).
+const CONNECT_FAILED: u32 = 2;
 
 /// Where a connection is to lead.
 pub(super) struct Target {
@@ -63,18 +66,11 @@ async fn connect(
     entry: &Entry,
     to: &Target,
 ) -> Result<GuestStream, ChannelOpenFailure> {
-    let shown = |reason: String| ChannelOpenFailure::Other { code: 2, reason };
+    // The client shows the reason beside its code.
+    let shown = |reason: String| ChannelOpenFailure::Other { code: CONNECT_FAILED, reason };
     let guest = gateway.routes.enter(&entry.credential, entry.workspace).await;
     let guest = guest.map_err(|error| shown(error.to_string()))?;
-    guest.connect(&to.host, to.port).await.map_err(|error| match &error {
-        NodeError::NotConnected { why, .. } => match why {
-            ConnectFailure::Refused
-            | ConnectFailure::Unreachable
-            | ConnectFailure::TimedOut
-            | ConnectFailure::NoSuchHost => shown(error.to_string()),
-        },
-        _ => shown(error.to_string()),
-    })
+    guest.connect(&to.host, to.port).await.map_err(|error| shown(error.to_string()))
 }
 
 /// Lets a client speak SSH with a workspace's door (`ssh -J`).

@@ -76,7 +76,9 @@ impl HostKeys {
     /// The public half of the gateway's own, as in a `.pub` file.
     #[must_use]
     pub fn gateway_public(&self) -> String {
-        PublicKey::from(&self.gateway).to_openssh().unwrap_or_default()
+        let mut key = PublicKey::from(&self.gateway);
+        key.set_comment("");
+        key.to_openssh().unwrap_or_default()
     }
 
     /// The key with which a workspace called `name` answers. There is one for every name, whether there

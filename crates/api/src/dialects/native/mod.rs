@@ -16,6 +16,7 @@ mod inspect;
 mod lifecycle;
 mod rest;
 mod snapshots;
+mod ssh;
 mod verb;
 pub mod wire;
 mod workspaces;
@@ -106,6 +107,9 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(account::images))
         .routes(routes!(account::list_keys, account::create_key))
         .routes(routes!(account::delete_key))
+        .routes(routes!(ssh::endpoint))
+        .routes(routes!(ssh::list, ssh::add))
+        .routes(routes!(ssh::delete))
         .routes(routes!(account::list_projects, account::create_project))
         .routes(routes!(account::get_project))
         .routes(routes!(account::quota))

@@ -7,6 +7,7 @@ mod exec;
 mod files;
 mod lifecycle;
 mod snapshots;
+mod ssh;
 mod workspaces;
 
 pub use account::*;
@@ -15,4 +16,5 @@ pub use exec::*;
 pub use files::*;
 pub use lifecycle::*;
 pub use snapshots::*;
+pub use ssh::*;
 pub use workspaces::*;

@@ -12,3 +12,4 @@ mod isolation;
 mod kernel;
 mod official_clients;
 mod server;
+mod ssh;

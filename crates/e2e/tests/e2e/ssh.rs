@@ -1,0 +1,208 @@
+//! Plain OpenSSH into real workspaces.
+
+use std::{
+    path::Path,
+    process::{Output, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use skerry_e2e::{Options, Server, server::READY_WITHIN};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    process::Command,
+    time::timeout,
+};
+
+/// A client with a key and a configuration that knows the gateway as `gate` and as `jump`.
+struct Client {
+    dir: tempfile::TempDir,
+}
+
+impl Client {
+    async fn new() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "e2e", "-f"])
+            .arg(dir.path().join("key"))
+            .status()
+            .await?;
+        ensure!(made.success(), "ssh-keygen");
+        Ok(Self { dir })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn public_key(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.path("key.pub"))?)
+    }
+
+    fn configure(&self, server: &Server) -> Result<()> {
+        let address = server.ready["ssh"].as_str().context("the ready line names no SSH port")?;
+        let (host, port) = address.rsplit_once(':').context("an address and a port")?;
+        let gate = format!("    HostName {host}\n    Port {port}\n");
+        let text = format!(
+            "Host gate\n{gate}Host jump\n    User root\n    IdentityFile none\n{gate}Host *\n    \
+             IdentityFile {}\n    IdentitiesOnly yes\n    BatchMode yes\n    LogLevel ERROR\n    \
+             UserKnownHostsFile {}\n    StrictHostKeyChecking accept-new\n",
+            self.path("key"),
+            self.path("known_hosts"),
+        );
+        Ok(std::fs::write(self.path("config"), text)?)
+    }
+
+    fn program(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.arg("-F").arg(self.path("config")).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.kill_on_drop(true);
+        command
+    }
+
+    async fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
+        let mut command = self.program(program, args);
+        Ok(timeout(READY_WITHIN, command.output()).await.with_context(|| format!("{args:?}"))??)
+    }
+
+    /// As [`Client::run`], and it must succeed; answers what it printed.
+    async fn succeeds(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output = self.run(program, args).await?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{program} {args:?}: {errors}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+async fn post(server: &Server, path: &str, body: Value) -> Result<Value> {
+    let answer = server.http.post(format!("{}{path}", server.url)).json(&body).send().await?;
+    let status = answer.status();
+    let text = answer.text().await?;
+    ensure!(status.is_success(), "{path}: {status} {text}");
+    Ok(serde_json::from_str(&text).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn plain_openssh_works_in_a_workspace_without_an_ssh_server() -> Result<()> {
+    let arguments = ["--ssh-listen", "127.0.0.1:0"].map(str::to_owned).into();
+    let mut server = Server::start(Options { arguments, environment: Vec::new() }).await?;
+    let (client, stranger) = (Client::new().await?, Client::new().await?);
+    client.configure(&server)?;
+    stranger.configure(&server)?;
+    let body = json!({ "name": "blue", "slug": "blue", "image": "base", "auto_resume": true });
+    let made = post(&server, "/skerry/v1/workspaces", body).await?;
+    let id = made["id"].as_str().context("an id")?.to_owned();
+
+    // A key that nobody has added, and then one that is.
+    let refused = client.run("ssh", &["blue@gate", "true"]).await?;
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.contains("Permission denied (publickey)"), "{refused}");
+    post(&server, "/skerry/v1/ssh-keys", json!({ "public_key": client.public_key()? })).await?;
+    for name in ["blue", &id, &format!("blue-{}", base36(&id)?)] {
+        let said = client.succeeds("ssh", &[&format!("{name}@gate"), "whoami; hostname"]).await?;
+        ensure!(said == "root\nblue\n", "{name}: {said}");
+    }
+    let code = client.run("ssh", &["blue@gate", "exit 42"]).await?.status.code();
+    ensure!(code == Some(42), "{code:?}");
+    let terminal = client.succeeds("ssh", &["-tt", "blue@gate", "stty size; tty"]).await?;
+    ensure!(terminal.starts_with("24 80\r\n/dev/pts/"), "{terminal}");
+
+    // Files, by every way.
+    let large: Vec<u8> = (0..2_000_000_u32).map(|n| (n ^ (n >> 9)) as u8).collect();
+    std::fs::write(client.path("large"), &large)?;
+    for (protocol, name) in [("-s", "by-sftp"), ("-O", "by-scp")] {
+        let there = format!("blue@gate:{name}");
+        client.succeeds("scp", &[protocol, &client.path("large"), &there]).await?;
+        client.succeeds("scp", &[protocol, &there, &client.path(name)]).await?;
+        ensure!(std::fs::read(client.path(name))? == large, "{name} came back changed");
+    }
+    std::fs::write(client.path("batch"), "mkdir d\nput large d/large\nls -l d\n")?;
+    let mut sftp = client.program("sftp", &["-b", &client.path("batch"), "blue@gate"]);
+    let listed = timeout(READY_WITHIN, sftp.current_dir(client.dir.path()).output()).await??;
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    ensure!(listed.contains("2000000"), "{listed}");
+    if Path::new("/usr/bin/rsync").exists() {
+        let shell = format!("ssh -F {}", client.path("config"));
+        let mut rsync = Command::new("rsync");
+        rsync.args(["-e", &shell, &client.path("large"), "blue@gate:by-rsync"]);
+        ensure!(timeout(READY_WITHIN, rsync.status()).await??.success(), "rsync");
+    }
+
+    through_the_jump_host(&client).await?;
+    a_port_is_forwarded(&client).await?;
+
+    // Somebody else's key opens nothing, whatever the name.
+    for to in ["blue@gate", "nobody@gate"] {
+        let output = stranger.run("ssh", &[to, "true"]).await?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(said.contains("Permission denied (publickey)"), "{said}");
+    }
+
+    // A suspended workspace wakes; after a restart of the server its key is the same.
+    post(&server, &format!("/skerry/v1/workspaces/{id}/suspend"), json!({})).await?;
+    let said = client.succeeds("ssh", &["blue@gate", "cat by-scp | wc -c"]).await?;
+    ensure!(said.trim() == "2000000", "{said}");
+    let before = known_key(&client)?;
+    server.terminate().await?;
+    server.spawn().await?;
+    client.configure(&server)?;
+    let said = client.succeeds("ssh", &["blue@gate", "echo again"]).await?;
+    ensure!(said == "again\n", "{said}");
+    ensure!(known_key(&client)? == before, "the gateway has another key");
+    server.finish().await
+}
+
+async fn through_the_jump_host(client: &Client) -> Result<()> {
+    let said = client.succeeds("ssh", &["-J", "jump", "root@blue", "whoami"]).await?;
+    ensure!(said == "root\n", "{said}");
+    client.succeeds("scp", &["-J", "jump", &client.path("large"), "root@blue:/tmp/jumped"]).await?;
+    let size = client.succeeds("ssh", &["-J", "jump", "root@blue", "wc -c < /tmp/jumped"]).await?;
+    ensure!(size.trim() == "2000000", "{size}");
+    let output = client.run("ssh", &["-J", "jump", "root@nobody", "true"]).await?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(said.contains("Permission denied (publickey)"), "{said}");
+    Ok(())
+}
+
+/// `ssh -L` to a service in the guest that is bound to its loopback.
+async fn a_port_is_forwarded(client: &Client) -> Result<()> {
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
+    let forward = format!("{free}:127.0.0.1:8000");
+    let serve = "echo served > /tmp/page; cd /tmp; \
+                 exec python3 -u -m http.server 8000 --bind 127.0.0.1";
+    let options = ["-o", "ExitOnForwardFailure=yes", "-L", &forward, "blue@gate", serve];
+    let mut tunnel = client.program("ssh", &options).spawn()?;
+    let mut stdout = BufReader::new(tunnel.stdout.take().context("no stdout")?);
+    // The forward was set up before the command began.
+    let mut ready = String::new();
+    timeout(READY_WITHIN, stdout.read_line(&mut ready)).await??;
+    ensure!(ready.starts_with("Serving HTTP"), "{ready}");
+    let mut connection = TcpStream::connect(("127.0.0.1", free)).await?;
+    connection.write_all(b"GET /page HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    timeout(READY_WITHIN, connection.read_to_string(&mut answer)).await??;
+    ensure!(answer.ends_with("served\n"), "{answer}");
+    tunnel.kill().await?;
+    Ok(())
+}
+
+/// The gateway's key in the client's list; its port is another after each start.
+fn known_key(client: &Client) -> Result<String> {
+    let known = std::fs::read_to_string(client.path("known_hosts"))?;
+    let last = known.lines().rfind(|line| line.starts_with("[127.0.0.1]"));
+    let key = last.and_then(|line| line.split(' ').nth(2)).context("no key is known")?;
+    Ok(key.to_owned())
+}
+
+/// Rigbox's way of writing an id.
+fn base36(uuid: &str) -> Result<String> {
+    let mut number = u128::from_str_radix(&uuid.replace('-', ""), 16)?;
+    let mut digits = Vec::new();
+    for _ in 0..25 {
+        digits.push(char::from_digit((number % 36) as u32, 36).unwrap_or('0'));
+        number /= 36;
+    }
+    Ok(digits.iter().rev().collect())
+}

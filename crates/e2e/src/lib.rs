@@ -5,10 +5,13 @@
 //! when a test fails.
 
 pub mod census;
+pub mod guest_clock;
 pub mod server;
+pub mod workspaces;
 
 pub use census::Census;
 pub use server::{Options, Server};
+pub use workspaces::WORKSPACES;
 
 use std::path::PathBuf;
 
@@ -54,6 +57,18 @@ pub fn kernel() -> &'static str {
         Ok("small") => "small",
         other => panic!("SKERRY_TEST_KERNEL must be `distribution` or `small`, not {other:?}"),
     }
+}
+
+/// How many of something a test goes through: the number in the environment variable `name`, or
+/// `usual`, which fits into every run.
+///
+/// # Panics
+/// When the variable holds no positive number.
+#[must_use]
+pub fn size(name: &str, usual: usize) -> usize {
+    let Some(text) = std::env::var_os(name) else { return usual };
+    let number = text.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
+    number.unwrap_or_else(|| panic!("{name} must be a positive number, not {text:?}"))
 }
 
 /// The steps of bringing a VM up after which the server can be told to die, in their order. The

@@ -3,24 +3,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
-use skerry_e2e::{Options, Server};
-
-const WORKSPACES: &str = "/skerry/v1/workspaces";
-
-async fn create(server: &Server, body: Value) -> Result<String> {
-    let made = server.expect(201, "POST", &format!("{WORKSPACES}?wait=240"), Some(body)).await?;
-    ensure!(made["state"] == "running", "{made}");
-    Ok(made["id"].as_str().unwrap().to_owned())
-}
-
-/// Asks for a change and waits for it.
-async fn ask(server: &Server, id: &str, verb: &str, body: Option<Value>) -> Result<Value> {
-    let path = format!("{WORKSPACES}/{id}/{verb}?wait=240");
-    let (status, answer) = server.request("POST", &path, body).await?;
-    ensure!((200..300).contains(&status), "{verb}: {status} {answer}\n{}", server.log());
-    Ok(answer)
-}
+use serde_json::json;
+use skerry_e2e::{Options, Server, WORKSPACES};
 
 /// A program in the background that counts in memory, and the count so far.
 const COUNT: &str = "(setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; \
@@ -36,17 +20,12 @@ async fn count(server: &Server, id: &str) -> Result<u64> {
 async fn workspaces_of_one_shape_start_from_one_saved_machine_and_share_nothing_that_should_differ()
 -> Result<()> {
     let server = Server::start(Options::default()).await?;
-    create(&server, json!({"name": "first"})).await?;
-    let templates = server.data_dir().join("templates");
-    let deadline = std::time::Instant::now() + skerry_e2e::server::READY_WITHIN;
-    let mut look = tokio::time::interval(std::time::Duration::from_millis(200));
-    while std::fs::read_dir(&templates).is_ok_and(|mut names| names.next().is_none()) {
-        ensure!(std::time::Instant::now() < deadline, "no template:\n{}", server.log());
-        look.tick().await;
-    }
+    server.with_template(512).await?;
     let mut clones = Vec::new();
     for number in 0..6 {
-        clones.push(create(&server, json!({"name": format!("clone {number}")})).await?);
+        clones.push(
+            server.create(json!({"name": format!("clone {number}"), "memory_mib": 512})).await?,
+        );
     }
     let script = "cat /proc/sys/kernel/random/boot_id /etc/machine-id /etc/hostname; \
                   head -c 16 /dev/urandom | od -An -tx1; \
@@ -69,23 +48,23 @@ async fn workspaces_of_one_shape_start_from_one_saved_machine_and_share_nothing_
 #[tokio::test]
 async fn a_paused_and_a_suspended_workspace_survive_the_death_of_the_server() -> Result<()> {
     let mut server = Server::start(Options::default()).await?;
-    let id = create(&server, json!({"name": "box"})).await?;
+    let id = server.create(json!({"name": "box"})).await?;
     let path = format!("{WORKSPACES}/{id}");
     server.run(&id, COUNT).await?;
     let boot = server.run(&id, "cat /proc/sys/kernel/random/boot_id").await?;
 
-    ensure!(ask(&server, &id, "pause", None).await?["state"] == "paused");
+    ensure!(server.ask(&id, "pause", None).await?["state"] == "paused");
     server.kill_9().await?;
     server.spawn().await?;
     server.until(&path, |answer| answer["state"] == "paused").await?;
-    ensure!(ask(&server, &id, "resume", None).await?["state"] == "running");
+    ensure!(server.ask(&id, "resume", None).await?["state"] == "running");
     let before = count(&server, &id).await?;
 
-    ensure!(ask(&server, &id, "suspend", None).await?["state"] == "suspended");
+    ensure!(server.ask(&id, "suspend", None).await?["state"] == "suspended");
     server.kill_9().await?;
     server.spawn().await?;
     server.until(&path, |answer| answer["state"] == "suspended").await?;
-    ensure!(ask(&server, &id, "resume", None).await?["state"] == "running");
+    ensure!(server.ask(&id, "resume", None).await?["state"] == "running");
     let after = count(&server, &id).await?;
     ensure!(after >= before && after < before + 3000, "it counted from {before} to {after}");
     ensure!(server.run(&id, "cat /proc/sys/kernel/random/boot_id").await? == boot, "it booted");
@@ -98,15 +77,15 @@ async fn a_paused_and_a_suspended_workspace_survive_the_death_of_the_server() ->
 #[tokio::test]
 async fn a_running_workspace_is_saved_restored_and_forked() -> Result<()> {
     let server = Server::start(Options::default()).await?;
-    let id = create(&server, json!({"name": "source"})).await?;
+    let id = server.create(json!({"name": "source"})).await?;
     server.run(&id, COUNT).await?;
     server.run(&id, "echo one > /root/file; echo early > /dev/shm/mark").await?;
     let saved_at = count(&server, &id).await?;
-    let taken = ask(&server, &id, "snapshots", Some(json!({"name": "point"}))).await?;
+    let taken = server.ask(&id, "snapshots", Some(json!({"name": "point"}))).await?;
     ensure!(taken["state"] == "ready" && taken["contents"] == "disk_and_memory", "{taken}");
     server.run(&id, "echo two > /root/file; echo late > /dev/shm/mark").await?;
 
-    let forked = ask(&server, &id, "fork", Some(json!({"count": 2, "name": "fork"}))).await?;
+    let forked = server.ask(&id, "fork", Some(json!({"count": 2, "name": "fork"}))).await?;
     for fork in forked["workspaces"].as_array().unwrap() {
         let fork = fork["id"].as_str().unwrap();
         ensure!(server.run(fork, "cat /root/file").await? == "two\n");
@@ -115,14 +94,13 @@ async fn a_running_workspace_is_saved_restored_and_forked() -> Result<()> {
     ensure!(server.run(&id, "cat /root/file").await? == "two\n", "a fork wrote to its source");
 
     ensure!(
-        ask(&server, &id, "restore", Some(json!({"snapshot": "point"}))).await?["state"]
-            == "running"
+        server.ask(&id, "restore", Some(json!({"snapshot": "point"}))).await?["state"] == "running"
     );
     ensure!(server.run(&id, "cat /root/file").await? == "one\n", "the disk of the snapshot");
     ensure!(server.run(&id, "cat /dev/shm/mark").await? == "early\n", "the memory of the snapshot");
     ensure!(count(&server, &id).await? >= saved_at, "it goes on counting");
 
-    let other = create(&server, json!({"name": "other", "from_snapshot": "point"})).await?;
+    let other = server.create(json!({"name": "other", "from_snapshot": "point"})).await?;
     ensure!(server.run(&other, "cat /root/file").await? == "one\n");
     ensure!(count(&server, &other).await? >= saved_at);
     let names = [

@@ -3,13 +3,17 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod clean_slate;
+mod clock;
+mod clones;
 mod command_line;
 mod crash;
 mod cross_dialect;
+mod cycles;
 mod dialects;
 mod instant_start;
 mod isolation;
 mod kernel;
+mod many;
 mod official_clients;
 mod server;
 mod ssh;

@@ -23,6 +23,7 @@ use crate::{
     cgroups::Cgroups,
     doctor,
     error::{Error, blocking, chain},
+    guest::HANDSHAKE_WITHIN,
     host::{Host, StartCounters},
     images::ImageStore,
     layout::{Layout, node_id},
@@ -48,7 +49,9 @@ use crate::{
 /// Events a slow subscriber may be behind.
 const EVENTS: usize = 1024;
 /// How long a call waits for the agent of a VM that was just taken over.
-const GUEST_WAIT: Duration = Duration::from_secs(10);
+const GUEST_WAIT: Duration = Duration::from_secs(30);
+/// One try to meet an agent may be lost; the next must still be in time.
+const _: () = assert!(GUEST_WAIT.as_secs() > 2 * HANDSHAKE_WITHIN.as_secs());
 
 type Slots = HashMap<WorkspaceId, Arc<Slot>>;
 
@@ -244,15 +247,25 @@ impl Node {
         }
     }
 
-    /// Sends a request and waits for the answer; `None` when the owner has retired meanwhile.
+    /// Sends a request and waits for the answer; `None` when the owner has retired meanwhile, and
+    /// whoever asks again finds another slot or none.
     async fn ask<T>(
         &self,
-        slot: &Slot,
+        slot: &Arc<Slot>,
         request: impl FnOnce(Answer<T>) -> Request,
     ) -> Option<Result<T, NodeError>> {
         let (answer, answered) = oneshot::channel();
-        slot.mailbox.send(request(answer)).await.ok()?;
-        answered.await.ok()
+        if slot.mailbox.send(request(answer)).await.is_ok()
+            && let Ok(result) = answered.await
+        {
+            return Some(result);
+        }
+        // An owner that retires leaves the register first. One that is still in it ended otherwise
+        // (its task was dropped or panicked), and nobody will answer however often it is asked.
+        let registered = self.slot(slot.workspace_id);
+        let is_lost = registered.is_some_and(|registered| Arc::ptr_eq(&registered, slot));
+        let lost = is_lost.then_some(NodeError::Step { step: "vm_owner" });
+        self.ending().or(lost).map(Err)
     }
 
     fn ending(&self) -> Option<NodeError> {

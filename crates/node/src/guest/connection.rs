@@ -39,7 +39,7 @@ pub(super) struct Connected {
 }
 
 /// One try to meet the agent. Dialling again wakes an agent that waits in a dead connection.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Dialling is local.
 const DIAL_WITHIN: Duration = Duration::from_secs(5);
 const CONFIGURE_WITHIN: Duration = Duration::from_secs(30);

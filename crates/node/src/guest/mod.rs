@@ -43,6 +43,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use connection::HANDSHAKE_WITHIN;
 use connection::{Connected, keep_connected};
 use hold::Hold;
 pub use state::Frozen;

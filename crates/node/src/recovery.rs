@@ -15,6 +15,7 @@ use crate::{
     identity::GuestIdentity,
     layout::{VmPaths, remove_file, remove_tree},
     ledger::{Entry, Holdings, Ledger, LedgerState, SavePurpose},
+    network,
     release::{Remains, release_all},
     saved::{About, Sealed},
     spec_file,
@@ -281,8 +282,14 @@ async fn sweep(host: &Arc<Host>, recovered: &[Recovered]) -> Result<(), Error> {
             tracing::warn!(file = %file.display(), "stray memory file removed");
             remove_file(&file)?;
         }
-        if let Some(network) = host.network.as_ref().filter(|_| all_known) {
-            network.sweep()?;
+        if all_known {
+            match &host.network {
+                Some(network) => network.sweep()?,
+                None => {
+                    let places = held.iter().filter_map(|one| one.network.clone());
+                    network::clear(&host.layout.tag, &places.collect::<Vec<_>>())?;
+                }
+            }
         }
         let runs_in = |dir: &Path| held.iter().any(|one| one.run_dir.as_deref() == Some(dir));
         for dir in host.layout.stray_run_dirs(|dir| !all_known || runs_in(dir)) {

@@ -66,7 +66,7 @@ pub(crate) async fn release_all(
         let (network, place) = (host.network.clone(), holdings.network.clone());
         undo(host, "release_network", move || match (&network, &place) {
             (Some(network), Some(place)) => network.release(place),
-            // It was switched off since.
+            // It was switched off since; the next start of the server clears the rest away.
             (None, Some(place)) => network::release(place),
             (_, None) => Ok(()),
         })

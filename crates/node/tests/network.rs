@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use sha2::{Digest, Sha256};
 use skerry_internal_api::{NodeApi, NodeError, StopMode};
 use skerry_model::{Incarnation, NetworkPolicy, PrivateAddress, WorkspaceId};
-use skerry_node::{FaultKind, Node};
+use skerry_node::{FaultKind, NetworkChoice, Node};
 use support::{GRACEFUL, World, bounded};
 
 fn world() -> World {
@@ -180,6 +180,30 @@ async fn what_waits_in_the_pool_has_its_place_already_and_takes_it_along() {
             node.ensure_deleted(id(workspace)).await.unwrap();
         }
         node.shutdown().await;
+        assert_eq!(namespaces(&world), BTreeSet::new());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_network_was_switched_off_clears_it_away_as_its_vms_end() {
+    bounded(async {
+        let mut world = world();
+        let node = world.open().await;
+        start(&world, &node, 1, 1).await;
+        let own = place(&world, 1);
+        node.abandon().await;
+
+        world.network = NetworkChoice::Off;
+        let node = world.open().await;
+        let left = namespaces(&world);
+        assert!(left.contains(&own) && left.len() == 2, "what waited is gone: {left:?}");
+        assert_eq!(node.inspect(id(1)).await.unwrap().private_address, None);
+        node.ensure_deleted(id(1)).await.unwrap();
+        assert!(!namespaces(&world).contains(&own));
+        node.shutdown().await;
+        drop(node);
+        world.open().await.shutdown().await;
         assert_eq!(namespaces(&world), BTreeSet::new());
     })
     .await;

@@ -378,7 +378,25 @@ impl Network {
     }
 }
 
-/// [`Network::release`] on a node that has no network any more. Blocks.
+/// Removes what a node that has no network any more has of one: every place but those in `held`, and
+/// the hub when there are none. Blocks.
+pub(crate) fn clear(tag: &str, held: &[NetworkHolding]) -> Result<(), Error> {
+    for namespace in Namespace::names(&format!("{}-", hub_name(tag)))? {
+        let Some((_, number)) = namespace.rsplit_once('-') else { continue };
+        let port = format!("{}{number}", wiring::HUB_PORT_PREFIX);
+        let place = NetworkHolding { namespace, port };
+        if !held.contains(&place) {
+            tracing::info!(name = place.namespace, "a network place of before is removed");
+            release(&place)?;
+        }
+    }
+    match held {
+        [] if Namespace::exists(&hub_name(tag)) => Namespace::remove(&hub_name(tag)),
+        _ => Ok(()),
+    }
+}
+
+/// Undoes everything that was done for a place; that nothing is there is a success. Blocks.
 pub(crate) fn release(holding: &NetworkHolding) -> Result<(), Error> {
     let hub = holding.namespace.rsplit_once('-').map(|(hub, _)| hub);
     match hub.filter(|hub| Namespace::exists(hub)) {

@@ -349,7 +349,9 @@ impl Settings {
             })?),
         };
         let network_prefix = match self.network_prefix.as_deref() {
-            Some(text) => text.parse().map_err(|problem| anyhow!("network_prefix: {problem}"))?,
+            Some(text) => text
+                .parse::<AddressPrefix>()
+                .map_err(|problem| anyhow!("network_prefix: {problem}"))?,
             None => AddressPrefix::DEFAULT,
         };
         Ok(Config {

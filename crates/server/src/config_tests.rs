@@ -48,6 +48,22 @@ fn the_kernel_can_be_chosen_and_is_the_small_one_if_present_otherwise() {
 }
 
 #[test]
+fn workspaces_have_no_network_unless_it_is_switched_on_and_its_prefix_is_one() {
+    let network = |text: &str| {
+        let config = file(text).resolve().unwrap();
+        (config.network, config.network_prefix.to_string())
+    };
+    assert_eq!(network(""), (NetworkChoice::Off, "10.201.0.0/16".to_owned()));
+    let chosen = network("network = 'on'\nnetwork_prefix = '172.20.0.0/24'");
+    assert_eq!(chosen, (NetworkChoice::On, "172.20.0.0/24".to_owned()));
+    for bad in ["10.0.0.0/8", "10.201.0.1/16", "everywhere"] {
+        let refused = file(&format!("network_prefix = '{bad}'")).resolve().unwrap_err();
+        assert!(refused.to_string().starts_with("network_prefix: "), "{refused}");
+    }
+    assert!(file_problem("network = 'yes'").contains("on"));
+}
+
+#[test]
 fn templates_are_of_the_plans_default_size_unless_they_say_otherwise() {
     let config = file(
         "pool_max_warm = 0\n[[templates]]\nimage = 'base'\n\

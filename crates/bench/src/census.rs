@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::{
+    mount::{MntFlags, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -17,7 +18,8 @@ use sha2::{Digest, Sha256};
 const CGROUP_DEPTH: u32 = 6;
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where network namespaces and devices are listed.
-const NETWORKS: [&str; 2] = ["/run/netns", "/sys/class/net"];
+const NAMESPACES: &str = "/run/netns";
+const NETWORKS: [&str; 2] = [NAMESPACES, "/sys/class/net"];
 
 /// The directories of a run: everything that names one of them is the run's.
 #[derive(Clone, Debug)]
@@ -73,6 +75,11 @@ impl Places {
         for cgroup in self.cgroups().iter().rev() {
             // Busy as long as a process is in it; then it is told as a leak by the next look.
             let _ = fs::remove_dir(cgroup);
+        }
+        // A namespace is kept by the mount on its name; the devices in it go with it.
+        for namespace in self.networks().iter().filter(|path| path.starts_with(NAMESPACES)) {
+            let _ = umount2(namespace, MntFlags::MNT_DETACH);
+            let _ = fs::remove_file(namespace);
         }
         for dir in [&self.memory, &self.floor_memory] {
             let _ = fs::remove_dir_all(dir);

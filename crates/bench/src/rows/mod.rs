@@ -93,7 +93,7 @@ impl Counts {
         exec: 200,
         kill: 3,
         vms: 10,
-        control_seconds: 4,
+        control_seconds: 3,
     };
     /// To see that it works.
     pub const QUICK: Self = Self {

@@ -80,3 +80,80 @@ async fn a_snapshot_with_a_wrong_byte_anywhere_is_refused_and_the_workspace_keep
         .await;
     }
 }
+
+/// What can become of a file on a disk that lost some of it.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    Everything,
+    HalfOfIt,
+    TheLastByte,
+    TheFile,
+}
+
+impl Loss {
+    const ALL: [Self; 4] = [Self::Everything, Self::HalfOfIt, Self::TheLastByte, Self::TheFile];
+
+    fn happens_to(self, path: &Path, whole: &[u8]) {
+        let left = match self {
+            Self::Everything => 0,
+            Self::HalfOfIt => whole.len() / 2,
+            Self::TheLastByte => whole.len() - 1,
+            Self::TheFile => return fs::remove_file(path).unwrap(),
+        };
+        fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+        fs::write(path, &whole[..left]).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_which_anything_is_missing_is_refused_to_its_workspace_and_to_others() {
+    for contents in [SnapshotContents::Disk, SnapshotContents::DiskAndMemory] {
+        bounded(async {
+            let world = World::new();
+            let node = world.open().await;
+            assert_running(&node.ensure_running(world.spec(1, 1)).await.unwrap());
+            world.write(1, 8);
+            node.take_snapshot(ID, SNAPSHOT, contents).await.unwrap();
+            world.write(1, 18);
+            node.ensure_stopped(ID, skerry_model::Incarnation(1), GRACEFUL).await.unwrap();
+            let mut incarnation = 1;
+            for file in files(&world) {
+                // A manifest is whole without its line break.
+                let is_manifest = file.file_name().is_some_and(|name| name == "manifest.json");
+                let whole = fs::read(&file).unwrap();
+                let mode = fs::metadata(&file).unwrap().permissions();
+                for loss in Loss::ALL {
+                    if is_manifest && matches!(loss, Loss::TheLastByte) {
+                        continue;
+                    }
+                    loss.happens_to(&file, &whole);
+                    incarnation += 1;
+                    for workspace in [1, 2] {
+                        let mut spec = world.spec(workspace, incarnation);
+                        spec.start_from = StartFrom::Snapshot { snapshot_id: SNAPSHOT };
+                        let error = node.ensure_running(spec).await.unwrap_err();
+                        let refused = matches!(
+                            error,
+                            NodeError::SavedStateUnusable(_) | NodeError::NoSuchSnapshot
+                        );
+                        assert!(refused, "{loss:?} of {}: {error:?}", file.display());
+                    }
+                    assert_eq!(node.inspect(ID).await.unwrap().phase, VmPhase::Stopped);
+                    let other = WorkspaceId::from_u128(2);
+                    node.ensure_deleted(other).await.unwrap();
+                    assert_eq!(node.inspect(other).await, None);
+                    fs::write(&file, &whole).unwrap();
+                    fs::set_permissions(&file, mode.clone()).unwrap();
+                    // The layer is the workspace's own as well.
+                    assert_eq!(world.written(1), [8, 18], "{loss:?} of {}", file.display());
+                }
+            }
+            let mut spec = world.spec(1, incarnation + 1);
+            spec.start_from = StartFrom::Snapshot { snapshot_id: SNAPSHOT };
+            assert_running(&node.ensure_running(spec).await.unwrap());
+            assert_eq!(world.written(1), [8]);
+            node.ensure_deleted(ID).await.unwrap();
+        })
+        .await;
+    }
+}

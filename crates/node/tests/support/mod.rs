@@ -120,7 +120,7 @@ impl World {
 
     /// Each look at the clock is one second later; randomness counts, and goes on counting in the
     /// next life of the server.
-    fn environment(&self) -> NodeEnvironment {
+    pub fn environment(&self) -> NodeEnvironment {
         let (clock, random) = (Arc::clone(&self.clock), Arc::clone(&self.random));
         NodeEnvironment {
             seal: Arc::new(self.seal.clone()),

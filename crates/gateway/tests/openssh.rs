@@ -194,7 +194,7 @@ async fn a_port_of_the_workspace_is_reached_and_one_that_is_not_there_says_so() 
     let output = done_with_input(ground.ssh(&["-W", &to, "gate"]), b"hello").await;
     assert_eq!(out(&output), "you said hello", "{}", err(&output));
     answering.await.unwrap();
-    let output = done(ground.ssh(&["-W", &to, "gate"])).await;
+    let output = done(ground.ssh(&["-o", "LogLevel=INFO", "-W", &to, "gate"])).await;
     assert!(err(&output).contains("connection refused"), "{}", err(&output));
     ground.close().await;
 }
@@ -226,7 +226,7 @@ async fn the_jump_host_itself_does_nothing_else() {
     let ground = Ground::open().await;
     let output = done(ground.ssh(&["jump", "echo here"])).await;
     assert_eq!((out(&output).as_str(), output.status.success()), ("", false));
-    let output = done(ground.ssh(&["-W", "127.0.0.1:80", "jump"])).await;
+    let output = done(ground.ssh(&["-o", "LogLevel=INFO", "-W", "127.0.0.1:80", "jump"])).await;
     assert!(err(&output).contains("administratively prohibited"), "{}", err(&output));
     assert_eq!(ground.routes.entered.load(Ordering::Relaxed), 0);
     ground.close().await;

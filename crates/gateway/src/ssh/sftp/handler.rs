@@ -37,6 +37,7 @@ pub(super) struct Files {
     guest: Arc<dyn GuestApi>,
     logins: Logins,
     user: User,
+    home: String,
     open: HashMap<String, Open>,
     opened: u64,
 }
@@ -64,12 +65,12 @@ fn done(id: u32) -> Status {
 }
 
 impl Files {
-    pub(super) fn new(guest: Arc<dyn GuestApi>, logins: Logins, user: User) -> Self {
-        Self { guest, logins, user, open: HashMap::new(), opened: 0 }
+    pub(super) fn new(guest: Arc<dyn GuestApi>, logins: Logins, user: User, home: String) -> Self {
+        Self { guest, logins, user, home, open: HashMap::new(), opened: 0 }
     }
 
     fn path(&self, path: &str) -> String {
-        absolute(path, self.logins.home(&self.user))
+        absolute(path, &self.home)
     }
 
     fn keep(&mut self, id: u32, open: Open) -> Handle {
@@ -348,10 +349,9 @@ impl Handler for Files {
             }
             EXPAND_PATH => {
                 let path = word(&mut words)?;
-                let home = self.logins.home(&self.user);
                 let none =
                     || StatusCode::Failure.with_message("another user's home is not looked up");
-                let path = expanded(&path, home).ok_or_else(none)?;
+                let path = expanded(&path, &self.home).ok_or_else(none)?;
                 Ok(Name { id, files: vec![File::dummy(path)] }.into())
             }
             _ => Err(StatusCode::OpUnsupported.into()),

@@ -41,7 +41,10 @@ pub(super) async fn run(gateway: Arc<Gateway>, entry: Entry, fresh: Fresh) {
         let stream = ChannelStream::new(input, &output, used.clone().drop_guard());
         let config = Config { max_client_packet_len: REQUEST_BYTES };
         // It runs until the stream's end, which comes with the channel's at the latest.
-        run_with_config(stream, Files::new(guest, logins, entry.user.clone()), config).await;
+        let home = programs::home(&*guest, &entry.user).await;
+        let home = home.unwrap_or_else(|| logins.home(&entry.user).to_owned());
+        let files = Files::new(guest, logins, entry.user.clone(), home);
+        run_with_config(stream, files, config).await;
         used.cancelled().await;
         Ok::<_, String>(())
     };

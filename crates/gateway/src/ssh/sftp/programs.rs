@@ -12,6 +12,8 @@ use super::names::status;
 
 /// Of what a program complains so much is told.
 const COMPLAINT_BYTES: usize = 500;
+/// Of what it prints so much is kept: a path.
+const OUTPUT_BYTES: usize = 4096 + 1;
 /// A program that takes longer is killed.
 const WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -21,25 +23,51 @@ pub(super) async fn run(
     user: &User,
     argv: &[&str],
 ) -> Result<(), StatusReply> {
+    let asked = Asked { argv, working_dir: Some("/") };
+    output_of(guest, user, asked).await.map(drop)
+}
+
+/// Where the user is at home: where programs begin that are told no other directory.
+pub(super) async fn home(guest: &dyn GuestApi, user: &User) -> Option<String> {
+    let asked = Asked { argv: &["pwd"], working_dir: None };
+    let said = output_of(guest, user, asked).await.ok()?;
+    let path = String::from_utf8(said).ok()?;
+    let path = path.strip_suffix('\n')?;
+    path.starts_with('/').then(|| path.to_owned())
+}
+
+struct Asked<'a> {
+    argv: &'a [&'a str],
+    working_dir: Option<&'a str>,
+}
+
+/// What a program prints until its good end, cut.
+async fn output_of(
+    guest: &dyn GuestApi,
+    user: &User,
+    asked: Asked<'_>,
+) -> Result<Vec<u8>, StatusReply> {
     let request = ExecRequest {
-        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+        argv: asked.argv.iter().map(|word| (*word).to_owned()).collect(),
         env: BTreeMap::from([("LC_ALL".to_owned(), "C".to_owned())]),
-        working_dir: Some("/".to_owned()),
+        working_dir: asked.working_dir.map(str::to_owned),
         user: user.clone(),
         pty: None,
         timeout: Some(WITHIN),
     };
     let mut session = guest.exec(request).await.map_err(|error| status(&error))?;
+    // One that has ended already needs no end of its input.
     let _ = session.control.send(ExecControl::CloseStdin).await;
-    let mut complaint = Vec::new();
-    while let Some(said) = session.output.recv().await {
-        match said.map_err(|error| status(&error))? {
-            ExecOutput::Stdout(_) => {}
-            ExecOutput::Stderr(bytes) => {
-                let room = COMPLAINT_BYTES.saturating_sub(complaint.len());
-                complaint.extend(bytes.iter().take(room));
-            }
-            ExecOutput::Exit(ExecExit::Code(0)) => return Ok(()),
+    let (mut said, mut complaint) = (Vec::new(), Vec::new());
+    let keep = |kept: &mut Vec<u8>, bytes: &[u8], most: usize| {
+        let room = most.saturating_sub(kept.len());
+        kept.extend(bytes.iter().take(room));
+    };
+    while let Some(next) = session.output.recv().await {
+        match next.map_err(|error| status(&error))? {
+            ExecOutput::Stdout(bytes) => keep(&mut said, &bytes, OUTPUT_BYTES),
+            ExecOutput::Stderr(bytes) => keep(&mut complaint, &bytes, COMPLAINT_BYTES),
+            ExecOutput::Exit(ExecExit::Code(0)) => return Ok(said),
             ExecOutput::Exit(_) => break,
         }
     }

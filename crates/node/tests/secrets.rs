@@ -33,7 +33,7 @@ fn telling(dir: &Path) -> Vec<PathBuf> {
         if path.is_dir() && !path.is_symlink() {
             found.extend(telling(&path));
         } else if path.is_file()
-            && fs::read(&path).unwrap().windows(SECRET.len()).any(|part| part == SECRET.as_bytes())
+            && String::from_utf8_lossy(&fs::read(&path).unwrap()).contains(SECRET)
         {
             found.push(path);
         }

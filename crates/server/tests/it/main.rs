@@ -13,4 +13,6 @@ mod crash;
 mod dialects;
 mod endings;
 mod front;
+mod saved_crash;
+mod secrets;
 mod shutdown;

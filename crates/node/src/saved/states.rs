@@ -215,9 +215,8 @@ fn beside(place: &Path, prefix: &str) -> Result<PathBuf, Error> {
 
 /// Where the state that will be at `place` is made; by which number, says who makes it.
 pub(super) fn draft_place(place: &Path, number: u32) -> Result<PathBuf, Error> {
-    let first = beside(place, NEW)?;
-    Ok(match number {
-        0 => first,
-        _ => first.with_added_extension(number.to_string()),
-    })
+    match number {
+        0 => beside(place, NEW),
+        _ => Ok(place.with_file_name(format!("{NEW}{}.{number}", name_of(place)?))),
+    }
 }

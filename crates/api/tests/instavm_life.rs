@@ -131,6 +131,52 @@ async fn use_wakes_a_parked_vm_only_if_it_may() {
 }
 
 #[tokio::test]
+async fn a_wake_that_outlasts_the_callers_time_is_answered_in_time_and_goes_on() {
+    let mut front = Front::open().await;
+    let (vm, session) = create(&mut front, json!({ "auto_resume": true })).await;
+    send(&mut front, &format!("POST /v1/vms/{vm}/suspend"), None).await;
+    front.test.node.hang(Point::EnsureRunning);
+    let body = json!({
+        "command": "echo hi", "session_id": session, "language": "bash", "timeout": 1,
+    });
+    let late = front.beside(As::Admin, "POST /execute", Some(body)).await;
+    assert_eq!(late.status, 503, "{}", late.body);
+    assert_eq!(get(&mut front, &format!("/v1/vms/{vm}")).await["status"], "resuming");
+    front.test.node.release(Point::EnsureRunning);
+    front.settled(&vm).await;
+    assert_eq!(execute(&front, As::Admin, &session).await, (200, json!("hi\n")));
+}
+
+#[tokio::test]
+async fn a_suspension_that_fails_is_an_error_and_the_vm_runs_on() {
+    let mut front = Front::open().await;
+    let (vm, session) = create(&mut front, json!({})).await;
+    let full = NodeError::NoCapacity("the disk is full".to_owned());
+    front.test.node.fail_next(Point::EnsureSuspended, full);
+    let line = format!("POST /v1/vms/{vm}/suspend");
+    let answer = front.call(As::Admin, &line, None).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(text(&answer.body, "detail").contains("the disk is full"), "{}", answer.body);
+    assert_eq!(get(&mut front, &format!("/v1/vms/{vm}")).await["status"], "active");
+    assert_eq!(execute(&front, As::Admin, &session).await, (200, json!("hi\n")));
+}
+
+#[tokio::test]
+async fn what_another_dialect_paused_is_suspended_and_resumes_as_the_same_vm() {
+    let mut front = Front::open().await;
+    let (vm, session) = create(&mut front, json!({})).await;
+    send(&mut front, &format!("POST /workspace/{vm}/pause"), None).await;
+    assert_eq!(get(&mut front, &format!("/v1/vms/{vm}")).await["status"], "suspended");
+    assert_eq!(execute(&front, As::Admin, &session).await.0, 409);
+    let resumed = send(&mut front, &format!("POST /v1/vms/{vm}/resume"), None).await;
+    assert_eq!((&resumed["vm_id"], &resumed["status"]), (&json!(vm), &json!("active")));
+    send(&mut front, &format!("POST /v1/vms/{vm}/suspend"), None).await;
+    let second = text(&send(&mut front, &format!("POST /v1/vms/{vm}/resume"), None).await, "vm_id");
+    let shown = send(&mut front, &format!("GET /workspace/{second}"), None).await;
+    assert_eq!(shown["workspace"]["status"], "running", "every dialect knows the later id");
+}
+
+#[tokio::test]
 async fn saved_memory_that_is_damaged_is_an_error_and_a_failed_vm() {
     let mut front = Front::open().await;
     let (vm, _) = create(&mut front, json!({})).await;

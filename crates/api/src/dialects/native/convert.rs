@@ -184,10 +184,7 @@ pub(super) fn create(
 }
 
 pub(super) const fn expiry(expiry: wire::Expiry) -> spec::Expiry {
-    spec::Expiry {
-        after_seconds: expiry.after_seconds,
-        action: expiry_action(expiry.action),
-    }
+    spec::Expiry { after_seconds: expiry.after_seconds, action: expiry_action(expiry.action) }
 }
 
 pub(super) const fn expiry_action(action: wire::ExpiryAction) -> spec::ExpiryAction {

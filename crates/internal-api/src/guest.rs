@@ -189,7 +189,8 @@ pub struct ListeningPort {
 }
 
 /// Both directions of a TCP connection inside the guest. Shutting it down ends what is sent alone, its
-/// end when read is the other side's; dropped before both, the connection is reset.
+/// end when read is the other side's; dropped before both, the connection is reset, as soon as the guest has
+/// taken what was sent before.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}

@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -48,27 +49,33 @@ impl GuestLink {
         }
         let (to_guest, pieces) = mpsc::channel(WAITING);
         let head = head_of(&message::Connect { host: host.to_owned(), port })?;
-        let body = streaming(head, until_the_end(pieces));
+        let permits = Arc::new((among_connections, among_streams));
+        let body = streaming(head, until_the_end(pieces, Arc::clone(&permits)));
         let answer = send(&mut connected.requests, path::CONNECT, body);
         let answer = bounded(&shared.hold, path::CONNECT, ANSWER_BEGINS_WITHIN, answer).await?;
         Ok(Box::new(Connection {
             to_guest: PollSender::new(to_guest),
             from_guest: answer.into_body(),
             rest: Bytes::new(),
-            _permits: (among_connections, among_streams),
+            _permits: permits,
         }))
     }
 }
 
+/// The right to a connection, and to a stream for it.
+type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
 /// What is sent, piece by piece; `None` is its end. Without that it breaks off, which the agent
-/// sees as a reset.
+/// sees as a reset. hyper looks for it only once the guest has taken what was sent before; until then
+/// the stream is there, and so are its permits.
 fn until_the_end(
     pieces: mpsc::Receiver<Option<Bytes>>,
+    permits: Arc<Permits>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    stream::unfold(Some(pieces), |pieces| async move {
-        let mut pieces = pieces?;
+    stream::unfold(Some((pieces, permits)), |state| async move {
+        let (mut pieces, permits) = state?;
         match pieces.recv().await {
-            Some(Some(piece)) => Some((Ok(piece), Some(pieces))),
+            Some(Some(piece)) => Some((Ok(piece), Some((pieces, permits)))),
             Some(None) => None,
             None => Some((Err(io::Error::other("the caller has given the connection up")), None)),
         }
@@ -81,7 +88,7 @@ struct Connection {
     from_guest: Incoming,
     /// What was received and not read yet.
     rest: Bytes,
-    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    _permits: Arc<Permits>,
 }
 
 fn gone<E>(_: E) -> io::Error {

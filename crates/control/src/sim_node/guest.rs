@@ -12,8 +12,9 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
 use skerry_internal_api::{
-    ByteStream, ConnectFailure, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind, FileStat,
-    GuestApi, GuestStats, GuestStream, ListeningPort, NodeError, User, VmSpec, WriteMode,
+    ByteStream, ConnectFailure, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession,
+    FileKind, FileStat, GuestApi, GuestStats, GuestStream, ListeningPort, NodeError, User, VmSpec,
+    WriteMode,
 };
 use skerry_model::{Shape, Timestamp};
 use tokio::{io::DuplexStream, sync::mpsc};
@@ -239,7 +240,6 @@ impl SimGuest {
     }
 
     /// From now on connections to this port of the guest's loopback come out here.
-    #[must_use]
     pub fn serve(&self, port: u16) -> mpsc::Receiver<DuplexStream> {
         let (service, connections) = mpsc::channel(16);
         self.inner().services.insert(port, service);
@@ -559,19 +559,15 @@ impl GuestApi for SimGuest {
 
     async fn connect(&self, host: &str, port: u16) -> Result<GuestStream, NodeError> {
         let is_here = matches!(host, "localhost" | "127.0.0.1" | "::1");
-        if !is_here {
-            let message = format!("{host} port {port}: network is unreachable");
-            return Err(NodeError::NotConnected { why: ConnectFailure::Unreachable, message });
-        }
-        let service = self.inner().services.get(&port).cloned();
+        let service = self.inner().services.get(&port).cloned().filter(|_| is_here);
         let (near, far) = tokio::io::duplex(PIECE);
         if let Some(service) = service
             && service.send(far).await.is_ok()
         {
             return Ok(Box::new(near));
         }
-        let message = format!("{host} port {port}: connection refused");
-        Err(NodeError::NotConnected { why: ConnectFailure::Refused, message })
+        let why = if is_here { ConnectFailure::Refused } else { ConnectFailure::Unreachable };
+        Err(NodeError::NotConnected { why, message: format!("{host} port {port}: {why:?}") })
     }
 
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError> {

@@ -11,8 +11,8 @@ pub mod route;
 
 pub use error::{ConnectFailure, NodeError};
 pub use guest::{
-    ByteStream, Duplex, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind, FileStat,
-    GuestApi, GuestStats, GuestStream, ListeningPort, Pty, User, WriteMode,
+    ByteStream, Duplex, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind,
+    FileStat, GuestApi, GuestStats, GuestStream, ListeningPort, Pty, User, WriteMode,
 };
 pub use node::{
     DoctorCheck, DoctorLevel, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeEvent,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use skerry_internal_api::{
-    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats,
-    GuestStream, ListeningPort, NodeError, User, WriteMode,
+    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, GuestStream,
+    ListeningPort, NodeError, User, WriteMode,
 };
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

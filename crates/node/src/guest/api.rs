@@ -9,8 +9,8 @@ use skerry_agent_protocol::{
     message,
 };
 use skerry_internal_api::{
-    ByteStream, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, GuestStream, ListeningPort,
-    NodeError, User, WriteMode,
+    ByteStream, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, GuestStream,
+    ListeningPort, NodeError, User, WriteMode,
 };
 
 use super::{GuestLink, SHORT_CALL, convert, failure::lost};

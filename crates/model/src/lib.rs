@@ -25,16 +25,16 @@ mod test_ground;
 
 pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
-pub use id::{AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, SnapshotId, SshKeyId, WorkspaceId};
+pub use id::{
+    AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, SnapshotId, SshKeyId, WorkspaceId,
+};
 pub use lifecycle::{
     Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd,
     Lifecycle, RestartMode, RestartPolicy, SnapshotOnTerminate, Timer,
 };
 pub use limits::{Demand, Plan, Pool, Range, RequestedShape, Usage};
 pub use name::{DisplayName, Slug};
-pub use network::{
-    InternetAccess, NetworkPolicy, Opening, PortRange, PrivateAddress, Transport,
-};
+pub use network::{InternetAccess, NetworkPolicy, Opening, PortRange, PrivateAddress, Transport};
 pub use quantity::{DiskMib, MemMib, VcpuCount};
 pub use reconcile::{NodeView, Step, VmEnd, VmViewPhase, next_step};
 pub use secret::Secret;

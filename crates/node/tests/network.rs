@@ -1,5 +1,6 @@
 //! VMs of a node with a network: their places and addresses, from the first start to the last trace.
 //! Namespaces are real; the machines are fake, so nothing is ever sent.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
 mod support;
 

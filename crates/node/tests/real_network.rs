@@ -1,5 +1,6 @@
 //! Two real guests on the node's own network. Nothing of it leaves the namespaces that it is made of.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it likes")]
+#![allow(clippy::disallowed_methods, reason = "real guests get the real clock and randomness")]
 
 mod support;
 

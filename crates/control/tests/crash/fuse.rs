@@ -11,20 +11,21 @@ use std::{
 
 use async_trait::async_trait;
 use skerry_control::{
-    ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project,
+    ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, SshKey,
     internal_api::{
-        ByteStream, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError,
-        NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmReport, VmSpec,
+        ByteStream, GuestApi, ImageInfo, KeyFingerprint, LogSource, NodeApi, NodeCapacity,
+        NodeDoctor, NodeError, NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics,
+        StopMode, VmReport, VmSpec,
     },
     sim_node::SimNode,
     store::{
-        Account, Admission, KeyOwner, KeyRemoval, SecretHash, SnapshotDeletion, StateStore, Store,
-        StoredKey, Write,
+        Account, Admission, KeyOwner, KeyRemoval, SecretHash, SnapshotDeletion, SshKeyInsertion,
+        SshKeyOwner, StateStore, Store, StoredKey, Write,
     },
 };
 use skerry_model::{
-    AccountId, ApiKeyId, Incarnation, NodeId, Plan, ProjectId, Snapshot, SnapshotId, Timestamp,
-    Usage, Workspace, WorkspaceId,
+    AccountId, ApiKeyId, Incarnation, NodeId, Plan, ProjectId, Snapshot, SnapshotId, SshKeyId,
+    Timestamp, Usage, Workspace, WorkspaceId,
 };
 use tokio::sync::{Notify, broadcast};
 
@@ -150,6 +151,30 @@ impl StateStore for FusedStore {
 
     async fn touch_key(&self, id: ApiKeyId, at: Timestamp) -> Result<(), Error> {
         self.1.uncounted(self.0.touch_key(id, at)).await
+    }
+
+    async fn insert_ssh_key(
+        &self,
+        account: AccountId,
+        key: &SshKey,
+        max: u32,
+    ) -> Result<SshKeyInsertion, Error> {
+        self.1.uncounted(self.0.insert_ssh_key(account, key, max)).await
+    }
+
+    async fn list_ssh_keys(&self, account: AccountId) -> Result<Vec<SshKey>, Error> {
+        self.1.uncounted(self.0.list_ssh_keys(account)).await
+    }
+
+    async fn ssh_key_owner(
+        &self,
+        fingerprint: &KeyFingerprint,
+    ) -> Result<Option<SshKeyOwner>, Error> {
+        self.1.uncounted(self.0.ssh_key_owner(fingerprint)).await
+    }
+
+    async fn remove_ssh_key(&self, account: AccountId, id: SshKeyId) -> Result<bool, Error> {
+        self.1.uncounted(self.0.remove_ssh_key(account, id)).await
     }
 
     async fn insert_project(

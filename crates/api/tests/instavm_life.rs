@@ -221,7 +221,7 @@ async fn a_lifetime_ends_in_parking_is_renewed_and_ends_in_deletion() {
         (&begun["expires_at"], &json!(false))
     );
     front.test.advance(Duration::from_secs(30));
-    front.test.quiet().await;
+    front.vanished(&vm).await;
     get(&mut front, &one).await;
     assert_eq!(get(&mut front, "/v1/vms/").await, json!([]));
     insta::assert_snapshot!(front.transcript());

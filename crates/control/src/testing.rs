@@ -188,6 +188,26 @@ pub async fn until(
     record
 }
 
+/// Waits until no timer is due and nobody is at work on a workspace or snapshot.
+///
+/// # Panics
+/// When that is not so within 20 s, or the store does not answer.
+#[allow(clippy::expect_used, reason = "a test's own ground; there is nobody to tell")]
+pub async fn quiet(control: &Control) {
+    let inner = &control.inner;
+    let quiet = async {
+        loop {
+            let due = inner.store.due_workspaces(inner.now(), 1).await.expect("timers");
+            let idle = inner.workers.is_idle() && inner.snapshot_workers.is_idle();
+            if due.is_empty() && idle {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), quiet).await.expect("quiet within 20 s");
+}
+
 impl TestControl {
     /// The bootstrap key's caller.
     ///
@@ -223,18 +243,7 @@ impl TestControl {
     /// When the store cannot be asked, or there is still work after 20 seconds.
     #[allow(clippy::expect_used, reason = "a test's own ground; there is nobody to tell")]
     pub async fn quiet(&self) {
-        let inner = &self.control.inner;
-        let quiet = async {
-            loop {
-                let due = inner.store.due_workspaces(inner.now(), 1).await.expect("timers");
-                let idle = inner.workers.is_idle() && inner.snapshot_workers.is_idle();
-                if due.is_empty() && idle {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), quiet).await.expect("quiet within 20 s");
+        quiet(&self.control).await;
     }
 
     /// Ends the control plane as `SIGTERM` would and opens another one on the same database and

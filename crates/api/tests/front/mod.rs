@@ -171,6 +171,18 @@ impl Front {
         tokio::time::timeout(BOUND, reached).await.expect("the state is reached in time")
     }
 
+    /// Waits until the workspace has gone by itself.
+    pub async fn vanished(&self, id: &str) {
+        let caller = self.test.caller().await;
+        let which = self.which(id);
+        let gone = async {
+            while let Ok(_still) = self.test.control.get_workspace(&caller, &which).await {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(BOUND, gone).await.expect("the workspace goes in time");
+    }
+
     /// Waits until nothing is left to do for the workspace.
     pub async fn settled(&self, id: &str) -> Workspace {
         self.until(id, Workspace::is_settled).await

@@ -163,6 +163,8 @@ impl UseCase {
                 let reason = "signal 9".to_owned();
                 ground.node.end_vm(id, VmExit::Crashed { reason });
                 testing::until(&ground.control, id, |w| w.lifecycle.restart_at.is_some()).await;
+                // Whoever is still at work on it could find the time come before the timer rings.
+                testing::quiet(control).await;
                 Prepared { workspace: Some(id), snapshot: None }
             }
         }

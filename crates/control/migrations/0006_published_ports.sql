@@ -11,4 +11,4 @@ CREATE TABLE published_ports (
     token_hash BLOB,
     created_at INTEGER NOT NULL,
     UNIQUE (workspace_id, port)
-);
+) STRICT;

@@ -77,6 +77,8 @@ ids! {
     NodeId;
     /// A grouping of workspaces (Aether's project).
     ProjectId;
+    /// A port of a workspace with an address of its own outside.
+    PublishedPortId;
     /// A saved state of a workspace: disk, or disk and memory.
     SnapshotId;
     /// One SSH key of an account.

@@ -12,6 +12,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod name;
 pub mod network;
+pub mod network_wish;
 pub mod quantity;
 pub mod reconcile;
 pub mod secret;
@@ -26,7 +27,8 @@ mod test_ground;
 pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
 pub use id::{
-    AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, SnapshotId, SshKeyId, WorkspaceId,
+    AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, PublishedPortId, SnapshotId, SshKeyId,
+    WorkspaceId,
 };
 pub use lifecycle::{
     Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd,
@@ -34,7 +36,11 @@ pub use lifecycle::{
 };
 pub use limits::{Demand, Plan, Pool, Range, RequestedShape, Usage};
 pub use name::{DisplayName, Slug};
-pub use network::{InternetAccess, NetworkPolicy, Opening, PortRange, PrivateAddress, Transport};
+pub use network::{
+    Destination, EgressRule, HostName, Ipv4Network, NamePattern, NetworkPolicy, Opening, PortRange,
+    PrivateAddress, Transport,
+};
+pub use network_wish::{Neighbour, Neighbourhood, NetworkWish, OpenPorts};
 pub use quantity::{DiskMib, MemMib, VcpuCount};
 pub use reconcile::{NodeView, Step, VmEnd, VmViewPhase, next_step};
 pub use secret::Secret;

@@ -1,12 +1,21 @@
 //! To whom a workspace may connect, and who may connect to it.
 
+mod destination;
+mod egress;
+pub mod reserved;
+
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Invalid;
 
-/// The most openings and links of one policy together.
+pub use self::{
+    destination::{HostName, Ipv4Network, NamePattern},
+    egress::{Destination, EgressRule},
+};
+
+/// The most links, openings and egress rules of one policy together.
 pub const MAX_POLICY_ENTRIES: usize = 512;
 
 /// The address under which other workspaces of the node see a workspace. It has it as long as it
@@ -112,15 +121,6 @@ pub struct Opening {
     pub ports: PortRange,
 }
 
-/// What of the world outside a workspace may reach.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum InternetAccess {
-    /// Nothing.
-    #[default]
-    None,
-}
-
 /// What a workspace may do on the network. A connection between two workspaces exists when the one
 /// that opens it has a link to the other *and* the other has an opening for it: each side decides
 /// for itself. The default is that nothing comes in and nothing goes out.
@@ -132,26 +132,27 @@ pub struct NetworkPolicy {
     /// Who may open connections to it.
     #[serde(default)]
     pub ingress: BTreeSet<Opening>,
-    /// What of the world it may reach.
+    /// What of the world outside it may reach, in addition to its links: what any of these permits.
     #[serde(default)]
-    pub internet: InternetAccess,
+    pub egress: BTreeSet<EgressRule>,
 }
 
 impl NetworkPolicy {
-    /// Checks the size.
+    /// Checks the size, and that no rule opens what is nobody's to open.
     ///
     /// # Errors
-    /// When there are more than [`MAX_POLICY_ENTRIES`] links and openings.
+    /// When there are more than [`MAX_POLICY_ENTRIES`] entries, or when an egress rule is about
+    /// nothing but addresses that no workspace ever reaches ([`reserved::is_never_reachable`]).
     pub fn check(&self) -> Result<(), Invalid> {
-        let entries = self.links.len() + self.ingress.len();
+        let entries = self.links.len() + self.ingress.len() + self.egress.len();
         if entries > MAX_POLICY_ENTRIES {
             return Err(Invalid {
                 field: "network_policy",
-                problem: format!("{entries} links and openings"),
+                problem: format!("{entries} links, openings and egress rules"),
                 allowed: format!("at most {MAX_POLICY_ENTRIES} in all"),
             });
         }
-        Ok(())
+        self.egress.iter().try_for_each(EgressRule::check)
     }
 
     /// The openings such that no two of one peer and protocol touch: what a filter needs that takes
@@ -199,7 +200,7 @@ mod tests {
     fn the_default_policy_names_nobody() {
         let policy = NetworkPolicy::default();
         assert!(policy.peers().is_empty() && policy.openings_merged().is_empty());
-        assert_eq!(policy.internet, InternetAccess::None);
+        assert!(policy.egress.is_empty());
         assert_eq!(serde_json::from_str::<NetworkPolicy>("{}").unwrap(), policy);
     }
 

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::lifecycle::{Expiry, ExpiryAction};
 use crate::{
-    DiskMib, IdlePolicy, Invalid, MemMib, RestartPolicy, SnapshotId, SnapshotOnTerminate, VcpuCount,
+    DiskMib, IdlePolicy, Invalid, MemMib, NetworkWish, RestartPolicy, SnapshotId,
+    SnapshotOnTerminate, VcpuCount,
 };
 
 /// The name of an image as the catalogue knows it (`base`, `node-20`): 1 to 128 characters of
@@ -223,6 +224,9 @@ pub struct WorkspaceSpec {
     pub auto_resume: bool,
     /// Console log across starts.
     pub log_retention: LogRetention,
+    /// What it asks of the network.
+    #[serde(default)]
+    pub network: NetworkWish,
     /// The tenant's own labels, returned as given: at most 64 KiB as JSON.
     pub metadata: BTreeMap<String, serde_json::Value>,
 }

@@ -5,9 +5,9 @@ mod wish;
 
 use crate::{
     AccountId, Cause, Desired, DisplayName, Event, Failure, FailureCode, FinalSnapshot,
-    Incarnation, LastEnd, Lifecycle, NodeId, Origin, ProjectId, RestartMode, RestartPolicy, Secret,
-    Slug, SnapshotContents, SnapshotId, StartFrom, State, Timestamp, Transition, WorkspaceId,
-    WorkspaceSpec, lifecycle::after, transition,
+    Incarnation, LastEnd, Lifecycle, NodeId, Origin, PrivateAddress, ProjectId, RestartMode,
+    RestartPolicy, Secret, Slug, SnapshotContents, SnapshotId, StartFrom, State, Timestamp,
+    Transition, WorkspaceId, WorkspaceSpec, lifecycle::after, transition,
 };
 
 pub use wish::{AfterRestore, Wish};
@@ -47,6 +47,8 @@ pub struct Workspace {
     pub start_began_at: Option<Timestamp>,
     /// The node it is placed on, once it was started.
     pub node_id: Option<NodeId>,
+    /// Under which address others see it, as its node said last; it has it as long as it exists.
+    pub private_address: Option<PrivateAddress>,
     /// When the workspace expires, by `spec.expiry` or as it was renewed; set each time it becomes
     /// running, kept while it is paused.
     pub expires_at: Option<Timestamp>,

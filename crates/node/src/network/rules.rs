@@ -12,7 +12,7 @@
 use std::{collections::BTreeSet, io, net::Ipv4Addr};
 
 use nix::libc;
-use skerry_model::{InternetAccess, NetworkPolicy, PrivateAddress, Transport};
+use skerry_model::{NetworkPolicy, PrivateAddress, Transport};
 
 use super::{
     filter::{Direction, Elements, End, Family, Hook, Otherwise, Transaction},
@@ -122,10 +122,6 @@ pub(super) fn apply(policy: &NetworkPolicy) -> io::Result<()> {
 }
 
 fn sets_of(policy: &NetworkPolicy) -> [(&'static str, Elements); 3] {
-    match policy.internet {
-        // What no set names is forbidden.
-        InternetAccess::None => {}
-    }
     let services = policy.openings_merged().into_iter().map(|opening| {
         (opening.from.0, protocol(opening.transport), opening.ports.first(), opening.ports.last())
     });

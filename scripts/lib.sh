@@ -13,6 +13,11 @@ say() {
     printf '%s\n' "$*" >&2
 }
 
+# why_failed LOG: what the failed tests in a log said first, without the logs and traces behind it.
+why_failed() {
+    grep -A 5 -E '^---- .* ----$|^error(\[E[0-9]+\])?: ' "$1" | cut -c 1-300 | tail -n 14 | sed 's/^/    /' >&2 || true
+}
+
 # step NAME COMMAND...: runs the command, shows its output indented, and says how long it took. The
 # whole output is kept in var/log.
 step() {
@@ -26,6 +31,7 @@ step() {
     "$@" 2>&1 | tee "$log" | sed -u 's/^/    /' >&2 || status=$?
     if [ "$status" -ne 0 ]; then
         say "==> $name FAILED after $((SECONDS - began)) s; its output is in $log"
+        why_failed "$log"
         return "$status"
     fi
     say "==> $name: $((SECONDS - began)) s"

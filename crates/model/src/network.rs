@@ -2,6 +2,7 @@
 
 mod destination;
 mod egress;
+mod reach;
 pub mod reserved;
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr, str::FromStr};
@@ -13,10 +14,14 @@ use crate::Invalid;
 pub use self::{
     destination::{HostName, Ipv4Network, NamePattern},
     egress::{Destination, EgressRule},
+    reach::{AddressRange, Reachable},
 };
 
 /// The most links, openings and egress rules of one policy together.
 pub const MAX_POLICY_ENTRIES: usize = 512;
+
+/// The most different combinations of protocol and ports in the egress rules of one policy.
+pub const MAX_PORT_CLASSES: usize = 32;
 
 /// The address under which other workspaces of the node see a workspace. It has it as long as it
 /// exists; inside, every workspace has the same address and knows nothing of this one.
@@ -141,7 +146,8 @@ impl NetworkPolicy {
     /// Checks the size, and that no rule opens what is nobody's to open.
     ///
     /// # Errors
-    /// When there are more than [`MAX_POLICY_ENTRIES`] entries, or when an egress rule is about
+    /// When there are more than [`MAX_POLICY_ENTRIES`] entries, or more than [`MAX_PORT_CLASSES`]
+    /// different combinations of protocol and ports, or when an egress rule is about
     /// nothing but addresses that no workspace ever reaches ([`reserved::is_never_reachable`]).
     pub fn check(&self) -> Result<(), Invalid> {
         let entries = self.links.len() + self.ingress.len() + self.egress.len();
@@ -150,6 +156,15 @@ impl NetworkPolicy {
                 field: "network_policy",
                 problem: format!("{entries} links, openings and egress rules"),
                 allowed: format!("at most {MAX_POLICY_ENTRIES} in all"),
+            });
+        }
+        let classes: BTreeSet<_> =
+            self.egress.iter().map(|rule| (rule.transports(), rule.ports)).collect();
+        if classes.len() > MAX_PORT_CLASSES {
+            return Err(Invalid {
+                field: "egress",
+                problem: format!("{} different combinations of protocol and ports", classes.len()),
+                allowed: format!("at most {MAX_PORT_CLASSES}"),
             });
         }
         self.egress.iter().try_for_each(EgressRule::check)

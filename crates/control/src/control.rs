@@ -15,6 +15,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     ApiKey, Caller, ControlConfig, Credential, Environment, Error, NewApiKey, Project,
     activity::Activity,
+    network::{Policed, Policies},
+    preview::Visited,
     reconciler::{KeyUses, Watchers, Workers},
     store::{Account, Admission, SecretHash, Store, StoredKey, Write},
 };
@@ -39,6 +41,10 @@ pub(crate) struct Inner {
     pub(crate) workers: Workers<WorkspaceId>,
     /// One entry for each snapshot somebody works on now.
     pub(crate) snapshot_workers: Workers<SnapshotId>,
+    /// One entry for each VM whose network policy somebody works on now.
+    pub(crate) policy_workers: Workers<Policed>,
+    /// What the node was told of networks.
+    pub(crate) policies: Policies,
     /// Uses of keys that are being recorded.
     pub(crate) key_uses: KeyUses,
     /// Requests that wait for a workspace to change.
@@ -47,6 +53,8 @@ pub(crate) struct Inner {
     pub(crate) snapshot_watchers: Watchers<SnapshotId>,
     /// Who is being used.
     pub(crate) activity: Activity,
+    /// Published ports that are being visited.
+    pub(crate) visited: Visited,
     /// Turns for writing memory to disk.
     pub(crate) saves: Semaphore,
     /// Rings when a record with a timer was written: the next one may have to ring earlier.
@@ -87,10 +95,13 @@ impl Control {
                 node,
                 workers: Workers::default(),
                 snapshot_workers: Workers::default(),
+                policy_workers: Workers::default(),
+                policies: Policies::default(),
                 key_uses: KeyUses::default(),
                 watchers: Watchers::default(),
                 snapshot_watchers: Watchers::default(),
                 activity: Activity::default(),
+                visited: Visited::default(),
                 saves,
                 timers_changed: Notify::new(),
                 tasks: TaskTracker::new(),
@@ -162,7 +173,7 @@ impl Control {
     }
 }
 
-fn hash(secret: &str) -> SecretHash {
+pub(crate) fn hash(secret: &str) -> SecretHash {
     SecretHash(Sha256::digest(secret.as_bytes()).into())
 }
 

@@ -11,6 +11,8 @@ pub mod doctor;
 pub mod error;
 pub mod images;
 pub mod keys;
+pub mod network;
+pub mod ports;
 pub mod projects;
 pub mod quota;
 pub mod reconciler;
@@ -24,12 +26,15 @@ pub mod workspaces;
 
 mod activity;
 mod control;
+mod preview;
 
 pub use access::{Caller, Credential};
 pub use config::{ControlConfig, Environment, Rng};
 pub use control::Control;
 pub use error::Error;
 pub use keys::{ApiKey, NewApiKey};
+pub use network::{NetworkView, Peer};
+pub use ports::{PortVisibility, Publication, PublishPort, PublishedPort};
 pub use projects::{CreateProject, Project};
 pub use quota::Quota;
 pub use snapshots::{CreateSnapshot, DeletedSnapshot, ListSnapshots, SnapshotRef, UpdateSnapshot};

@@ -198,7 +198,9 @@ pub async fn quiet(control: &Control) {
     let quiet = async {
         loop {
             let due = inner.store.due_workspaces(inner.now(), 1).await.expect("timers");
-            let idle = inner.workers.is_idle() && inner.snapshot_workers.is_idle();
+            let idle = inner.workers.is_idle()
+                && inner.snapshot_workers.is_idle()
+                && inner.policy_workers.is_idle();
             if due.is_empty() && idle {
                 return;
             }

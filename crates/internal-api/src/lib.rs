@@ -7,16 +7,21 @@
 pub mod error;
 pub mod guest;
 pub mod node;
+pub mod preview;
 pub mod route;
 
-pub use error::{ConnectFailure, NodeError};
+pub use error::{ConnectFailure, NodeError, PullFailure};
 pub use guest::{
     ByteStream, Duplex, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind,
     FileStat, GuestApi, GuestStats, GuestStream, ListeningPort, Pty, User, WriteMode,
 };
 pub use node::{
-    DoctorCheck, DoctorLevel, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeEvent,
-    SnapshotContents, SnapshotInfo, StartFrom, StartPath, StartStatistics, StopMode, VmExit,
-    VmPhase, VmReport, VmSpec,
+    DoctorCheck, DoctorLevel, ImageInfo, ImagePull, LogSource, NodeApi, NodeCapacity, NodeDoctor,
+    NodeEvent, NodeNetwork, PullStep, SnapshotContents, SnapshotInfo, StartFrom, StartPath,
+    StartStatistics, StopMode, VmExit, VmPhase, VmReport, VmSpec,
+};
+pub use preview::{
+    OpenPreview, PREVIEW_TOKEN_CHARS, PreviewAddress, PreviewCredential, PreviewRefusal,
+    RESERVED_LABELS, TokenAddress,
 };
 pub use route::{KeyFingerprint, RouteApi, RouteCredential, RouteError};

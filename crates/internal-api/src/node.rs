@@ -1,12 +1,12 @@
 //! What control asks of a node. Every call is idempotent: repeating it after a lost answer is safe.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skerry_model::{
     EnvVar, Incarnation, NetworkPolicy, NodeId, PrivateAddress, Shape, SnapshotId, Timestamp,
-    WorkspaceId,
+    VolumeId, VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef, LogRetention},
 };
 use tokio::sync::broadcast;
@@ -35,6 +35,20 @@ pub struct VmSpec {
     /// What it begins with.
     #[serde(default)]
     pub start_from: StartFrom,
+    /// What is mounted when the guest is ready. From saved memory they are what they were.
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
+}
+
+/// A volume as the node has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Which.
+    pub id: VolumeId,
+    /// How large the disk of its file system is.
+    pub size_bytes: u64,
+    /// What it takes on the node's disk.
+    pub used_bytes: u64,
 }
 
 /// A snapshot as the node has it: immutable and complete.
@@ -191,6 +205,37 @@ pub struct ImageInfo {
     pub built_at: Timestamp,
 }
 
+/// How far a pull of an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PullStep {
+    /// Others are pulled first.
+    Waiting,
+    /// The registry is asked what the reference means.
+    Resolving,
+    /// Layers are transferred.
+    Downloading,
+    /// Layers are verified and merged.
+    Unpacking,
+    /// The disk is written.
+    Building,
+}
+
+/// A pull of an image that is under way or has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImagePull {
+    /// The reference in full, which is the image's name.
+    pub reference: String,
+    /// How far it is, or was when it ended.
+    pub step: PullStep,
+    /// Bytes of layers that are there.
+    pub done_bytes: u64,
+    /// Bytes of layers in all; 0 while that is not known.
+    pub total_bytes: u64,
+    /// How it ended; `None` while it is under way.
+    pub outcome: Option<Result<ImageInfo, NodeError>>,
+}
+
 /// What the node could still take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeCapacity {
@@ -202,6 +247,15 @@ pub struct NodeCapacity {
     pub memory_promised_mib: u64,
     /// Free space where disks live, in MiB.
     pub disk_free_mib: u64,
+}
+
+/// What a node gives its VMs of the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeNetwork {
+    /// The guests' way out, at the address that each of them sees.
+    pub gateway: Ipv4Addr,
+    /// Whether there is a way to the world; without one, egress rules open nothing.
+    pub has_uplink: bool,
 }
 
 /// What this host can do, for people.
@@ -323,9 +377,64 @@ pub trait NodeApi: Send + Sync {
         Vec::new()
     }
 
+    /// Makes a volume with an empty file system; one of this identifier and size that is there is a
+    /// success. On an error nothing of it is left.
+    async fn ensure_volume(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
+        let _ = (id, size_bytes);
+        Err(NodeError::Unsupported("volumes".to_owned()))
+    }
+
+    /// Removes a volume. Removing what is not there is a success.
+    ///
+    /// # Errors
+    /// [`NodeError::VolumeInUse`] while a VM writes it. One that is only read goes, and its readers
+    /// keep what they have.
+    async fn ensure_volume_deleted(&self, id: VolumeId) -> Result<(), NodeError> {
+        let _ = id;
+        Err(NodeError::Unsupported("volumes".to_owned()))
+    }
+
+    /// The complete volumes on the node, in no order.
+    async fn volumes(&self) -> Result<Vec<VolumeInfo>, NodeError> {
+        Ok(Vec::new())
+    }
+
+    /// Puts a volume into the running VM of this incarnation and has its guest mount it. What is mounted
+    /// already is a success. On an error the VM does not have it.
+    ///
+    /// # Errors
+    /// [`NodeError::NotRunning`], also for a VM that is paused; [`NodeError::NoSuchVolume`];
+    /// [`NodeError::VolumeInUse`]; the guest's refusal.
+    async fn ensure_volume_attached(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        mount: VolumeMount,
+    ) -> Result<(), NodeError> {
+        let _ = (workspace_id, incarnation, mount);
+        Err(NodeError::Unsupported("volumes".to_owned()))
+    }
+
+    /// Has the guest write the volume back and unmount it, and takes it out of the VM. One that the VM
+    /// does not have is a success. A guest that refuses (something in it uses the volume) keeps it.
+    async fn ensure_volume_detached(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        volume_id: VolumeId,
+    ) -> Result<(), NodeError> {
+        let _ = (workspace_id, incarnation, volume_id);
+        Err(NodeError::Unsupported("volumes".to_owned()))
+    }
+
     /// How starts went.
     async fn start_statistics(&self) -> StartStatistics {
         StartStatistics::default()
+    }
+
+    /// What VMs are given of the network; `None`: they have none. Always the same answer.
+    fn network(&self) -> Option<NodeNetwork> {
+        None
     }
 
     /// Changes what the running VM of this incarnation may do on the network, all of it at the same
@@ -371,6 +480,20 @@ pub trait NodeApi: Send + Sync {
 
     /// The images that can be used.
     async fn images(&self) -> Vec<ImageInfo>;
+
+    /// Makes what `reference` means in its registry now the newest image of that name here, and returns
+    /// when it can be used. Everybody who asks for the same meanwhile waits for the same pull; it goes on
+    /// when nobody waits any more, and a repetition finds what is there. [`NodeError::Pull`] says what
+    /// was wrong.
+    async fn ensure_image(&self, reference: &str) -> Result<ImageInfo, NodeError> {
+        let _ = reference;
+        Err(NodeError::Unsupported("pulling images".to_owned()))
+    }
+
+    /// The pulls under way, and some that ended.
+    async fn image_pulls(&self) -> Vec<ImagePull> {
+        Vec::new()
+    }
 
     /// Room on the host.
     async fn capacity(&self) -> NodeCapacity;

@@ -19,6 +19,7 @@ pub mod secret;
 pub mod snapshot;
 pub mod spec;
 pub mod state;
+pub mod volume;
 pub mod workspace;
 
 #[cfg(test)]
@@ -28,7 +29,7 @@ pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
 pub use id::{
     AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, PublishedPortId, SnapshotId, SshKeyId,
-    WorkspaceId,
+    VolumeId, WorkspaceId,
 };
 pub use lifecycle::{
     Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd,
@@ -40,7 +41,9 @@ pub use network::{
     Destination, EgressRule, HostName, Ipv4Network, NamePattern, NetworkPolicy, Opening, PortRange,
     PrivateAddress, Transport,
 };
-pub use network_wish::{Neighbour, Neighbourhood, NetworkWish, OpenPorts};
+pub use network_wish::{
+    EgressWish, InternetScope, Neighbour, Neighbourhood, NetworkWish, OpenPorts,
+};
 pub use quantity::{DiskMib, MemMib, VcpuCount};
 pub use reconcile::{NodeView, Step, VmEnd, VmViewPhase, next_step};
 pub use secret::Secret;
@@ -50,6 +53,10 @@ pub use snapshot::{
 };
 pub use spec::{EnvVar, ImageRef, Lifetime, Origin, Shape, WorkspaceSpec};
 pub use state::{Desired, Event, Moved, Refusal, State, StillThere, Transition, transition};
+pub use volume::{
+    AttachRefusal, Attachment, MountMode, MountPath, OnNode, Volume, VolumeEvent, VolumeMount,
+    VolumeSlot, VolumeState, VolumeStep, admit_attachment, check_volume_size, next_volume_step,
+};
 pub use workspace::{AfterRestore, Wish, Workspace};
 
 /// A point in time, UTC, with nanosecond precision.

@@ -4,23 +4,29 @@
 //! of all the account's wishes and addresses, so that what a VM should have can be found anew at any
 //! time, from the store alone.
 
+mod egress;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Invalid, WorkspaceId,
-    network::{NetworkPolicy, Opening, PortRange, PrivateAddress, Transport},
+    network::{Ipv4Network, NetworkPolicy, Opening, PortRange, PrivateAddress, Transport},
 };
+
+pub use self::egress::{EgressWish, InternetScope, MAX_ALLOWED, PACKAGE_HOSTS};
 
 /// The most workspaces that a wish names as callers.
 pub const MAX_CALLERS: usize = 50;
+/// The most networks of a wish whose workspaces are callers.
+pub const MAX_CALLER_NETWORKS: usize = 50;
 /// The most entries of a wish's open ports.
 pub const MAX_OPEN_PORTS: usize = 100;
 /// The most openings that follow from one wish: callers times ranges of ports.
-pub const MAX_OPENINGS: usize = 256;
+pub const MAX_OPENINGS: usize = 200;
 /// The most workspaces that one may call; the others that would admit it are not linked.
-pub const MAX_LINKS: usize = 256;
+pub const MAX_LINKS: usize = 128;
 
 /// Ports that callers may reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -38,30 +44,32 @@ pub struct NetworkWish {
     /// there, or no longer, is admitted once it is: identifiers are never used again.
     #[serde(default)]
     pub callers: BTreeSet<WorkspaceId>,
+    /// So may workspaces of the same account whose private address is in one of these.
+    #[serde(default)]
+    pub caller_networks: BTreeSet<Ipv4Network>,
     /// What callers may reach.
     #[serde(default)]
     pub open_ports: BTreeSet<OpenPorts>,
+    /// What of the world it may reach.
+    #[serde(default)]
+    pub egress: EgressWish,
 }
 
 impl NetworkWish {
     /// Checks the sizes.
     ///
     /// # Errors
-    /// [`Invalid`] with field `callers` or `open_ports`.
+    /// [`Invalid`] with field `callers`, `caller_networks`, `open_ports` or `egress`.
     pub fn check(&self) -> Result<(), Invalid> {
-        if self.callers.len() > MAX_CALLERS {
-            return Err(Invalid {
-                field: "callers",
-                problem: format!("{} workspaces", self.callers.len()),
-                allowed: format!("at most {MAX_CALLERS}"),
-            });
-        }
-        if self.open_ports.len() > MAX_OPEN_PORTS {
-            return Err(Invalid {
-                field: "open_ports",
-                problem: format!("{} entries", self.open_ports.len()),
-                allowed: format!("at most {MAX_OPEN_PORTS}"),
-            });
+        for (field, entries, most) in [
+            ("callers", self.callers.len(), MAX_CALLERS),
+            ("caller_networks", self.caller_networks.len(), MAX_CALLER_NETWORKS),
+            ("open_ports", self.open_ports.len(), MAX_OPEN_PORTS),
+        ] {
+            if entries > most {
+                let problem = format!("{entries} entries");
+                return Err(Invalid { field, problem, allowed: format!("at most {most}") });
+            }
         }
         let openings = self.callers.len() * self.open_ports_merged().len();
         if openings > MAX_OPENINGS {
@@ -71,17 +79,26 @@ impl NetworkWish {
                 allowed: format!("at most {MAX_OPENINGS} openings; fewer or adjacent ports"),
             });
         }
-        Ok(())
+        self.egress.check()
     }
 
     /// Whether any other workspace may open a connection to this one.
     #[must_use]
     pub fn admits_peers(&self) -> bool {
-        !self.callers.is_empty() && !self.open_ports.is_empty()
+        let callers = !self.callers.is_empty() || !self.caller_networks.is_empty();
+        callers && !self.open_ports.is_empty()
     }
 
-    fn admits(&self, caller: WorkspaceId) -> bool {
-        self.admits_peers() && self.callers.contains(&caller)
+    /// Whether it asks for anything.
+    #[must_use]
+    pub fn asks_for_something(&self) -> bool {
+        *self != Self::default()
+    }
+
+    fn admits(&self, caller: WorkspaceId, address: PrivateAddress) -> bool {
+        self.admits_peers()
+            && (self.callers.contains(&caller)
+                || self.caller_networks.iter().any(|network| network.contains(address.0)))
     }
 
     /// The open ports such that no two of one protocol touch.
@@ -122,42 +139,53 @@ impl Neighbourhood {
     /// Each side of a connection has it in its policy only while the other is in the neighbourhood, so
     /// an address that was somebody's is in no policy any more once both are derived anew.
     #[must_use]
-    pub fn policy_of(&self, id: WorkspaceId, wish: &NetworkWish) -> NetworkPolicy {
-        let others = || self.0.iter().filter(|(other, _)| **other != id);
-        let links = others().filter(|(_, other)| other.wish.admits(id));
+    pub fn policy_of(
+        &self,
+        id: WorkspaceId,
+        address: PrivateAddress,
+        wish: &NetworkWish,
+    ) -> NetworkPolicy {
         let open = wish.open_ports_merged();
-        let ingress = others()
-            .filter(|(other, _)| wish.admits(**other))
-            .flat_map(|(_, caller)| {
-                open.iter().map(|open| Opening {
-                    from: caller.address,
-                    transport: open.transport,
-                    ports: open.ports,
-                })
+        let openings =
+            self.others(id).filter(|(other, caller)| wish.admits(*other, caller.address));
+        let openings = openings.flat_map(|(_, caller)| {
+            open.iter().map(|open| Opening {
+                from: caller.address,
+                transport: open.transport,
+                ports: open.ports,
             })
-            .take(MAX_OPENINGS);
+        });
         NetworkPolicy {
-            links: links.map(|(_, other)| other.address).take(MAX_LINKS).collect(),
-            ingress: ingress.collect(),
-            ..NetworkPolicy::default()
+            links: self.linked(id, address).map(|(_, to)| to.address).take(MAX_LINKS).collect(),
+            ingress: openings.take(MAX_OPENINGS).collect(),
+            egress: wish.egress.rules(),
         }
     }
 
     /// Whose policies may depend on this workspace, which need not be in the neighbourhood: who is
     /// admitted by it and who admits it.
     #[must_use]
-    pub fn concerned(&self, id: WorkspaceId, wish: &NetworkWish) -> BTreeSet<WorkspaceId> {
-        let others = self.0.iter().filter(|(other, _)| **other != id);
-        others
-            .filter(|(other, of)| wish.admits(**other) || of.wish.admits(id))
-            .map(|(other, _)| *other)
-            .collect()
+    pub fn concerned(
+        &self,
+        id: WorkspaceId,
+        address: PrivateAddress,
+        wish: &NetworkWish,
+    ) -> BTreeSet<WorkspaceId> {
+        let admitted = self.others(id).filter(|(other, of)| wish.admits(*other, of.address));
+        admitted.chain(self.linked(id, address)).map(|(other, _)| other).collect()
     }
 
-    /// How many workspaces admit this one.
-    #[must_use]
-    pub fn links_of(&self, id: WorkspaceId) -> usize {
-        self.0.iter().filter(|(other, of)| **other != id && of.wish.admits(id)).count()
+    /// The workspaces that admit this one.
+    pub fn linked(
+        &self,
+        id: WorkspaceId,
+        address: PrivateAddress,
+    ) -> impl Iterator<Item = (WorkspaceId, &Neighbour)> {
+        self.others(id).filter(move |(_, other)| other.wish.admits(id, address))
+    }
+
+    fn others(&self, id: WorkspaceId) -> impl Iterator<Item = (WorkspaceId, &Neighbour)> {
+        self.0.iter().map(|(other, of)| (*other, of)).filter(move |(other, _)| *other != id)
     }
 }
 
@@ -185,6 +213,7 @@ mod tests {
         NetworkWish {
             callers: callers.iter().map(|caller| id(*caller)).collect(),
             open_ports: ports.iter().map(|(first, last)| open(*first, *last)).collect(),
+            ..NetworkWish::default()
         }
     }
 
@@ -199,8 +228,8 @@ mod tests {
     fn who_asks_for_nothing_gets_nothing_and_concerns_nobody() {
         let nothing = NetworkWish::default();
         let all = neighbourhood(&[(1, nothing.clone()), (2, wish(&[3], &[(80, 80)]))]);
-        assert_eq!(all.policy_of(id(1), &nothing), NetworkPolicy::default());
-        assert!(all.concerned(id(1), &nothing).is_empty());
+        assert_eq!(all.policy_of(id(1), address(1), &nothing), NetworkPolicy::default());
+        assert!(all.concerned(id(1), address(1), &nothing).is_empty());
         assert_eq!(serde_json::from_str::<NetworkWish>("{}").unwrap(), nothing);
     }
 
@@ -212,16 +241,19 @@ mod tests {
             (2, NetworkWish::default()),
             (3, NetworkWish::default()),
         ]);
-        let of_server = all.policy_of(id(1), &server);
+        let of_server = all.policy_of(id(1), address(1), &server);
         assert!(of_server.links.is_empty());
         assert_eq!(of_server.ingress.len(), 2);
         assert!(of_server.ingress.iter().all(|opening| opening.from == address(2)));
-        let of_caller = all.policy_of(id(2), &NetworkWish::default());
+        let of_caller = all.policy_of(id(2), address(2), &NetworkWish::default());
         assert_eq!(of_caller.links, [address(1)].into());
         assert!(of_caller.ingress.is_empty());
-        assert_eq!(all.policy_of(id(3), &NetworkWish::default()), NetworkPolicy::default());
-        assert_eq!(all.concerned(id(1), &server), [id(2)].into());
-        assert_eq!(all.concerned(id(2), &NetworkWish::default()), [id(1)].into());
+        assert_eq!(
+            all.policy_of(id(3), address(3), &NetworkWish::default()),
+            NetworkPolicy::default()
+        );
+        assert_eq!(all.concerned(id(1), address(1), &server), [id(2)].into());
+        assert_eq!(all.concerned(id(2), address(2), &NetworkWish::default()), [id(1)].into());
     }
 
     #[test]
@@ -229,15 +261,15 @@ mod tests {
         let no_port = wish(&[2], &[]);
         let no_caller = wish(&[], &[(80, 80)]);
         let all = neighbourhood(&[(1, no_port.clone()), (2, no_caller.clone())]);
-        assert_eq!(all.policy_of(id(1), &no_port), NetworkPolicy::default());
-        assert_eq!(all.policy_of(id(2), &no_caller), NetworkPolicy::default());
+        assert_eq!(all.policy_of(id(1), address(1), &no_port), NetworkPolicy::default());
+        assert_eq!(all.policy_of(id(2), address(2), &no_caller), NetworkPolicy::default());
     }
 
     #[test]
     fn nobody_is_its_own_neighbour() {
         let own = wish(&[1], &[(80, 80)]);
         let all = neighbourhood(&[(1, own.clone())]);
-        assert_eq!(all.policy_of(id(1), &own), NetworkPolicy::default());
+        assert_eq!(all.policy_of(id(1), address(1), &own), NetworkPolicy::default());
     }
 
     #[test]
@@ -254,13 +286,47 @@ mod tests {
         assert_eq!(wish(&[], &ranges).check().unwrap_err().field, "open_ports");
     }
 
+    #[test]
+    fn a_network_admits_the_accounts_workspaces_in_it() {
+        let block = "10.201.0.2/31".parse().unwrap();
+        let server = NetworkWish { caller_networks: [block].into(), ..wish(&[], &[(80, 80)]) };
+        let nothing = NetworkWish::default();
+        let all = neighbourhood(&[
+            (1, server.clone()),
+            (2, nothing.clone()),
+            (3, nothing.clone()),
+            (4, nothing.clone()),
+        ]);
+        let from: Vec<_> =
+            all.policy_of(id(1), address(1), &server).ingress.iter().map(|o| o.from).collect();
+        assert_eq!(from, [address(2), address(3)]);
+        assert_eq!(all.policy_of(id(3), address(3), &nothing).links, [address(1)].into());
+        assert_eq!(all.policy_of(id(4), address(4), &nothing), NetworkPolicy::default());
+    }
+
+    #[test]
+    fn the_largest_policy_that_can_follow_is_one_that_a_node_takes() {
+        let packages: usize = PACKAGE_HOSTS.iter().map(|(_, ports)| ports.len()).sum();
+        let entries = MAX_LINKS + MAX_OPENINGS + MAX_ALLOWED + packages;
+        assert!(entries <= crate::network::MAX_POLICY_ENTRIES, "{entries}");
+    }
+
     fn any_wish() -> impl Strategy<Value = NetworkWish> {
         let callers = prop::collection::btree_set((1_u8..12).prop_map(id), 0..6);
+        let networks = (0_u8..10).prop_map(|at| Ipv4Network::from(address(at).0));
+        let networks = prop::collection::btree_set(networks, 0..3);
         let ports = prop::collection::btree_set((1_u16..60, 0_u16..9), 0..4);
-        (callers, ports).prop_map(|(callers, ports)| NetworkWish {
+        (callers, networks, ports).prop_map(|(callers, caller_networks, ports)| NetworkWish {
             callers,
+            caller_networks,
             open_ports: ports.into_iter().map(|(port, more)| open(port, port + more)).collect(),
+            ..NetworkWish::default()
         })
+    }
+
+    fn policies_of(all: &Neighbourhood) -> BTreeMap<WorkspaceId, NetworkPolicy> {
+        let policy = |id: &WorkspaceId, of: &Neighbour| all.policy_of(*id, of.address, &of.wish);
+        all.0.iter().map(|(id, of)| (*id, policy(id, of))).collect()
     }
 
     proptest! {
@@ -271,7 +337,7 @@ mod tests {
         ) {
             let before = neighbourhood(&wishes.clone().into_iter().collect::<Vec<_>>());
             let policies: BTreeMap<WorkspaceId, NetworkPolicy> =
-                before.0.iter().map(|(id, of)| (*id, before.policy_of(*id, &of.wish))).collect();
+                policies_of(&before);
             for (one, policy) in &policies {
                 prop_assert!(policy.check().is_ok());
                 for (other, of_other) in &policies {
@@ -285,11 +351,12 @@ mod tests {
             let first = *before.0.keys().next().unwrap();
             let mut after = before.clone();
             after.0.get_mut(&first).unwrap().wish = changed.clone();
-            let mut concerned = before.concerned(first, &before.0[&first].wish);
-            concerned.extend(after.concerned(first, &changed));
-            for (id, of) in &after.0 {
-                if *id != first && !concerned.contains(id) {
-                    prop_assert_eq!(&policies[id], &after.policy_of(*id, &of.wish));
+            let address = before.0[&first].address;
+            let mut concerned = before.concerned(first, address, &before.0[&first].wish);
+            concerned.extend(after.concerned(first, address, &changed));
+            for (id, policy) in policies_of(&after) {
+                if id != first && !concerned.contains(&id) {
+                    prop_assert_eq!(&policies[&id], &policy);
                 }
             }
         }

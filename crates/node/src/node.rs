@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use skerry_internal_api::{
     ByteStream, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError,
-    NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmPhase, VmReport,
+    NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmPhase, VmReport,
     VmSpec,
 };
 use skerry_model::{Incarnation, NetworkPolicy, NodeId, SnapshotId, WorkspaceId};
@@ -29,7 +29,7 @@ use crate::{
     layout::{Layout, node_id},
     ledger::Ledger,
     logs,
-    network::Network,
+    network::{GUEST_GATEWAY, Network},
     pool::{self, Pool},
     promotion::Promotions,
     recovery::{Recovered, recover},
@@ -451,6 +451,11 @@ impl NodeApi for Node {
 
     async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport> {
         self.slot(workspace_id)?.status.borrow().report.clone()
+    }
+
+    fn network(&self) -> Option<NodeNetwork> {
+        let network = self.host.network.as_ref()?;
+        Some(NodeNetwork { gateway: GUEST_GATEWAY, has_uplink: network.has_uplink() })
     }
 
     async fn set_network_policy(

@@ -11,7 +11,7 @@ use super::{
 use crate::{Error, control::Inner};
 
 /// What a worker is about.
-pub(super) trait Subject: Copy + Eq + Hash + std::fmt::Display + Send + Sync {
+pub(crate) trait Subject: Copy + Eq + Hash + std::fmt::Display + Send + Sync {
     /// `workspace` or `snapshot`, for the log.
     const WHAT: &'static str;
 
@@ -40,7 +40,7 @@ impl<S: Subject> Drop for Place<'_, S> {
 }
 
 /// Works until nothing is left to do or control ends.
-pub(super) async fn work<S: Subject>(inner: Arc<Inner>, subject: S, post: Post) {
+pub(crate) async fn work<S: Subject>(inner: Arc<Inner>, subject: S, post: Post) {
     let place = Place { inner: &inner, subject, bell: post.bell };
     let mut failures = 0_u32;
     loop {

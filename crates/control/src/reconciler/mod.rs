@@ -30,7 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Control, Error, control::Inner};
 
+pub(crate) use attend::{Subject, work};
 pub(crate) use registry::{KeyUses, Watchers, Workers};
+pub(crate) use rest::may_pass;
 
 /// How many records the periodic comparison holds at a time.
 const SWEEP_BATCH: u32 = 500;
@@ -105,6 +107,10 @@ impl Inner {
                 if next_step(workspace, observed.as_ref(), now) != Step::Nothing {
                     self.wake(workspace.id);
                 }
+                let networked = workspace.private_address.is_some() && workspace.state.has_vm();
+                if networked && !self.policies.knows(workspace.id) {
+                    self.wake_policy(workspace.id);
+                }
             }
         }
         for unknown in views.into_keys() {
@@ -147,7 +153,7 @@ fn view(report: &VmReport) -> NodeView {
 }
 
 /// How long to pause after this many failures in a row: 0.2 s doubled each time, at most 30 s.
-fn backoff(failures: u32) -> Duration {
+pub(crate) fn backoff(failures: u32) -> Duration {
     let doubled =
         Duration::from_millis(200).saturating_mul(1 << failures.saturating_sub(1).min(10));
     doubled.min(Duration::from_secs(30))

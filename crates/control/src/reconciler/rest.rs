@@ -175,7 +175,7 @@ fn wants(fresh: &Workspace, incarnation: Incarnation, desired: Desired) -> bool 
 }
 
 /// Whether the same call may succeed a moment later.
-pub(super) fn may_pass(error: &NodeError) -> bool {
+pub(crate) fn may_pass(error: &NodeError) -> bool {
     match error {
         NodeError::Cancelled
         | NodeError::Timeout { .. }
@@ -183,9 +183,12 @@ pub(super) fn may_pass(error: &NodeError) -> bool {
         | NodeError::Step { .. } => true,
         NodeError::NoSuchVm
         | NodeError::NoSuchSnapshot
+        | NodeError::NoSuchVolume
+        | NodeError::VolumeInUse
         | NodeError::SavedStateUnusable(_)
         | NodeError::NotRunning
         | NodeError::NoSuchImage(_)
+        | NodeError::Pull { .. }
         | NodeError::NoSuchFile(_)
         | NodeError::Guest { .. }
         | NodeError::NotConnected { .. }

@@ -4,8 +4,8 @@ use std::{future::Future, pin::pin, sync::Arc};
 
 use skerry_internal_api::{NodeError, StopMode, VmReport, VmSpec};
 use skerry_model::{
-    Desired, ErrorKind, Event, Failure, FailureCode, Incarnation, StartFrom, State, Step,
-    Transition, Workspace, WorkspaceId, next_step,
+    Desired, ErrorKind, Event, Failure, FailureCode, Incarnation, PrivateAddress, StartFrom, State,
+    Step, Transition, Workspace, WorkspaceId, next_step,
 };
 use tokio::{
     sync::Notify,
@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{attend::Subject, final_snapshot::FinalStep, registry::Workers, view};
-use crate::{Error, control::Inner, store::Write};
+use crate::{Error, control::Inner, network::Place, store::Write};
 
 /// More steps than any workspace needs in a row. Passing it means that record and node never come to
 /// agree; the worker then pauses instead of spinning.
@@ -62,12 +62,13 @@ impl Worker {
                 }
                 return Ok(());
             };
+            let address = observed.as_ref().and_then(|vm| vm.private_address);
             let observed = observed.as_ref().map(view);
             let step = next_step(&workspace, observed.as_ref(), inner.now());
             tracing::debug!(workspace.id = %self.id, state = workspace.state.name(), ?step);
             match step {
                 Step::Nothing => return Ok(()),
-                Step::Record(event) => self.record(workspace, &event).await?,
+                Step::Record(event) => self.record(workspace, &event, address).await?,
                 Step::Start { incarnation, from } => {
                     if self.waits_for_snapshot(&workspace, from).await? {
                         return Ok(());
@@ -84,10 +85,12 @@ impl Worker {
                     FinalStep::Taken => {}
                 },
                 Step::Delete => {
+                    inner.leave_network(&workspace).await?;
                     self.delete_on_node().await?;
                     // Only this record: one that changed is looked at again.
                     let removed = inner.store.remove_workspace(self.id, workspace.revision).await?;
                     if removed == Write::Done(()) {
+                        inner.forget_policy(self.id);
                         inner.announce(self.id);
                         if let Some(unneeded) = workspace.lifecycle.start_from.snapshot_id() {
                             inner.wake_snapshot(unneeded);
@@ -100,13 +103,26 @@ impl Worker {
     }
 
     /// Applies an event to the record as it was read. A record that changed since is left alone:
-    /// the next step is decided anew.
-    async fn record(&self, mut workspace: Workspace, event: &Event) -> Result<(), Error> {
+    /// the next step is decided anew. A VM that is found is at `address`, and gets its policy first.
+    async fn record(
+        &self,
+        mut workspace: Workspace,
+        event: &Event,
+        address: Option<PrivateAddress>,
+    ) -> Result<(), Error> {
         let needed = workspace.needed_snapshot();
+        let known_at = workspace.private_address;
+        if let Event::VmFound(incarnation, ..) = event {
+            let place = Place { incarnation: *incarnation, address };
+            self.inner.join_network(self.id, place).await?;
+            workspace.private_address = address;
+        }
         match workspace.apply(event, self.inner.now()) {
             Transition::Moved(_) => {
                 if let Write::Done(written) = self.inner.write(&workspace, None).await? {
                     self.inner.release_unless_needed(needed, &written);
+                    self.inner.settled_at(known_at, &written).await?;
+                    self.look_at_policy_after(event);
                 }
                 Ok(())
             }
@@ -117,21 +133,52 @@ impl Worker {
         }
     }
 
+    /// A VM that was being suspended could not be told what changed meanwhile.
+    fn look_at_policy_after(&self, event: &Event) {
+        match event {
+            Event::VmResumed(..) | Event::RestFailed(..) => self.inner.wake_policy(self.id),
+            Event::StartBegun(_)
+            | Event::GuestReady(..)
+            | Event::VmFound(..)
+            | Event::VmEnded(_)
+            | Event::VmCrashed(..)
+            | Event::StartFailed(..)
+            | Event::VmPaused(..)
+            | Event::SuspendBegun(_)
+            | Event::VmSuspended(_)
+            | Event::StopBegun
+            | Event::VmStopped(_)
+            | Event::DeleteBegun => {}
+        }
+    }
+
     /// Applies what came of a call that took time. The state machine drops what no longer fits.
     pub(super) async fn record_outcome(&self, event: &Event) -> Result<(), Error> {
+        self.record_outcome_and(event, |_| ()).await
+    }
+
+    /// The same, with what else has become known of the workspace.
+    async fn record_outcome_and(
+        &self,
+        event: &Event,
+        learn: impl Fn(&mut Workspace),
+    ) -> Result<(), Error> {
         loop {
             let Some(mut workspace) = self.inner.store.workspace(self.id).await? else {
                 return Ok(());
             };
             let needed = workspace.needed_snapshot();
+            let known_at = workspace.private_address;
             match workspace.apply(event, self.inner.now()) {
-                Transition::Moved(_) => match self.inner.write(&workspace, None).await? {
-                    Write::Done(written) => {
+                Transition::Moved(_) => {
+                    learn(&mut workspace);
+                    if let Write::Done(written) = self.inner.write(&workspace, None).await? {
                         self.inner.release_unless_needed(needed, &written);
+                        self.inner.settled_at(known_at, &written).await?;
+                        self.look_at_policy_after(event);
                         return Ok(());
                     }
-                    Write::Stale | Write::Taken => {}
-                },
+                }
                 Transition::AlreadySo => return Ok(()),
                 Transition::Refused(refusal) => {
                     tracing::debug!(workspace.id = %self.id, ?refusal, "an outcome was overtaken");
@@ -166,6 +213,7 @@ impl Worker {
             env: starting.spec.env.clone(),
             log_retention: starting.spec.log_retention,
             start_from: from,
+            volumes: Vec::new(),
         };
         let boot = self.bring_up(spec);
         let wanted = |fresh: &Workspace| {
@@ -176,8 +224,7 @@ impl Worker {
             // What is wanted instead includes the call that cancels this bring-up on the node.
             Call::Overtaken | Call::Returned(Err(NodeError::Cancelled)) => return Ok(()),
             Call::Returned(Ok(report)) if report.incarnation == incarnation => {
-                let since = report.ready_at.unwrap_or_else(|| inner.now());
-                Event::GuestReady(incarnation, since, report.start_path)
+                return self.came_up(&report).await;
             }
             Call::Returned(Ok(report)) => {
                 let (wanted, got) = (incarnation, report.incarnation);
@@ -196,6 +243,26 @@ impl Worker {
             }
         };
         self.record_outcome(&event).await
+    }
+
+    /// Records that a VM came up, once it has its network policy; one that cannot be given it is ended.
+    async fn came_up(&self, report: &VmReport) -> Result<(), Error> {
+        let inner = &self.inner;
+        let incarnation = report.incarnation;
+        let place = Place { incarnation, address: report.private_address };
+        let Err(error) = inner.join_network(self.id, place).await else {
+            let since = report.ready_at.unwrap_or_else(|| inner.now());
+            let ready = Event::GuestReady(incarnation, since, report.start_path);
+            return self
+                .record_outcome_and(&ready, |workspace| workspace.private_address = place.address)
+                .await;
+        };
+        tracing::warn!(workspace.id = %self.id, %error, "a VM could not be given its network policy");
+        let kill = inner.node.ensure_stopped(self.id, incarnation, StopMode::Kill);
+        inner.bounded("ensure_stopped", kill).await??;
+        let code = FailureCode::HostStepFailed;
+        let failure = Failure::new(code, format!("the network policy: {error}"), inner.now());
+        self.record_outcome(&Event::StartFailed(incarnation, failure)).await
     }
 
     /// Has the node bring a VM up. Waiting for a turn is not bounded by itself: each start before it is.
@@ -272,14 +339,15 @@ pub(super) fn failure(error: &NodeError, at: skerry_model::Timestamp) -> Failure
     let code = match error {
         NodeError::Timeout { .. } => FailureCode::BootTimeout,
         NodeError::NoCapacity(_) => FailureCode::NoCapacity,
-        NodeError::NoSuchImage(_) => FailureCode::ImageMissing,
+        NodeError::NoSuchImage(_) | NodeError::Pull { .. } => FailureCode::ImageMissing,
         NodeError::GuestUnreachable(_) => FailureCode::GuestUnreachable,
         NodeError::Step { .. } => FailureCode::HostStepFailed,
-        NodeError::SavedStateUnusable(_) | NodeError::NoSuchSnapshot => {
+        NodeError::SavedStateUnusable(_) | NodeError::NoSuchSnapshot | NodeError::NoSuchVolume => {
             FailureCode::SavedStateUnusable
         }
         NodeError::NoSuchVm
         | NodeError::NotRunning
+        | NodeError::VolumeInUse
         | NodeError::Cancelled
         | NodeError::NoSuchFile(_)
         | NodeError::Guest { .. }

@@ -55,6 +55,7 @@ impl SimNode {
             vm.guest = old.guest.clone();
             vm.saved = old.saved.take();
         }
+        vm.report.private_address = state.address_of(spec.workspace_id);
         vm.beginning = beginning;
         vm.job = Some(job);
         state.vms.insert(spec.workspace_id, vm);

@@ -8,11 +8,12 @@
 
 mod boot;
 mod guest;
+mod network;
 mod saved;
 mod turns;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -20,11 +21,11 @@ use std::{
 use async_trait::async_trait;
 use skerry_internal_api::{
     ByteStream, DoctorCheck, DoctorLevel, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity,
-    NodeDoctor, NodeError, NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics, StopMode,
-    VmExit, VmPhase, VmReport, VmSpec,
+    NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo, StartStatistics,
+    StopMode, VmExit, VmPhase, VmReport, VmSpec,
 };
 use skerry_model::{
-    Incarnation, NodeId, SnapshotId, Timestamp, WorkspaceId,
+    Incarnation, NetworkPolicy, NodeId, PrivateAddress, SnapshotId, Timestamp, WorkspaceId,
     spec::{ImageDigest, ImageRef},
 };
 use tokio::{
@@ -57,10 +58,12 @@ pub enum Point {
     TakeSnapshot,
     /// Removing a snapshot.
     EnsureSnapshotDeleted,
+    /// Changing what a VM may do on the network.
+    SetNetworkPolicy,
 }
 
 impl Point {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::EnsureRunning,
         Self::EnsureStopped,
         Self::EnsureDeleted,
@@ -69,6 +72,7 @@ impl Point {
         Self::EnsureSuspended,
         Self::TakeSnapshot,
         Self::EnsureSnapshotDeleted,
+        Self::SetNetworkPolicy,
     ];
 }
 
@@ -102,6 +106,9 @@ struct SimState {
     boots: u64,
     memory_restores: u64,
     snapshots: HashMap<SnapshotId, SimSnapshot>,
+    network: Option<NodeNetwork>,
+    /// Whose they are, also while there is no VM.
+    addresses: BTreeMap<PrivateAddress, WorkspaceId>,
 }
 
 impl SimState {
@@ -125,6 +132,8 @@ struct SimVm {
     beginning: Beginning,
     /// What a suspension saved.
     saved: Option<Saved>,
+    /// What it may do on the network.
+    policy: NetworkPolicy,
 }
 
 /// What a bring-up makes of the guest once it succeeds.
@@ -192,6 +201,8 @@ impl SimNode {
                 boots: 0,
                 memory_restores: 0,
                 snapshots: HashMap::new(),
+                network: None,
+                addresses: BTreeMap::new(),
             }),
             events: broadcast::Sender::new(64),
             turn_questions: watch::Sender::new(0),
@@ -292,7 +303,9 @@ impl SimNode {
 
     /// The node forgets the workspace without a word, as after a reinstallation of the host.
     pub fn lose(&self, id: WorkspaceId) {
-        self.state().vms.remove(&id);
+        let mut state = self.state();
+        state.vms.remove(&id);
+        state.addresses.retain(|_, owner| *owner != id);
     }
 
     /// A VM runs that nobody asked for now: of an unknown workspace, or of another incarnation.
@@ -302,7 +315,9 @@ impl SimNode {
         state.next_pid += 1;
         let pid = state.next_pid;
         let vm = SimVm::new(spec, VmPhase::Running, &self.now);
-        let report = VmReport { ready_at: Some(now), pid: Some(pid), ..vm.report.clone() };
+        let private_address = state.address_of(vm.report.workspace_id);
+        let (ready_at, pid) = (Some(now), Some(pid));
+        let report = VmReport { ready_at, pid, private_address, ..vm.report.clone() };
         state.vms.insert(report.workspace_id, SimVm { report, ..vm });
     }
 
@@ -370,6 +385,7 @@ impl SimVm {
             job: None,
             beginning: Beginning::Disk,
             saved: None,
+            policy: NetworkPolicy::default(),
         }
     }
 
@@ -380,6 +396,7 @@ impl SimVm {
         self.report.pid = None;
         self.report.ready_at = None;
         self.report.start_path = None;
+        self.policy = NetworkPolicy::default();
     }
 }
 
@@ -482,8 +499,23 @@ impl NodeApi for SimNode {
     async fn ensure_deleted(&self, workspace_id: WorkspaceId) -> Result<(), NodeError> {
         self.state().called(Point::EnsureDeleted, "ensure_deleted".to_owned())?;
         self.gate(Point::EnsureDeleted).await;
-        self.state().vms.remove(&workspace_id);
+        let mut state = self.state();
+        state.vms.remove(&workspace_id);
+        state.addresses.retain(|_, owner| *owner != workspace_id);
         Ok(())
+    }
+
+    fn network(&self) -> Option<NodeNetwork> {
+        self.state().network
+    }
+
+    async fn set_network_policy(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        policy: NetworkPolicy,
+    ) -> Result<(), NodeError> {
+        self.take_policy(workspace_id, incarnation, policy).await
     }
 
     async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport> {

@@ -15,13 +15,13 @@ use std::{ops::Deref, path::Path, sync::Arc};
 use async_trait::async_trait;
 use skerry_internal_api::KeyFingerprint;
 use skerry_model::{
-    AccountId, ApiKeyId, Demand, Plan, ProjectId, Snapshot, SnapshotId, SshKeyId, Timestamp, Usage,
-    Workspace, WorkspaceId,
+    AccountId, ApiKeyId, Demand, Neighbourhood, Plan, PrivateAddress, ProjectId, Slug, Snapshot,
+    SnapshotId, SshKeyId, Timestamp, Usage, Workspace, WorkspaceId,
 };
 
 pub use sealing::KeyRing;
 
-use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, SshKey};
+use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, PublishedPort, SshKey};
 
 /// A handle on a store. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -92,9 +92,9 @@ pub struct KeyOwner {
     pub last_used_at: Option<Timestamp>,
 }
 
-/// Who an SSH key belongs to.
+/// An account, and where what it makes goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SshKeyOwner {
+pub struct Tenant {
     /// The account.
     pub account: Account,
     /// The account's default project.
@@ -110,6 +110,30 @@ pub enum SshKeyInsertion {
     Taken,
     /// The account has as many as it may.
     TooMany,
+}
+
+/// A published port as it is stored.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredPort {
+    /// What may be shown.
+    pub port: PublishedPort,
+    /// What a token is checked against; `None` when everybody may come.
+    pub token: Option<SecretHash>,
+}
+
+/// What came of publishing a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortInsertion {
+    /// It is published.
+    Done,
+    /// The workspace has published this port already.
+    Published,
+    /// The slug is another port's.
+    SlugTaken,
+    /// The workspace has as many as it may.
+    TooMany,
+    /// There is no such workspace.
+    NoWorkspace,
 }
 
 /// What came of revoking a key.
@@ -207,13 +231,38 @@ pub trait StateStore: Send + Sync {
     async fn list_ssh_keys(&self, account_id: AccountId) -> Result<Vec<SshKey>, Error>;
 
     /// Whose SSH key has this fingerprint.
-    async fn ssh_key_owner(
-        &self,
-        fingerprint: &KeyFingerprint,
-    ) -> Result<Option<SshKeyOwner>, Error>;
+    async fn ssh_key_owner(&self, fingerprint: &KeyFingerprint) -> Result<Option<Tenant>, Error>;
 
     /// Removes an SSH key of the account; answers whether it had it.
     async fn remove_ssh_key(&self, account_id: AccountId, id: SshKeyId) -> Result<bool, Error>;
+
+    /// An account.
+    async fn tenant(&self, id: AccountId) -> Result<Option<Tenant>, Error>;
+
+    /// Records a published port, unless its workspace has published it, has `max` already or is gone,
+    /// or its slug is taken.
+    async fn insert_port(&self, port: &StoredPort, max: u32) -> Result<PortInsertion, Error>;
+
+    /// Replaces the record of this identity; [`Write::Stale`] when it is gone, [`Write::Taken`] when
+    /// its slug is another's.
+    async fn update_port(&self, port: &StoredPort) -> Result<Write<()>, Error>;
+
+    /// What these workspaces have published, by workspace and port.
+    async fn list_ports(&self, workspaces: &[WorkspaceId]) -> Result<Vec<StoredPort>, Error>;
+
+    /// The published port with this slug, of any account.
+    async fn port_by_slug(&self, slug: &Slug) -> Result<Option<StoredPort>, Error>;
+
+    /// Removes what the workspace has published of this port; answers what that was.
+    async fn remove_port(
+        &self,
+        workspace: WorkspaceId,
+        port: u16,
+    ) -> Result<Option<PublishedPort>, Error>;
+
+    /// At most `limit` workspaces of all accounts whose identifier begins with these bits, or whose
+    /// project's does; newest first.
+    async fn workspaces_by_prefix(&self, prefix: u32, limit: u32) -> Result<Vec<Workspace>, Error>;
 
     /// Records a project; [`Write::Taken`] when the account has one of that name.
     async fn insert_project(
@@ -292,6 +341,17 @@ pub trait StateStore: Send + Sync {
         after: Option<WorkspaceId>,
         limit: u32,
     ) -> Result<Vec<Workspace>, Error>;
+
+    /// Whether any workspace of the account lets others in ([`skerry_model::NetworkWish::admits_peers`]).
+    async fn admits_anybody(&self, account_id: AccountId) -> Result<bool, Error>;
+
+    /// The account's workspaces that have a private address and are not being deleted; the wishes of
+    /// those only that let others in.
+    async fn neighbourhood(&self, account_id: AccountId) -> Result<Neighbourhood, Error>;
+
+    /// The workspaces of all accounts whose records have this address: more than one only after a node
+    /// lost what it had.
+    async fn workspaces_at(&self, address: PrivateAddress) -> Result<Vec<WorkspaceId>, Error>;
 
     /// At most `limit` workspaces that cannot start without this snapshot.
     async fn workspaces_needing(

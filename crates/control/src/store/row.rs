@@ -4,8 +4,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use skerry_model::{
-    Desired, DisplayName, EnvVar, Incarnation, Lifecycle, Lifetime, Secret, Slug, State, Workspace,
-    WorkspaceId, WorkspaceSpec,
+    Desired, DisplayName, EnvVar, Incarnation, Lifecycle, Lifetime, PrivateAddress, Secret, Slug,
+    State, Workspace, WorkspaceId, WorkspaceSpec,
 };
 
 use super::sealing::KeyRing;
@@ -34,6 +34,10 @@ pub(super) fn signed(number: u64) -> i64 {
 }
 
 pub(super) fn id<T: std::str::FromStr<Err = uuid::Error>>(text: &str) -> Result<T, Error> {
+    text.parse().map_err(Error::internal)
+}
+
+pub(super) fn address(text: &str) -> Result<PrivateAddress, Error> {
     text.parse().map_err(Error::internal)
 }
 
@@ -151,6 +155,7 @@ pub(super) struct WorkspaceColumns<'r> {
     pub(super) failed_starts: i64,
     pub(super) start_began_at: Option<i64>,
     pub(super) node_id: Option<&'r str>,
+    pub(super) private_address: Option<&'r str>,
     pub(super) expires_at: Option<i64>,
     pub(super) last_active_at: Option<i64>,
     pub(super) spec_json: &'r str,
@@ -188,6 +193,7 @@ impl WorkspaceColumns<'_> {
             failed_starts: u32::try_from(self.failed_starts).map_err(Error::internal)?,
             start_began_at: self.start_began_at.map(time).transpose()?,
             node_id: self.node_id.map(self::id).transpose()?,
+            private_address: self.private_address.map(address).transpose()?,
             expires_at: self.expires_at.map(time).transpose()?,
             last_active_at: self.last_active_at.map(time).transpose()?,
             lifecycle: parse::<Lifecycle>(self.lifecycle_json)?,

@@ -111,6 +111,7 @@ impl Inner {
             let allowed = format!("{} to {} MiB", least.get(), self.config.plan.disk_mib.max);
             return Err(Error::invalid("disk_mib", problem, allowed));
         }
+        let network = self.wish_of_new(caller, request.network).await?;
         let project_id = self.project_or_default(caller, request.project_id).await?;
         let (desired, demand) = match request.start {
             StartPolicy::Later => (Desired::Stopped, Demand::Create),
@@ -147,6 +148,7 @@ impl Inner {
                 snapshot_on_terminate: request.snapshot_on_terminate,
                 auto_resume: request.auto_resume,
                 log_retention: request.log_retention,
+                network,
                 metadata: request.metadata,
             },
             desired,
@@ -156,6 +158,7 @@ impl Inner {
             failed_starts: 0,
             start_began_at: None,
             node_id: None,
+            private_address: None,
             expires_at: None,
             last_active_at: None,
             lifecycle: Lifecycle { start_from: base.start_from, ..Lifecycle::default() },

@@ -174,6 +174,7 @@ impl Inner {
             failed_starts: 0,
             start_began_at: None,
             node_id: None,
+            private_address: None,
             expires_at: None,
             last_active_at: None,
             lifecycle: Lifecycle { start_from, ..Lifecycle::default() },

@@ -16,11 +16,13 @@ pub use lifecycle::{ExpiryRenewal, LifecycleChange, Setting};
 pub use restore::RestoreWorkspace;
 pub use stop_all::AllStopped;
 
+pub(crate) use wishes::refused;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use skerry_model::{
-    EnvVar, Expiry, IdlePolicy, Lifetime, ProjectId, RestartPolicy, SnapshotOnTerminate, Workspace,
-    WorkspaceId,
+    EnvVar, Expiry, IdlePolicy, Lifetime, NetworkWish, ProjectId, RestartPolicy,
+    SnapshotOnTerminate, Workspace, WorkspaceId,
     spec::{CpuKind, LogRetention},
 };
 
@@ -112,6 +114,8 @@ pub struct CreateWorkspace {
     pub auto_resume: bool,
     /// Console log across starts.
     pub log_retention: LogRetention,
+    /// What it asks of the network; `None`: what the server gives who does not ask.
+    pub network: Option<NetworkWish>,
     /// Labels.
     pub metadata: BTreeMap<String, serde_json::Value>,
     /// Start at once or later.
@@ -143,6 +147,7 @@ impl CreateWorkspace {
             snapshot_on_terminate: None,
             auto_resume: false,
             log_retention: LogRetention::default(),
+            network: None,
             metadata: BTreeMap::new(),
             start,
         }

@@ -176,7 +176,7 @@ impl Inner {
 }
 
 /// A refusal that can only be that of a deletion.
-pub(super) fn refused(refusal: Refusal) -> Error {
+pub(crate) fn refused(refusal: Refusal) -> Error {
     refused_in(State::Deleting.name(), refusal)
 }
 

@@ -11,21 +11,21 @@ use std::{
 
 use async_trait::async_trait;
 use skerry_control::{
-    ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, SshKey,
+    ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, PublishedPort, SshKey,
     internal_api::{
         ByteStream, GuestApi, ImageInfo, KeyFingerprint, LogSource, NodeApi, NodeCapacity,
-        NodeDoctor, NodeError, NodeEvent, SnapshotContents, SnapshotInfo, StartStatistics,
-        StopMode, VmReport, VmSpec,
+        NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo,
+        StartStatistics, StopMode, VmReport, VmSpec,
     },
     sim_node::SimNode,
     store::{
-        Account, Admission, KeyOwner, KeyRemoval, SecretHash, SnapshotDeletion, SshKeyInsertion,
-        SshKeyOwner, StateStore, Store, StoredKey, Write,
+        Account, Admission, KeyOwner, KeyRemoval, PortInsertion, SecretHash, SnapshotDeletion,
+        SshKeyInsertion, StateStore, Store, StoredKey, StoredPort, Tenant, Write,
     },
 };
 use skerry_model::{
-    AccountId, ApiKeyId, Incarnation, NodeId, Plan, ProjectId, Snapshot, SnapshotId, SshKeyId,
-    Timestamp, Usage, Workspace, WorkspaceId,
+    AccountId, ApiKeyId, Incarnation, Neighbourhood, NetworkPolicy, NodeId, Plan, PrivateAddress,
+    ProjectId, Slug, Snapshot, SnapshotId, SshKeyId, Timestamp, Usage, Workspace, WorkspaceId,
 };
 use tokio::sync::{Notify, broadcast};
 
@@ -166,15 +166,44 @@ impl StateStore for FusedStore {
         self.1.uncounted(self.0.list_ssh_keys(account)).await
     }
 
-    async fn ssh_key_owner(
-        &self,
-        fingerprint: &KeyFingerprint,
-    ) -> Result<Option<SshKeyOwner>, Error> {
+    async fn ssh_key_owner(&self, fingerprint: &KeyFingerprint) -> Result<Option<Tenant>, Error> {
         self.1.uncounted(self.0.ssh_key_owner(fingerprint)).await
     }
 
     async fn remove_ssh_key(&self, account: AccountId, id: SshKeyId) -> Result<bool, Error> {
         self.1.uncounted(self.0.remove_ssh_key(account, id)).await
+    }
+
+    async fn tenant(&self, id: AccountId) -> Result<Option<Tenant>, Error> {
+        self.1.uncounted(self.0.tenant(id)).await
+    }
+
+    async fn insert_port(&self, port: &StoredPort, max: u32) -> Result<PortInsertion, Error> {
+        self.1.uncounted(self.0.insert_port(port, max)).await
+    }
+
+    async fn update_port(&self, port: &StoredPort) -> Result<Write<()>, Error> {
+        self.1.uncounted(self.0.update_port(port)).await
+    }
+
+    async fn list_ports(&self, workspaces: &[WorkspaceId]) -> Result<Vec<StoredPort>, Error> {
+        self.1.uncounted(self.0.list_ports(workspaces)).await
+    }
+
+    async fn port_by_slug(&self, slug: &Slug) -> Result<Option<StoredPort>, Error> {
+        self.1.uncounted(self.0.port_by_slug(slug)).await
+    }
+
+    async fn remove_port(
+        &self,
+        workspace: WorkspaceId,
+        port: u16,
+    ) -> Result<Option<PublishedPort>, Error> {
+        self.1.uncounted(self.0.remove_port(workspace, port)).await
+    }
+
+    async fn workspaces_by_prefix(&self, prefix: u32, limit: u32) -> Result<Vec<Workspace>, Error> {
+        self.1.uncounted(self.0.workspaces_by_prefix(prefix, limit)).await
     }
 
     async fn insert_project(
@@ -257,6 +286,18 @@ impl StateStore for FusedStore {
         admission: Admission<'_>,
     ) -> Result<Write<Vec<Workspace>>, Error> {
         self.1.counted(self.0.insert_fork(snapshot, workspaces, admission)).await
+    }
+
+    async fn admits_anybody(&self, account: AccountId) -> Result<bool, Error> {
+        self.1.uncounted(self.0.admits_anybody(account)).await
+    }
+
+    async fn neighbourhood(&self, account: AccountId) -> Result<Neighbourhood, Error> {
+        self.1.uncounted(self.0.neighbourhood(account)).await
+    }
+
+    async fn workspaces_at(&self, address: PrivateAddress) -> Result<Vec<WorkspaceId>, Error> {
+        self.1.uncounted(self.0.workspaces_at(address)).await
     }
 
     async fn workspaces_needing(
@@ -409,6 +450,19 @@ impl NodeApi for FusedNode {
 
     async fn inspect(&self, id: WorkspaceId) -> Option<VmReport> {
         self.1.uncounted(self.0.inspect(id)).await
+    }
+
+    fn network(&self) -> Option<NodeNetwork> {
+        self.0.network()
+    }
+
+    async fn set_network_policy(
+        &self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+        policy: NetworkPolicy,
+    ) -> Result<(), NodeError> {
+        self.1.counted(self.0.set_network_policy(id, incarnation, policy)).await
     }
 
     async fn awaits_turn(&self, id: WorkspaceId) -> bool {

@@ -138,6 +138,11 @@ impl Network {
         })
     }
 
+    /// Whether VMs may reach the world by it.
+    pub fn has_uplink(&self) -> bool {
+        false
+    }
+
     /// Why VMs cannot have a network here, where they cannot. Makes nothing.
     pub fn unavailable() -> Option<String> {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod accounts;
+mod ports;
 mod snapshots;
 mod ssh_keys;
 mod timers;
@@ -23,6 +24,7 @@ use super::{Account, Admission, SecretHash, Store, StoredKey, Write};
 use crate::{ApiKey, ListSnapshots, ListWorkspaces, Project};
 
 pub(crate) use accounts::*;
+pub(crate) use ports::*;
 pub(crate) use snapshots::*;
 pub(crate) use ssh_keys::*;
 pub(crate) use timers::*;
@@ -41,6 +43,9 @@ macro_rules! store_contract {
             a_project_name_is_unique_within_its_account
             an_ssh_key_is_its_accounts_until_it_is_removed
             an_ssh_key_has_one_account_and_an_account_so_many_keys
+            a_published_port_goes_with_its_workspace
+            a_port_is_published_once_under_one_slug
+            workspaces_are_found_by_the_beginning_of_an_identifier
             a_record_comes_back_as_it_was_written
             a_write_with_a_stale_revision_changes_nothing
             a_slug_is_unique_in_the_whole_installation
@@ -165,6 +170,7 @@ pub(crate) fn workspace(owner: &Owner, number: u128) -> Workspace {
             snapshot_on_terminate: None,
             auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
+            network: skerry_model::NetworkWish::default(),
             metadata: BTreeMap::new(),
         },
         desired: Desired::Stopped,
@@ -174,6 +180,7 @@ pub(crate) fn workspace(owner: &Owner, number: u128) -> Workspace {
         failed_starts: 0,
         start_began_at: None,
         node_id: None,
+        private_address: None,
         expires_at: None,
         last_active_at: None,
         lifecycle: Lifecycle::default(),

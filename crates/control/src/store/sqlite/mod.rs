@@ -2,7 +2,9 @@
 //! several connections read; a reader never waits for the writer.
 
 mod accounts;
+mod networks;
 mod picture;
+mod ports;
 mod recent;
 mod records;
 mod rows;
@@ -19,8 +21,8 @@ use std::{path::Path, time::Duration};
 use async_trait::async_trait;
 use skerry_internal_api::KeyFingerprint;
 use skerry_model::{
-    AccountId, ApiKeyId, ErrorKind, Plan, ProjectId, Snapshot, SnapshotId, SshKeyId, Timestamp,
-    Usage, Workspace, WorkspaceId,
+    AccountId, ApiKeyId, ErrorKind, Neighbourhood, Plan, PrivateAddress, ProjectId, Slug, Snapshot,
+    SnapshotId, SshKeyId, Timestamp, Usage, Workspace, WorkspaceId,
 };
 use sqlx::{
     ConnectOptions as _, QueryBuilder, Sqlite as Db, SqlitePool,
@@ -28,18 +30,19 @@ use sqlx::{
 };
 
 use super::{
-    Account, Admission, KeyOwner, KeyRemoval, SecretHash, SnapshotDeletion, SshKeyInsertion,
-    SshKeyOwner, StateStore, StoredKey, Write,
-    row::{WorkspaceRow, id, nanos, signed, time, unsigned},
+    Account, Admission, KeyOwner, KeyRemoval, PortInsertion, SecretHash, SnapshotDeletion,
+    SshKeyInsertion, StateStore, StoredKey, StoredPort, Tenant, Write,
+    row::{WorkspaceRow, id, json, nanos, signed, time, unsigned},
     sealing::KeyRing,
 };
-use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, SshKey};
+use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, PublishedPort, SshKey};
 
 use accounts::{
     EnsureAccount, EnsureBootstrapKey, InsertKey, InsertProject, RemoveKey, TouchKey, key_from,
     key_owner_from, project_from,
 };
 use picture::{Asked, WorkspaceWrite};
+use ports::{InsertPort, RemovePort, UpdatePort, port_from};
 use recent::Recent;
 use records::NoteActivity;
 use rows::{WORKSPACES, workspace_from};
@@ -47,7 +50,7 @@ use snapshots::{
     BeginSnapshotDeletion, InsertFork, InsertSnapshot, RemoveSnapshot, UpdateSnapshot,
     snapshot_from,
 };
-use ssh_keys::{InsertSshKey, RemoveSshKey, ssh_key_from, ssh_key_owner_from};
+use ssh_keys::{InsertSshKey, RemoveSshKey, ssh_key_from, tenant_from};
 use writer::Writer;
 
 const READERS: u32 = 4;
@@ -235,10 +238,7 @@ impl StateStore for Sqlite {
         .collect()
     }
 
-    async fn ssh_key_owner(
-        &self,
-        fingerprint: &KeyFingerprint,
-    ) -> Result<Option<SshKeyOwner>, Error> {
+    async fn ssh_key_owner(&self, fingerprint: &KeyFingerprint) -> Result<Option<Tenant>, Error> {
         sqlx::query(
             "SELECT a.id AS account_id, a.handle, a.created_at, p.id AS project_id \
              FROM ssh_keys k JOIN accounts a ON a.id = k.account_id \
@@ -248,12 +248,70 @@ impl StateStore for Sqlite {
         .fetch_optional(&self.readers)
         .await?
         .as_ref()
-        .map(ssh_key_owner_from)
+        .map(tenant_from)
         .transpose()
     }
 
     async fn remove_ssh_key(&self, account_id: AccountId, key: SshKeyId) -> Result<bool, Error> {
         self.writer.run(RemoveSshKey { account_id, key }).await
+    }
+
+    async fn tenant(&self, account: AccountId) -> Result<Option<Tenant>, Error> {
+        sqlx::query(
+            "SELECT a.id AS account_id, a.handle, a.created_at, p.id AS project_id FROM accounts a \
+             JOIN projects p ON p.account_id = a.id AND p.is_default = 1 WHERE a.id = ?",
+        )
+        .bind(account.to_string())
+        .fetch_optional(&self.readers)
+        .await?
+        .as_ref()
+        .map(tenant_from)
+        .transpose()
+    }
+
+    async fn insert_port(&self, port: &StoredPort, max: u32) -> Result<PortInsertion, Error> {
+        self.writer.run(InsertPort { port: port.clone(), max }).await
+    }
+
+    async fn update_port(&self, port: &StoredPort) -> Result<Write<()>, Error> {
+        self.writer.run(UpdatePort(port.clone())).await
+    }
+
+    async fn list_ports(&self, workspaces: &[WorkspaceId]) -> Result<Vec<StoredPort>, Error> {
+        sqlx::query(
+            "SELECT * FROM published_ports \
+             WHERE workspace_id IN (SELECT value FROM json_each(?)) ORDER BY workspace_id, port",
+        )
+        .bind(json(&workspaces)?)
+        .fetch_all(&self.readers)
+        .await?
+        .iter()
+        .map(port_from)
+        .collect()
+    }
+
+    async fn port_by_slug(&self, slug: &Slug) -> Result<Option<StoredPort>, Error> {
+        sqlx::query("SELECT * FROM published_ports WHERE slug = ?")
+            .bind(slug.as_str())
+            .fetch_optional(&self.readers)
+            .await?
+            .as_ref()
+            .map(port_from)
+            .transpose()
+    }
+
+    async fn remove_port(
+        &self,
+        workspace: WorkspaceId,
+        port: u16,
+    ) -> Result<Option<PublishedPort>, Error> {
+        self.writer.run(RemovePort { workspace, port }).await
+    }
+
+    async fn workspaces_by_prefix(&self, prefix: u32, limit: u32) -> Result<Vec<Workspace>, Error> {
+        let [from, to] = ports::identifiers_with(prefix);
+        let values = [&from, &to, &from, &to, &from, &to].map(String::as_str);
+        self.find_workspaces(ports::BY_PREFIX, &values, limit).await
     }
 
     async fn insert_project(
@@ -386,6 +444,18 @@ impl StateStore for Sqlite {
     ) -> Result<Vec<Workspace>, Error> {
         let after = after.map(|id| id.to_string()).unwrap_or_default();
         self.find_workspaces("id > ? ORDER BY id", &[&after], limit).await
+    }
+
+    async fn admits_anybody(&self, account_id: AccountId) -> Result<bool, Error> {
+        networks::admits_anybody(&self.readers, account_id).await
+    }
+
+    async fn neighbourhood(&self, account_id: AccountId) -> Result<Neighbourhood, Error> {
+        networks::neighbourhood(&self.readers, account_id).await
+    }
+
+    async fn workspaces_at(&self, address: PrivateAddress) -> Result<Vec<WorkspaceId>, Error> {
+        networks::workspaces_at(&self.readers, address).await
     }
 
     async fn workspaces_needing(

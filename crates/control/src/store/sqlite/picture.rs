@@ -36,6 +36,8 @@ pub(super) struct Identity {
     pub(super) name: String,
     pub(super) slug: String,
     pub(super) lifetime: String,
+    pub(super) private_address: Option<String>,
+    pub(super) admits_peers: bool,
 }
 
 impl Identity {
@@ -46,6 +48,8 @@ impl Identity {
             name: record.name.as_str().to_owned(),
             slug: record.slug.as_str().to_owned(),
             lifetime: lifetime_word(record.spec.lifetime).to_owned(),
+            private_address: record.private_address.map(|address| address.to_string()),
+            admits_peers: record.spec.network.admits_peers(),
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::{
 const MOST_ROWS: usize = 64;
 
 /// The columns of a row, in the order in which [`bind`] binds them.
-const COLUMNS: [&str; 29] = [
+const COLUMNS: [&str; 31] = [
     "id",
     "account_id",
     "project_id",
@@ -37,6 +37,8 @@ const COLUMNS: [&str; 29] = [
     "slug",
     "lifetime",
     "created_at",
+    "private_address",
+    "admits_peers",
     "vcpu_count",
     "memory_mib",
     "disk_mib",
@@ -61,7 +63,7 @@ const COLUMNS: [&str; 29] = [
 ];
 /// So many of them, from the first on, are left alone by an update that does not change the identity:
 /// a column that is assigned is written to its indexes, changed or not.
-const STEADY: usize = 8;
+const STEADY: usize = 10;
 
 /// The statements that write rows: the one at `n` writes `2^n`.
 static UPSERTS: LazyLock<Vec<String>> =
@@ -246,7 +248,8 @@ pub(super) async fn picture_of(
     let mut picture = Picture::default();
     let rows = sqlx::query(
         "SELECT id, account_id, project_id, namespace, name, slug, lifetime, vcpu_count, \
-         memory_mib, disk_mib, runs, incarnation, last_active_at, needed_snapshot_id, revision \
+         memory_mib, disk_mib, runs, incarnation, last_active_at, needed_snapshot_id, revision, \
+         private_address, admits_peers \
          FROM workspaces WHERE id IN (SELECT value FROM json_each(?)) \
          OR slug IN (SELECT value FROM json_each(?))",
     )
@@ -298,6 +301,8 @@ fn known(row: &SqliteRow) -> Result<Known, Error> {
             name: row.try_get(4)?,
             slug: row.try_get(5)?,
             lifetime: row.try_get(6)?,
+            private_address: row.try_get(15)?,
+            admits_peers: row.try_get(16)?,
         },
         footprint: Footprint {
             size: Pool { vcpu_count: number(7)?, memory_mib: number(8)?, disk_mib: number(9)? },
@@ -313,14 +318,16 @@ fn known(row: &SqliteRow) -> Result<Known, Error> {
 async fn rename(db: &mut SqliteConnection, row: &WorkspaceRow) -> Result<(), Broken> {
     let record = &row.record;
     sqlx::query(
-        "UPDATE workspaces SET project_id = ?, namespace = ?, name = ?, slug = ?, lifetime = ? \
-         WHERE id = ?",
+        "UPDATE workspaces SET project_id = ?, namespace = ?, name = ?, slug = ?, lifetime = ?, \
+         private_address = ?, admits_peers = ? WHERE id = ?",
     )
     .bind(record.project_id.to_string())
     .bind(&record.namespace)
     .bind(record.name.as_str())
     .bind(record.slug.as_str())
     .bind(lifetime_word(record.spec.lifetime))
+    .bind(record.private_address.map(|address| address.to_string()))
+    .bind(record.spec.network.admits_peers())
     .bind(record.id.to_string())
     .execute(db)
     .await?;
@@ -342,6 +349,8 @@ fn bind<'r>(
     to.add(record.slug.as_str())?;
     to.add(lifetime_word(record.spec.lifetime))?;
     to.add(nanos(record.created_at))?;
+    to.add(record.private_address.map(|address| address.to_string()))?;
+    to.add(record.spec.network.admits_peers())?;
     to.add(signed(size.vcpu_count))?;
     to.add(signed(size.memory_mib))?;
     to.add(signed(size.disk_mib))?;

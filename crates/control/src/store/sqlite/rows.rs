@@ -15,7 +15,7 @@ use crate::{
 pub(super) const WORKSPACES: &str = "id, account_id, project_id, namespace, name, slug, desired, \
      incarnation, replace_through, failed_starts, start_began_at, node_id, expires_at, \
      last_active_at, spec_json, state_json, lifecycle_json, sealed, created_at, updated_at, \
-     revision";
+     revision, private_address";
 
 pub(super) fn workspace_from(row: &SqliteRow, keys: &KeyRing) -> Result<Workspace, Error> {
     WorkspaceColumns {
@@ -40,6 +40,7 @@ pub(super) fn workspace_from(row: &SqliteRow, keys: &KeyRing) -> Result<Workspac
         created_at: row.try_get(18)?,
         updated_at: row.try_get(19)?,
         revision: row.try_get(20)?,
+        private_address: row.try_get(21)?,
     }
     .record(keys)
 }

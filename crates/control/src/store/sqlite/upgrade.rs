@@ -114,6 +114,7 @@ fn plain_record(row: &SqliteRow, keys: &KeyRing) -> Result<Workspace, Error> {
         failed_starts: row.try_get("failed_starts")?,
         start_began_at: row.try_get("start_began_at")?,
         node_id: row.try_get("node_id")?,
+        private_address: None,
         expires_at: row.try_get("expires_at")?,
         last_active_at: None,
         spec_json: &spec.to_string(),

@@ -1,0 +1,89 @@
+//! The simulated node's network: addresses that last as long as a workspace, and policies that last as
+//! long as a VM.
+
+use std::net::Ipv4Addr;
+
+use skerry_internal_api::{NodeError, NodeNetwork, VmPhase};
+use skerry_model::{Incarnation, NetworkPolicy, PrivateAddress, Transport, WorkspaceId};
+
+use super::{Point, SimNode, SimState};
+
+/// The first address that is given out; the lowest that is free is the next.
+const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 2);
+
+impl SimNode {
+    /// VMs that come up from now on are given a network, or none.
+    pub fn set_network(&self, network: Option<NodeNetwork>) {
+        self.state().network = network;
+    }
+
+    /// A network with or without a way to the world.
+    #[must_use]
+    pub fn some_network(has_uplink: bool) -> NodeNetwork {
+        NodeNetwork { gateway: Ipv4Addr::new(10, 0, 2, 1), has_uplink }
+    }
+
+    /// What the workspace's VM may do on the network; `None` when there is no VM.
+    #[must_use]
+    pub fn policy(&self, id: WorkspaceId) -> Option<NetworkPolicy> {
+        let state = self.state();
+        let vm = state.vms.get(&id).filter(|vm| vm.report.pid.is_some())?;
+        Some(vm.policy.clone())
+    }
+
+    /// Whether a connection by TCP from one VM to a port of another would come about: each side has to
+    /// permit it.
+    #[must_use]
+    pub fn connects(&self, from: WorkspaceId, to: WorkspaceId, port: u16) -> bool {
+        let address_of = |id| self.state().vms.get(&id).and_then(|vm| vm.report.private_address);
+        let (Some(here), Some(there)) = (address_of(from), address_of(to)) else { return false };
+        let (Some(out), Some(into)) = (self.policy(from), self.policy(to)) else { return false };
+        out.links.contains(&there)
+            && into.ingress.iter().any(|opening| {
+                opening.from == here
+                    && opening.transport == Transport::Tcp
+                    && (opening.ports.first()..=opening.ports.last()).contains(&port)
+            })
+    }
+
+    pub(super) async fn take_policy(
+        &self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+        policy: NetworkPolicy,
+    ) -> Result<(), NodeError> {
+        let what = format!("set_network_policy #{incarnation}");
+        self.state().called(Point::SetNetworkPolicy, what)?;
+        self.gate(Point::SetNetworkPolicy).await;
+        let mut state = self.state();
+        if state.network.is_none() {
+            return Err(NodeError::Unsupported("networks".to_owned()));
+        }
+        policy.check().map_err(|invalid| NodeError::Unsupported(invalid.to_string()))?;
+        let vm = state.vms.get_mut(&id).ok_or(NodeError::NoSuchVm)?;
+        let is_up = match vm.report.phase {
+            VmPhase::Running | VmPhase::Paused | VmPhase::Suspending => true,
+            VmPhase::Starting | VmPhase::Suspended | VmPhase::Stopping | VmPhase::Stopped => false,
+        };
+        if !is_up || vm.report.incarnation != incarnation || vm.report.private_address.is_none() {
+            return Err(NodeError::NotRunning);
+        }
+        vm.policy = policy;
+        Ok(())
+    }
+}
+
+impl SimState {
+    /// The workspace's address: the one it has, or the lowest that is free.
+    pub(super) fn address_of(&mut self, id: WorkspaceId) -> Option<PrivateAddress> {
+        self.network?;
+        if let Some((address, _)) = self.addresses.iter().find(|(_, owner)| **owner == id) {
+            return Some(*address);
+        }
+        let free = (FIRST_ADDRESS.to_bits()..)
+            .map(|bits| PrivateAddress(Ipv4Addr::from_bits(bits)))
+            .find(|address| !self.addresses.contains_key(address))?;
+        self.addresses.insert(free, id);
+        Some(free)
+    }
+}

@@ -2,6 +2,8 @@
 
 use skerry_model::{AccountId, ApiKeyId, ProjectId, Secret};
 
+use crate::store::Tenant;
+
 /// What a request presented. Every dialect's way of authenticating ends in one of these.
 #[derive(Clone, Debug)]
 pub struct Credential {
@@ -22,6 +24,16 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// The account itself, without a key of its own, for somebody it has let in.
+    pub(crate) fn of(tenant: Tenant) -> Self {
+        Self {
+            account_id: tenant.account.id,
+            account_handle: tenant.account.handle,
+            default_project_id: tenant.default_project_id,
+            key_id: None,
+        }
+    }
+
     /// The account.
     #[must_use]
     pub fn account_id(&self) -> AccountId {

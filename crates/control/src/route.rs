@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use skerry_internal_api::{GuestApi, RouteApi, RouteCredential, RouteError};
+use skerry_internal_api::{
+    GuestApi, OpenPreview, PreviewAddress, PreviewCredential, PreviewRefusal, RouteApi,
+    RouteCredential, RouteError,
+};
 use skerry_model::{ErrorKind, WorkspaceId};
 
 use crate::{Caller, Control, Error, WorkspaceRef};
@@ -28,12 +31,7 @@ impl Control {
         let RouteCredential::SshKey(fingerprint) = credential;
         let owner = self.inner.store.ssh_key_owner(fingerprint).await?;
         let owner = owner.ok_or_else(|| Error::not_found("ssh key"))?;
-        Ok(Caller {
-            account_id: owner.account.id,
-            account_handle: owner.account.handle,
-            default_project_id: owner.default_project_id,
-            key_id: None,
-        })
+        Ok(Caller::of(owner))
     }
 }
 
@@ -68,6 +66,14 @@ impl RouteApi for Routes {
             self.control.guest(&caller, &WorkspaceRef::Id(workspace)).await
         };
         entered.await.map_err(|error| refusal(&error))
+    }
+
+    async fn open_preview(
+        &self,
+        address: &PreviewAddress,
+        shown: &[PreviewCredential],
+    ) -> Result<OpenPreview, PreviewRefusal> {
+        self.control.visit(address, shown).await
     }
 }
 

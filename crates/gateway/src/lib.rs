@@ -4,4 +4,5 @@
 //! Whom somebody may see, and the inside of it, is asked of [`skerry_internal_api::RouteApi`]. This crate
 //! refuses to know dialects, records and hypervisors.
 
+pub mod http;
 pub mod ssh;

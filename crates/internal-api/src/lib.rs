@@ -18,7 +18,7 @@ pub use guest::{
 pub use node::{
     DoctorCheck, DoctorLevel, ImageInfo, ImagePull, LogSource, NodeApi, NodeCapacity, NodeDoctor,
     NodeEvent, NodeNetwork, PullStep, SnapshotContents, SnapshotInfo, StartFrom, StartPath,
-    StartStatistics, StopMode, VmExit, VmPhase, VmReport, VmSpec,
+    StartStatistics, StopMode, VmExit, VmPhase, VmReport, VmSpec, VolumeInfo,
 };
 pub use preview::{
     OpenPreview, PREVIEW_TOKEN_CHARS, PreviewAddress, PreviewCredential, PreviewRefusal,

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use skerry_model::WorkspaceId;
 use thiserror::Error;
 
-use crate::GuestApi;
+use crate::{GuestApi, OpenPreview, PreviewAddress, PreviewCredential, PreviewRefusal};
 
 /// SHA-256 of a public SSH key's wire form (RFC 4253, section 6.6).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,4 +65,15 @@ pub trait RouteApi: Send + Sync {
         credential: &RouteCredential,
         workspace: WorkspaceId,
     ) -> Result<Arc<dyn GuestApi>, RouteError>;
+
+    /// The port at this address, if it is open to everybody or to one of these credentials, of a
+    /// workspace that is woken if it may be.
+    ///
+    /// # Errors
+    /// [`PreviewRefusal`].
+    async fn open_preview(
+        &self,
+        address: &PreviewAddress,
+        shown: &[PreviewCredential],
+    ) -> Result<OpenPreview, PreviewRefusal>;
 }

@@ -83,6 +83,8 @@ ids! {
     SnapshotId;
     /// One SSH key of an account.
     SshKeyId;
+    /// A volume: a file system that outlives workspaces.
+    VolumeId;
     /// A workspace: the tenant's record of one machine over all its starts.
     WorkspaceId;
 }

@@ -23,15 +23,8 @@ impl Control {
         caller: &Caller,
         which: &WorkspaceRef,
     ) -> Result<Arc<dyn GuestApi>, Error> {
-        let inner = &self.inner;
-        let mut workspace = inner.find(caller, which).await?;
-        if workspace.wakes_on_use() || is_waking(&workspace) {
-            workspace = inner.woken(caller, &workspace).await?;
-        }
-        must_run(&workspace)?;
-        let guest = inner.bounded("guest", inner.node.guest(workspace.id)).await??;
-        inner.note_activity(&workspace);
-        Ok(Arc::new(ActiveGuest::new(guest, Arc::clone(inner), workspace.id)))
+        let workspace = self.inner.find(caller, which).await?;
+        Ok(self.inner.entered(caller, workspace).await?.0)
     }
 
     /// Resource use as the guest sees it. Looking is no activity and wakes nobody.
@@ -104,6 +97,22 @@ fn must_run(workspace: &Workspace) -> Result<(), Error> {
 }
 
 impl Inner {
+    /// The inside of a workspace of the caller's, and whether that was woken for it or waited for.
+    pub(crate) async fn entered(
+        self: &Arc<Self>,
+        caller: &Caller,
+        mut workspace: Workspace,
+    ) -> Result<(Arc<dyn GuestApi>, bool), Error> {
+        let sleeps = workspace.wakes_on_use() || is_waking(&workspace);
+        if sleeps {
+            workspace = self.woken(caller, &workspace).await?;
+        }
+        must_run(&workspace)?;
+        let guest = self.bounded("guest", self.node.guest(workspace.id)).await??;
+        self.note_activity(&workspace);
+        Ok((Arc::new(ActiveGuest::new(guest, Arc::clone(self), workspace.id)), sleeps))
+    }
+
     /// Wakes a workspace for somebody who uses its inside; answers it once it has settled.
     async fn woken(
         self: &Arc<Self>,

@@ -15,7 +15,10 @@ use std::{
 use async_trait::async_trait;
 use skerry_agent::Guest;
 use skerry_gateway::ssh::{HostKeys, serve};
-use skerry_internal_api::{GuestApi, KeyFingerprint, RouteApi, RouteCredential, RouteError};
+use skerry_internal_api::{
+    GuestApi, KeyFingerprint, OpenPreview, PreviewAddress, PreviewCredential, PreviewRefusal,
+    RouteApi, RouteCredential, RouteError,
+};
 use skerry_model::WorkspaceId;
 use skerry_node::guest::{Dial, Fresh, GuestHello, GuestLink};
 use skerry_vmm::{Channel, VmmError};
@@ -77,6 +80,14 @@ impl RouteApi for Routes {
             Some(why) => Err(RouteError::Refused(why.clone())),
             None => Ok(Arc::clone(&self.guest) as _),
         }
+    }
+
+    async fn open_preview(
+        &self,
+        _: &PreviewAddress,
+        _: &[PreviewCredential],
+    ) -> Result<OpenPreview, PreviewRefusal> {
+        Err(PreviewRefusal::NotFound)
     }
 }
 

@@ -6,7 +6,7 @@ use skerry_model::SshKeyId;
 use super::{at, owner};
 use crate::{
     SshKey,
-    store::{SshKeyInsertion, SshKeyOwner, Store},
+    store::{SshKeyInsertion, Store, Tenant},
 };
 
 fn ssh_key(number: u8) -> SshKey {
@@ -30,8 +30,7 @@ pub(crate) async fn an_ssh_key_is_its_accounts_until_it_is_removed(store: &Store
     assert_eq!(listed, vec![first.clone(), second.clone()]);
     assert_eq!(store.list_ssh_keys(other.account.id).await.unwrap(), vec![]);
     let found = store.ssh_key_owner(&first.fingerprint).await.unwrap();
-    let expected =
-        SshKeyOwner { account: owner.account.clone(), default_project_id: owner.project.id };
+    let expected = Tenant { account: owner.account.clone(), default_project_id: owner.project.id };
     assert_eq!(found, Some(expected));
 
     assert!(!store.remove_ssh_key(other.account.id, first.id).await.unwrap());

@@ -9,7 +9,7 @@ use super::writer::{Broken, Operation};
 use crate::{
     Error, SshKey,
     store::{
-        Account, SshKeyInsertion, SshKeyOwner,
+        Account, SshKeyInsertion, Tenant,
         row::{id, nanos, time},
     },
 };
@@ -26,8 +26,8 @@ pub(super) fn ssh_key_from(row: &SqliteRow) -> Result<SshKey, Error> {
     })
 }
 
-pub(super) fn ssh_key_owner_from(row: &SqliteRow) -> Result<SshKeyOwner, Error> {
-    Ok(SshKeyOwner {
+pub(super) fn tenant_from(row: &SqliteRow) -> Result<Tenant, Error> {
+    Ok(Tenant {
         account: Account {
             id: id(row.try_get("account_id")?)?,
             handle: row.try_get("handle")?,

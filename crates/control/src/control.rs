@@ -9,7 +9,7 @@ use skerry_model::{
     AccountId, ApiKeyId, Demand, ErrorKind, Plan, ProjectId, Secret, SnapshotId, Timestamp,
     Workspace, WorkspaceId,
 };
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -57,6 +57,8 @@ pub(crate) struct Inner {
     pub(crate) visited: Visited,
     /// Turns for writing memory to disk.
     pub(crate) saves: Semaphore,
+    /// How often records and VMs were compared.
+    pub(crate) comparisons: watch::Sender<u64>,
     /// Rings when a record with a timer was written: the next one may have to ring earlier.
     pub(crate) timers_changed: Notify,
     /// Every task control starts.
@@ -103,6 +105,7 @@ impl Control {
                 activity: Activity::default(),
                 visited: Visited::default(),
                 saves,
+                comparisons: watch::Sender::new(0),
                 timers_changed: Notify::new(),
                 tasks: TaskTracker::new(),
                 ending: CancellationToken::new(),

@@ -248,6 +248,18 @@ impl TestControl {
         quiet(&self.control).await;
     }
 
+    /// Returns once records and VMs were compared for the first time since it was opened.
+    ///
+    /// # Panics
+    /// When that is not so within 20 seconds.
+    #[allow(clippy::expect_used, reason = "a test's own ground; there is nobody to tell")]
+    pub async fn compared(&self) {
+        let mut comparisons = self.control.inner.comparisons.subscribe();
+        let first = comparisons.wait_for(|done| *done > 0);
+        let first = tokio::time::timeout(Duration::from_secs(20), first).await;
+        first.expect("compared within 20 s").expect("control is there");
+    }
+
     /// Ends the control plane as `SIGTERM` would and opens another one on the same database and
     /// node.
     ///

@@ -196,7 +196,11 @@ impl Inner {
         if before != written.spec.network {
             self.wake_concerned(&written, &[&before, &written.spec.network]).await?;
         }
-        self.apply_policy(written.id).await?;
+        let applied = self.apply_policy(written.id).await;
+        if applied.is_err() {
+            self.wake_policy(written.id);
+        }
+        applied?;
         Ok(written)
     }
 

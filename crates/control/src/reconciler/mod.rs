@@ -87,6 +87,7 @@ impl Inner {
         if let Err(error) = self.record_all_activity().await {
             tracing::warn!(%error, "not every use could be recorded; will try again");
         }
+        self.comparisons.send_modify(|done| *done += 1);
     }
 
     /// Compares every record with what the node says and wakes a worker where they differ. The node

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod accounts;
+mod networks;
 mod ports;
 mod snapshots;
 mod ssh_keys;
@@ -24,6 +25,7 @@ use super::{Account, Admission, SecretHash, Store, StoredKey, Write};
 use crate::{ApiKey, ListSnapshots, ListWorkspaces, Project};
 
 pub(crate) use accounts::*;
+pub(crate) use networks::*;
 pub(crate) use ports::*;
 pub(crate) use snapshots::*;
 pub(crate) use ssh_keys::*;
@@ -55,6 +57,7 @@ macro_rules! store_contract {
             a_changed_identity_shows_in_lists
             what_was_written_is_read_from_then_on
             a_walk_over_everything_meets_each_record_once
+            a_neighbourhood_is_an_accounts_workspaces_with_an_address
             use_is_summed_by_account
             a_start_is_admitted_without_counting_itself
             accounts_do_not_see_each_others_records

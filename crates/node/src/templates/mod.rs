@@ -101,6 +101,8 @@ struct Books {
     /// Used since the last look at the books.
     used: BTreeSet<TemplateKey>,
     wanted: BTreeMap<TemplateKey, Recipe>,
+    /// Being made, and therefore not wanted.
+    making: Option<TemplateKey>,
     trouble: BTreeMap<TemplateKey, Trouble>,
     /// Given up and to be removed.
     condemned: BTreeSet<TemplateKey>,
@@ -181,7 +183,9 @@ impl Templates {
     /// Asks for a template that is not there. True when that is news.
     pub fn want(&self, key: &TemplateKey, recipe: Recipe) -> bool {
         let mut books = self.lock();
-        let known = books.ready.contains_key(key) || books.wanted.contains_key(key);
+        let known = books.ready.contains_key(key)
+            || books.wanted.contains_key(key)
+            || books.making.as_ref() == Some(key);
         if known || books.wanted.len() >= MAX_WANTED {
             return false;
         }
@@ -189,13 +193,14 @@ impl Templates {
         true
     }
 
-    /// A template to make now, which is not wanted any more by that.
+    /// A template to make now. It counts as being made until it is there or [`Templates::not_made`].
     pub fn take_wanted(&self, now: Instant) -> Option<(TemplateKey, Recipe)> {
         let mut books = self.lock();
         let due = |key: &TemplateKey| {
             books.trouble.get(key).is_none_or(|trouble| trouble.not_before <= now)
         };
         let key = books.wanted.keys().find(|key| due(key)).cloned()?;
+        books.making = Some(key.clone());
         books.wanted.remove_entry(&key)
     }
 
@@ -220,11 +225,15 @@ impl Templates {
         let mut books = self.lock();
         let trouble = Trouble::after(books.trouble.get(key).copied(), now);
         books.trouble.insert(key.clone(), trouble);
+        books.making.take_if(|making| making == key);
         books.wanted.insert(key.clone(), recipe);
     }
 
     fn made(&self, template: Arc<Template>) {
         let mut books = self.lock();
+        books.making.take_if(|making| *making == template.key);
+        // Found at start, it may have been asked for before it was found.
+        books.wanted.remove(&template.key);
         books.condemned.remove(&template.key);
         books.ready.insert(template.key.clone(), template);
     }
@@ -402,6 +411,18 @@ mod tests {
             now += Duration::from_secs(expected);
             assert!(templates.take_wanted(now - Duration::from_secs(1)).is_none());
         }
+    }
+
+    #[test]
+    fn whoever_asks_for_what_is_being_made_brings_no_second_one_about() {
+        let templates = templates(1);
+        let (key, now) = (TemplateKey::for_tests(1), Instant::now());
+        assert!(templates.want(&key, recipe()));
+        let (_, taken) = templates.take_wanted(now).unwrap();
+        assert!(!templates.want(&key, recipe()), "it is being made");
+        assert!(templates.take_wanted(now + TROUBLE_MOST).is_none());
+        templates.not_made(&key, taken, now);
+        assert!(templates.take_wanted(now + TROUBLE_FIRST).is_some());
     }
 
     #[test]

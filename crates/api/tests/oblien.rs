@@ -491,7 +491,7 @@ async fn what_is_not_there_is_told_from_what_is_not_served() {
         "PATCH /workspace",
         "GET /workspace/none/start",
         "POST /workspace/none/archives",
-        "GET /workspace/none/network",
+        "POST /workspace/none/network/ip",
         "GET /workspace/estimate?cpu=1",
         "POST /namespaces/ensure",
     ] {

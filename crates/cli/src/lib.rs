@@ -119,6 +119,12 @@ async fn carry_out(
         Command::Ports(args) => {
             commands::inspect::ports(&client()?, &args.workspace, output).await.map(done)
         }
+        Command::Port { command } => {
+            commands::ports::port(&client()?, command, output).await.map(done)
+        }
+        Command::Net { command } => {
+            commands::net::net(&client()?, command, output).await.map(done)
+        }
         Command::Key { command } => {
             commands::account::key(&client()?, command, output).await.map(done)
         }
@@ -129,6 +135,9 @@ async fn carry_out(
         }
         Command::Image { command } => match command {
             args::ImageCommand::Ls => commands::account::images(&client()?, output).await.map(done),
+            args::ImageCommand::Pull { reference } => {
+                commands::images::pull(&client()?, &reference, output).await.map(done)
+            }
             args::ImageCommand::Build(arguments) => {
                 Ok(local.build_images(&arguments, options.json).await)
             }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Workspace {
@@ -117,8 +117,65 @@ pub(crate) struct Port {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct Network {
+    pub(crate) available: bool,
+    pub(crate) uplink: bool,
+    pub(crate) private_address: Option<String>,
+    pub(crate) egress: Egress,
+    pub(crate) callers: Vec<Peer>,
+    pub(crate) caller_networks: Vec<String>,
+    pub(crate) open_ports: Vec<OpenPorts>,
+    pub(crate) links: Vec<Peer>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Egress {
+    pub(crate) internet: String,
+    pub(crate) package_managers: bool,
+    pub(crate) allow: Vec<EgressEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub(crate) struct EgressEntry {
+    pub(crate) to: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) transport: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ports: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub(crate) struct OpenPorts {
+    pub(crate) transport: String,
+    pub(crate) ports: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Peer {
+    pub(crate) id: String,
+    pub(crate) slug: String,
+    pub(crate) private_address: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
 pub(crate) struct ImageList {
     pub(crate) images: Vec<Image>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ImagePullList {
+    pub(crate) pulls: Vec<serde_json::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ImagePull {
+    pub(crate) reference: String,
+    pub(crate) state: String,
+    pub(crate) step: String,
+    pub(crate) done_bytes: u64,
+    pub(crate) total_bytes: u64,
+    pub(crate) image: Option<Image>,
+    pub(crate) error: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -142,6 +199,20 @@ pub(crate) struct Key {
     pub(crate) secret_tail: String,
     pub(crate) created_at: String,
     pub(crate) last_used_at: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct PublishedPortList {
+    pub(crate) published_ports: Vec<PublishedPort>,
+}
+
+/// Without the token, which is read by who shows it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct PublishedPort {
+    pub(crate) port: u16,
+    pub(crate) url: String,
+    pub(crate) label: Option<String>,
+    pub(crate) visibility: String,
 }
 
 #[derive(Debug, Deserialize)]

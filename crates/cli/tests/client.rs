@@ -15,7 +15,7 @@ use skerry_api::{ApiConfig, ApiState};
 use skerry_control::{
     CreateWorkspace, StartPolicy, Wait, WorkspaceRef,
     internal_api::NodeError,
-    sim_node::{Point, SimCommand, SimGuest},
+    sim_node::{Point, SimCommand, SimGuest, SimNode},
     testing::{self, KEY, TestControl},
 };
 use tempfile::TempDir;
@@ -57,6 +57,7 @@ impl Server {
         let config = ApiConfig {
             public_url: "http://localhost:7070".to_owned(),
             base_domain: "localhost".to_owned(),
+            preview_domain: "localhost".to_owned(),
             version: "0.0.0-test",
         };
         let stop = CancellationToken::new();
@@ -191,6 +192,30 @@ async fn a_workspace_rests_is_saved_restored_and_forked() {
         "renew first --by 1h",
         "snapshot rm point missing disk-of-it",
         "snapshot ls",
+    ];
+    insta::assert_snapshot!(server.transcript(&lines).await);
+}
+
+#[tokio::test]
+async fn networks_are_shown_and_changed() {
+    let server = Server::start().await;
+    server.test.node.set_network(Some(SimNode::some_network(true)));
+    let lines = [
+        "create web --slug web-slug",
+        "create worker --slug worker-slug",
+        "net show web",
+        "net link worker web --port 8080 -p 53/udp",
+        "net show worker",
+        "net set web --internet web --package-managers yes",
+        "net allow web *.example.org 198.51.100.0/24 --port 443",
+        "net disallow web *.example.org -p 443",
+        "net disallow web *.example.org",
+        "net close web 53/udp",
+        "net unlink worker web",
+        "net unlink worker web",
+        "net set web --internet everything --clear",
+        "net allow web http://example.org",
+        "net link nobody web --port 80",
     ];
     insta::assert_snapshot!(server.transcript(&lines).await);
 }

@@ -73,6 +73,9 @@ fn command_lines_are_read_as_they_are_meant() {
         "skerry lifecycle box",
         "skerry lifecycle box --no-ttl --idle 1h --auto-resume true",
         "skerry renew box --by 1h --for 2h",
+        "skerry net set box",
+        "skerry net link a b -p 80 -p 443",
+        "skerry net allow box",
     ] {
         text.push_str(&format!("> {line}\n{}\n\n", parsed(line)));
     }

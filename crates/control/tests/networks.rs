@@ -321,6 +321,32 @@ async fn a_server_without_a_network_or_uplink_refuses_what_asks_for_it() {
 }
 
 #[tokio::test]
+async fn a_network_that_is_switched_off_gives_nobody_an_address_until_it_is_back() {
+    let test = networked().await;
+    let caller = test.caller().await;
+    let client = create(&test, &caller, with(NetworkWish::default())).await;
+    let server = create(&test, &caller, with(admitting(&[client.id]))).await;
+    test.control.stop_workspace(&caller, &by_id(&client), LONG).await.unwrap();
+    test.quiet().await;
+    test.node.set_network(None);
+    let test = test.reopen().await;
+    test.compared().await;
+    for of in [&client, &server] {
+        assert_eq!(now(&test, of).await.private_address, None);
+    }
+    let started = test.control.start_workspace(&caller, &by_id(&client), LONG).await.unwrap();
+    assert_eq!((is_running(&started), started.private_address), (true, None));
+    test.node.set_network(Some(SimNode::some_network(true)));
+    let test = test.reopen().await;
+    test.compared().await;
+    test.quiet().await;
+    assert_eq!(now(&test, &server).await.private_address, server.private_address);
+    test.control.restart_workspace(&caller, &by_id(&client), LONG).await.unwrap();
+    test.quiet().await;
+    assert!(test.node.connects(client.id, server.id, 80));
+}
+
+#[tokio::test]
 async fn what_is_too_much_or_names_nobody_is_refused_and_changes_nothing() {
     let test = networked().await;
     let caller = test.caller().await;

@@ -7,3 +7,5 @@ pub mod instavm;
 pub mod native;
 pub mod oblien;
 pub mod rigbox;
+
+mod network_text;

@@ -1,5 +1,7 @@
 //! The surface: every command, argument and flag.
 
+mod net;
+mod ports;
 mod saved;
 mod ssh;
 mod values;
@@ -8,9 +10,11 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use clap::{Args, Subcommand, ValueEnum};
 
+pub use ports::{PortCommand, PublishArgs, Visibility};
 pub use saved::{
     ForkArgs, LifeArgs, LifecycleArgs, RenewArgs, RestoreArgs, SnapshotCommand, SnapshotCreateArgs,
 };
+pub use net::{DestinationArgs, Internet, LinkArgs, NetCommand, NetSetArgs};
 pub use ssh::{SshArgs, SshKeyCommand};
 pub use values::{Bytes, EnvArg, Mebibytes, Place, Seconds};
 
@@ -108,6 +112,18 @@ pub enum Command {
     Stats(WorkspaceArg),
     /// List the TCP ports a workspace listens on
     Ports(WorkspaceArg),
+    /// Publish ports of workspaces under addresses of their own, list and revoke them
+    Port {
+        /// What to do
+        #[command(subcommand)]
+        command: PortCommand,
+    },
+    /// Show and change what a workspace reaches and who reaches it
+    Net {
+        /// What to do
+        #[command(subcommand)]
+        command: NetCommand,
+    },
     /// Make, list and revoke API keys
     Key {
         /// What to do
@@ -395,6 +411,16 @@ pub enum ImageCommand {
     /// List the images the server has
     #[command(visible_alias = "list")]
     Ls,
+    /// Pull an image from a registry, for workspaces of every account
+    ///
+    /// Shows how far it is and returns when workspaces can be made of it. What the reference means is
+    /// looked up anew also if an image of this name is there. Interrupting this command does not end the
+    /// pull.
+    Pull {
+        /// The image in its registry, such as docker.io/library/debian:12
+        #[arg(value_name = "REFERENCE")]
+        reference: String,
+    },
     /// Build images on this machine, with the kernel and the agent they boot with
     ///
     /// Builds what is missing or whose recipe changed; a server that runs uses new images at once,

@@ -14,7 +14,8 @@ use std::{
 
 use skerry_internal_api::NodeError;
 use skerry_model::{
-    ErrorKind, Incarnation, NetworkPolicy, NetworkWish, PrivateAddress, Workspace, WorkspaceId,
+    ErrorKind, Incarnation, NetworkPolicy, NetworkWish, PrivateAddress, State, Workspace,
+    WorkspaceId,
 };
 use tokio::sync::Notify;
 
@@ -146,6 +147,44 @@ impl Inner {
         self.wake_concerned(written, &[&written.spec.network]).await
     }
 
+    /// Sees that a record has the address that the node says its VM has, if that is up. A node whose
+    /// network was switched off gives nobody one.
+    pub(crate) async fn compare_address(
+        self: &Arc<Self>,
+        workspace: &Workspace,
+        reported: Option<Option<PrivateAddress>>,
+    ) -> Result<(), Error> {
+        let is_settled = match workspace.state {
+            State::Running { .. } | State::Paused { .. } => true,
+            State::Provisioned
+            | State::Starting
+            | State::Suspending
+            | State::Suspended
+            | State::Stopping
+            | State::Stopped
+            | State::Failed(_)
+            | State::Deleting => false,
+        };
+        let known = workspace.private_address;
+        let address = match reported {
+            Some(address) if is_settled => address,
+            Some(_) | None if self.node.network().is_none() => None,
+            Some(_) | None => known,
+        };
+        if address == known {
+            return Ok(());
+        }
+        if let Some(address) = address {
+            self.take_address(workspace.id, address).await?;
+        }
+        let learned = Workspace { private_address: address, ..workspace.clone() };
+        // One that changed meanwhile is compared again.
+        if let Write::Done(written) = self.write(&learned, None).await? {
+            self.settled_at(known, &written).await?;
+        }
+        Ok(())
+    }
+
     /// Takes a workspace that is being deleted out of its neighbours' policies: once this succeeds its
     /// address may be anybody's.
     pub(crate) async fn leave_network(&self, workspace: &Workspace) -> Result<(), Error> {
@@ -211,7 +250,11 @@ impl Inner {
         } else {
             skerry_model::Neighbourhood::default()
         };
-        let policy = neighbours.policy_of(workspace.id, address, &workspace.spec.network);
+        let mut policy = neighbours.policy_of(workspace.id, address, &workspace.spec.network);
+        if self.node.network().is_some_and(|network| !network.has_uplink) {
+            // It had one when this was asked for.
+            policy.egress.clear();
+        }
         if told.as_ref().is_some_and(|t| t.incarnation == incarnation && t.policy == policy) {
             return Ok(());
         }

@@ -19,12 +19,15 @@ mod registry;
 mod rest;
 mod snapshots;
 mod timers;
+mod volumes;
 mod worker;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use skerry_internal_api::{NodeEvent, VmExit, VmPhase, VmReport};
-use skerry_model::{NodeView, Step, VmEnd, VmViewPhase, WorkspaceId, next_step};
+use skerry_model::{
+    Incarnation, NodeView, PrivateAddress, Step, VmEnd, VmViewPhase, WorkspaceId, next_step,
+};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
@@ -81,6 +84,9 @@ impl Inner {
         if let Err(error) = self.sweep().await {
             tracing::warn!(%error, "records and VMs could not be compared; will try again");
         }
+        if let Err(error) = self.sweep_volumes().await {
+            tracing::warn!(%error, "volumes could not be compared; will try again");
+        }
         if let Err(error) = self.sweep_snapshots().await {
             tracing::warn!(%error, "snapshots could not be compared; will try again");
         }
@@ -95,6 +101,11 @@ impl Inner {
     /// never a VM without a record. The worker looks again before it acts.
     async fn sweep(self: &Arc<Self>) -> Result<(), Error> {
         let reports = self.bounded("list", self.node.list()).await?;
+        let addresses: HashMap<(WorkspaceId, Incarnation), Option<PrivateAddress>> = reports
+            .iter()
+            .filter(|report| is_up(report))
+            .map(|of| ((of.workspace_id, of.incarnation), of.private_address))
+            .collect();
         let mut views: HashMap<WorkspaceId, NodeView> =
             reports.iter().map(|report| (report.workspace_id, view(report))).collect();
         let mut after = None;
@@ -108,6 +119,8 @@ impl Inner {
                 if next_step(workspace, observed.as_ref(), now) != Step::Nothing {
                     self.wake(workspace.id);
                 }
+                let at = addresses.get(&(workspace.id, workspace.incarnation)).copied();
+                self.compare_address(workspace, at).await?;
                 let networked = workspace.private_address.is_some() && workspace.state.has_vm();
                 if networked && !self.policies.knows(workspace.id) {
                     self.wake_policy(workspace.id);
@@ -128,6 +141,18 @@ impl Inner {
         if let Some(post) = self.workers.wake(id) {
             self.tasks.spawn(attend::work(Arc::clone(self), id, post));
         }
+    }
+}
+
+/// Whether the VM is there and has been for more than a moment.
+fn is_up(report: &VmReport) -> bool {
+    match report.phase {
+        VmPhase::Running | VmPhase::Paused => true,
+        VmPhase::Starting
+        | VmPhase::Suspending
+        | VmPhase::Suspended
+        | VmPhase::Stopping
+        | VmPhase::Stopped => false,
     }
 }
 

@@ -35,6 +35,7 @@ impl SimNode {
             return Err(NodeError::NoSuchImage(spec.image_digest.to_string()));
         }
         let beginning = state.beginning(spec)?;
+        state.start_with_volumes(spec)?;
         let from_pool = matches!(beginning, Beginning::Pool);
         let (report_outcome, outcome) = watch::channel(None);
         let (node, id, incarnation) = (self.myself.clone(), spec.workspace_id, spec.incarnation);
@@ -56,6 +57,7 @@ impl SimNode {
             vm.saved = old.saved.take();
         }
         vm.report.private_address = state.address_of(spec.workspace_id);
+        vm.is_networked = vm.report.private_address.is_some();
         vm.beginning = beginning;
         vm.job = Some(job);
         state.vms.insert(spec.workspace_id, vm);

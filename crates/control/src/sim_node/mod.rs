@@ -11,6 +11,7 @@ mod guest;
 mod network;
 mod saved;
 mod turns;
+mod volumes;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -20,12 +21,14 @@ use std::{
 
 use async_trait::async_trait;
 use skerry_internal_api::{
-    ByteStream, DoctorCheck, DoctorLevel, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity,
-    NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo, StartStatistics,
-    StopMode, VmExit, VmPhase, VmReport, VmSpec,
+    ByteStream, DoctorCheck, DoctorLevel, GuestApi, ImageInfo, ImagePull, LogSource, NodeApi,
+    NodeCapacity, NodeDoctor, NodeError, NodeEvent, NodeNetwork, PullFailure, PullStep,
+    SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmExit, VmPhase, VmReport, VmSpec,
+    VolumeInfo,
 };
 use skerry_model::{
-    Incarnation, NetworkPolicy, NodeId, PrivateAddress, SnapshotId, Timestamp, WorkspaceId,
+    Incarnation, NetworkPolicy, NodeId, PrivateAddress, SnapshotId, Timestamp, VolumeId,
+    VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef},
 };
 use tokio::{
@@ -38,6 +41,7 @@ pub use guest::{SimCommand, SimGuest};
 
 use guest::{Disk, Memory};
 use saved::SimSnapshot;
+use volumes::SimVolumes;
 
 /// Where the simulated node can be made to fail or hang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,12 +62,18 @@ pub enum Point {
     TakeSnapshot,
     /// Removing a snapshot.
     EnsureSnapshotDeleted,
+    /// Making a volume.
+    EnsureVolume,
+    /// Putting a volume into a VM that runs.
+    AttachVolume,
+    /// Taking a volume out of a VM that runs.
+    DetachVolume,
     /// Changing what a VM may do on the network.
     SetNetworkPolicy,
 }
 
 impl Point {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::EnsureRunning,
         Self::EnsureStopped,
         Self::EnsureDeleted,
@@ -72,6 +82,9 @@ impl Point {
         Self::EnsureSuspended,
         Self::TakeSnapshot,
         Self::EnsureSnapshotDeleted,
+        Self::EnsureVolume,
+        Self::AttachVolume,
+        Self::DetachVolume,
         Self::SetNetworkPolicy,
     ];
 }
@@ -94,6 +107,9 @@ pub struct SimNode {
 struct SimState {
     vms: HashMap<WorkspaceId, SimVm>,
     images: Vec<ImageInfo>,
+    /// What can be pulled; a node without a registry permits none.
+    registry: Vec<ImageInfo>,
+    pulls: Vec<ImagePull>,
     failures: HashMap<Point, VecDeque<NodeError>>,
     boot_time: Duration,
     /// Boots wait for their turn, however long.
@@ -107,6 +123,7 @@ struct SimState {
     memory_restores: u64,
     snapshots: HashMap<SnapshotId, SimSnapshot>,
     network: Option<NodeNetwork>,
+    volumes: SimVolumes,
     /// Whose they are, also while there is no VM.
     addresses: BTreeMap<PrivateAddress, WorkspaceId>,
 }
@@ -132,6 +149,8 @@ struct SimVm {
     beginning: Beginning,
     /// What a suspension saved.
     saved: Option<Saved>,
+    /// Whether the VM came up with a network.
+    is_networked: bool,
     /// What it may do on the network.
     policy: NetworkPolicy,
 }
@@ -191,6 +210,8 @@ impl SimNode {
             state: Mutex::new(SimState {
                 vms: HashMap::new(),
                 images,
+                registry: Vec::new(),
+                pulls: Vec::new(),
                 failures: HashMap::new(),
                 boot_time: Duration::ZERO,
                 boots_wait: false,
@@ -202,6 +223,7 @@ impl SimNode {
                 memory_restores: 0,
                 snapshots: HashMap::new(),
                 network: None,
+                volumes: SimVolumes::default(),
                 addresses: BTreeMap::new(),
             }),
             events: broadcast::Sender::new(64),
@@ -225,6 +247,11 @@ impl SimNode {
     /// Replaces the catalogue.
     pub fn set_images(&self, images: Vec<ImageInfo>) {
         self.state().images = images;
+    }
+
+    /// The images of the one registry that this node may pull from, under their whole names.
+    pub fn set_registry(&self, images: Vec<ImageInfo>) {
+        self.state().registry = images;
     }
 
     /// The next call at `point` fails with `error` (several are used up in order).
@@ -318,7 +345,8 @@ impl SimNode {
         let private_address = state.address_of(vm.report.workspace_id);
         let (ready_at, pid) = (Some(now), Some(pid));
         let report = VmReport { ready_at, pid, private_address, ..vm.report.clone() };
-        state.vms.insert(report.workspace_id, SimVm { report, ..vm });
+        let is_networked = private_address.is_some();
+        state.vms.insert(report.workspace_id, SimVm { report, is_networked, ..vm });
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
@@ -385,6 +413,7 @@ impl SimVm {
             job: None,
             beginning: Beginning::Disk,
             saved: None,
+            is_networked: false,
             policy: NetworkPolicy::default(),
         }
     }
@@ -485,6 +514,40 @@ impl NodeApi for SimNode {
         self.snapshot_infos()
     }
 
+    async fn ensure_volume(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
+        self.state().called(Point::EnsureVolume, "ensure_volume".to_owned())?;
+        self.gate(Point::EnsureVolume).await;
+        self.make_volume(id, size_bytes)
+    }
+
+    async fn ensure_volume_deleted(&self, id: VolumeId) -> Result<(), NodeError> {
+        self.remove_volume(id)
+    }
+
+    async fn volumes(&self) -> Result<Vec<VolumeInfo>, NodeError> {
+        Ok(self.all_volumes())
+    }
+
+    async fn ensure_volume_attached(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        mount: VolumeMount,
+    ) -> Result<(), NodeError> {
+        self.state().called(Point::AttachVolume, "attach_volume".to_owned())?;
+        self.attach(workspace_id, incarnation, mount)
+    }
+
+    async fn ensure_volume_detached(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        volume_id: VolumeId,
+    ) -> Result<(), NodeError> {
+        self.state().called(Point::DetachVolume, "detach_volume".to_owned())?;
+        self.detach(workspace_id, incarnation, volume_id)
+    }
+
     async fn start_statistics(&self) -> StartStatistics {
         let state = self.state();
         StartStatistics {
@@ -501,6 +564,7 @@ impl NodeApi for SimNode {
         self.gate(Point::EnsureDeleted).await;
         let mut state = self.state();
         state.vms.remove(&workspace_id);
+        state.volumes.release(workspace_id);
         state.addresses.retain(|_, owner| *owner != workspace_id);
         Ok(())
     }
@@ -565,6 +629,47 @@ impl NodeApi for SimNode {
 
     async fn images(&self) -> Vec<ImageInfo> {
         self.state().images.clone()
+    }
+
+    async fn ensure_image(&self, reference: &str) -> Result<ImageInfo, NodeError> {
+        let pull = self.begin_image_pull(reference).await?;
+        pull.outcome.unwrap_or(Err(NodeError::Cancelled))
+    }
+
+    /// A pull takes no time here.
+    async fn begin_image_pull(&self, reference: &str) -> Result<ImagePull, NodeError> {
+        let mut state = self.state();
+        let failed = |why, message: &str| NodeError::Pull { why, message: message.to_owned() };
+        if state.registry.is_empty() {
+            return Err(failed(PullFailure::NotPermitted, "this server does not pull images"));
+        }
+        let found = state.registry.iter().find(|image| image.name.0 == reference).cloned();
+        let outcome = match found {
+            Some(image) => {
+                if !state.images.contains(&image) {
+                    state.images.push(image.clone());
+                }
+                Ok(image)
+            }
+            None => Err(failed(PullFailure::NotFound, "the image is not there")),
+        };
+        let pull = ImagePull {
+            reference: reference.to_owned(),
+            step: if outcome.is_ok() { PullStep::Building } else { PullStep::Resolving },
+            done_bytes: 0,
+            total_bytes: 0,
+            outcome: Some(outcome),
+        };
+        state.pulls.push(pull.clone());
+        Ok(pull)
+    }
+
+    async fn image_named(&self, name: &str) -> Option<ImageInfo> {
+        self.state().images.iter().find(|image| image.name.0 == name).cloned()
+    }
+
+    async fn image_pulls(&self) -> Vec<ImagePull> {
+        self.state().pulls.clone()
     }
 
     async fn capacity(&self) -> NodeCapacity {

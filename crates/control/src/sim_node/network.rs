@@ -14,7 +14,16 @@ const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 2);
 impl SimNode {
     /// VMs that come up from now on are given a network, or none.
     pub fn set_network(&self, network: Option<NodeNetwork>) {
-        self.state().network = network;
+        let mut state = self.state();
+        state.network = network;
+        let addresses = state.addresses.clone();
+        let has_network = network.is_some();
+        // One that was started without a network has none; the others have what they had.
+        for vm in state.vms.values_mut() {
+            let own = addresses.iter().find(|(_, owner)| **owner == vm.report.workspace_id);
+            let own = own.filter(|_| has_network && (vm.is_networked || vm.report.pid.is_none()));
+            vm.report.private_address = own.map(|(address, _)| *address);
+        }
     }
 
     /// A network with or without a way to the world.
@@ -65,7 +74,7 @@ impl SimNode {
             VmPhase::Running | VmPhase::Paused | VmPhase::Suspending => true,
             VmPhase::Starting | VmPhase::Suspended | VmPhase::Stopping | VmPhase::Stopped => false,
         };
-        if !is_up || vm.report.incarnation != incarnation || vm.report.private_address.is_none() {
+        if !is_up || vm.report.incarnation != incarnation || !vm.is_networked {
             return Err(NodeError::NotRunning);
         }
         vm.policy = policy;

@@ -137,7 +137,7 @@ pub(super) fn workspace(workspace: &Workspace) -> Option<wire::Workspace> {
         hardware: hardware_view(workspace),
         keep_active: workspace.spec.keep_active,
         machine_id: machine_id(workspace, status),
-        private_ip: None,
+        private_ip: workspace.private_address.map(|address| address.to_string()),
         git_ref: None,
         preview_token: workspace.preview_token.expose().to_owned(),
         error_message,

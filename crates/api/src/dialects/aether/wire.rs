@@ -111,7 +111,7 @@ pub(super) struct Workspace {
     pub hardware: Hardware,
     pub keep_active: bool,
     pub machine_id: Option<String>,
-    /// Null until workspaces have networks.
+    /// Under which address others of the account see it; null before the first start and without a network.
     pub private_ip: Option<String>,
     /// Null until workspaces have a repository.
     pub git_ref: Option<String>,

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
-use skerry_control::{CreateWorkspace, SnapshotRef, StartPolicy, UpdateWorkspace, Wait};
+use skerry_control::{
+    CreateWorkspace, SnapshotRef, StartPolicy, UpdateWorkspace, Wait, internal_api::GuestStats,
+};
 use skerry_model::{
     Desired, EnvVar, Expiry, Failure, Incarnation, Origin, Snapshot, SnapshotState, StartFrom,
     State, Timestamp, Workspace,
@@ -14,7 +16,10 @@ use super::{
     rules::{self, Rules},
     snapshots::snapshot_ref,
     validation::{FieldError, Fields, parse_boolean},
-    wire::{SessionRecord, SessionStatus, SnapshotRecord, VmCreated, VmRecord, VmState},
+    volumes,
+    wire::{
+        Sandbox, SessionRecord, SessionStatus, SnapshotRecord, Usage, VmCreated, VmRecord, VmState,
+    },
 };
 use crate::ids;
 
@@ -74,6 +79,7 @@ pub(super) fn vm_request(mut fields: Fields, wait: Wait) -> Result<VmRequest, Pr
     let snapshot_id = given_text(&mut fields, "snapshot_id");
     let shape = ShapeAndLabels::read(&mut fields);
     let image = fields.text("image_variant");
+    let volumes = volumes::wishes(&mut fields);
     let unserved = first_unserved(&mut fields);
     if session_id.is_none() {
         rules.refuse_name_alone(&mut fields);
@@ -82,10 +88,18 @@ pub(super) fn vm_request(mut fields: Fields, wait: Wait) -> Result<VmRequest, Pr
     unserved.map_or(Ok(()), Err)?;
     rules.check_lifetime(Expiry::MAX_SECONDS)?;
     let snapshot = snapshot_id.as_deref().map(snapshot_ref).transpose()?;
+    let volumes = volumes?;
 
     let Some(session_id) = session_id else {
-        return Ok(VmRequest::New(shape.create(image, snapshot, &rules, wait)));
+        let request = shape.create(image, snapshot, &rules, wait);
+        return Ok(VmRequest::New(CreateWorkspace { volumes, ..request }));
     };
+    if !volumes.is_empty() {
+        return Err(Problem::Unserved {
+            field: "volumes together with session_id",
+            accepted: "null or an empty list: mount them in the session's VM",
+        });
+    }
     if image.is_some_and(|variant| variant != STANDARD_VARIANT) {
         return Err(Problem::Unserved {
             field: "image_variant together with session_id",
@@ -192,7 +206,7 @@ impl ShapeAndLabels {
 /// The first field, in the reference's order, that asks for something this server does not have.
 /// All of them are read, so that their types are checked.
 fn first_unserved(fields: &mut Fields) -> Option<Problem> {
-    // All false and empty is what VMs without a network are.
+    // Whoever makes a VM has read it already.
     let egress = fields.object("egress_policy").is_some_and(|policy| {
         policy.values().any(|rule| match rule {
             Value::Null | Value::Bool(false) => false,
@@ -201,7 +215,7 @@ fn first_unserved(fields: &mut Fields) -> Option<Problem> {
         })
     });
     let asked = [
-        ("egress_policy", egress, "null, or a policy that allows nothing: VMs have no network"),
+        ("egress_policy", egress, "null: a policy changes by POST /v1/egress/vm/{vm_id}"),
         ("share", fields.object("share").is_some(), NO_OBJECT),
         ("custom_domain", fields.object("custom_domain").is_some(), NO_OBJECT),
         ("volumes", has_items(fields, "volumes"), NO_LIST),
@@ -354,6 +368,7 @@ pub(super) fn vm_record(workspace: &Workspace) -> VmRecord {
         vcpu_count: spec.shape.vcpu_count.get(),
         image: spec.image.0.clone(),
         metadata: spec.metadata.clone(),
+        private_ip: workspace.private_address.map(|address| address.to_string()),
         snapshot_id: match spec.origin {
             Origin::Image => None,
             Origin::Snapshot { snapshot_id } => Some(snapshot_id.to_string()),
@@ -411,6 +426,38 @@ pub(super) fn session_record(workspace: &Workspace) -> SessionRecord {
     }
 }
 
+/// A session and its VM in one record.
+pub(super) fn sandbox(workspace: &Workspace) -> Sandbox {
+    Sandbox {
+        sandbox_id: ids::uuid_text(workspace.id),
+        vm_id: vm_id(workspace),
+        template_id: workspace.spec.image.0.clone(),
+        name: workspace.name.to_string(),
+        metadata: workspace.spec.metadata.clone(),
+        started_at: time(workspace.created_at),
+        end_at: workspace.expires_at.map(time),
+        status: status(workspace),
+    }
+}
+
+/// What a VM uses, if it runs.
+pub(super) fn usage(workspace: &Workspace, stats: Option<GuestStats>) -> Usage {
+    let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
+    Usage {
+        session_id: ids::uuid_text(workspace.id),
+        vm_id: vm_id(workspace),
+        status: status(workspace),
+        vcpu_count: workspace.spec.shape.vcpu_count.get(),
+        memory_mb: workspace.spec.shape.memory_mib.get(),
+        uptime_seconds: stats.map(|stats| seconds(stats.uptime_ms)),
+        cpu_seconds: stats.map(|stats| seconds(stats.cpu_used_ms)),
+        memory_used_bytes: stats
+            .map(|stats| stats.memory_total_bytes.saturating_sub(stats.memory_available_bytes)),
+        disk_used_bytes: stats.map(|stats| stats.disk_used_bytes),
+        processes: stats.map(|stats| stats.processes),
+    }
+}
+
 /// While the machine comes up, no VM is assigned yet: clients take an assigned VM that is not alive
 /// for a dead one.
 pub(super) fn session_status(workspace: &Workspace, now: Timestamp) -> SessionStatus {
@@ -447,7 +494,7 @@ pub(super) fn session_status(workspace: &Workspace, now: Timestamp) -> SessionSt
 }
 
 /// UTC, `YYYY-MM-DDTHH:MM:SS`.
-fn time(at: Timestamp) -> String {
+pub(super) fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S").to_string()
 }
 

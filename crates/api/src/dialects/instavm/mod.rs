@@ -6,21 +6,34 @@
 
 mod account;
 mod convert;
+mod egress;
 mod error_body;
 mod execute;
+mod executions;
+mod python;
 mod request;
 mod rest;
 mod rules;
+mod run;
 mod sessions;
+mod shares;
 mod snapshots;
+mod staging;
+mod terminals;
+mod transfer;
 mod unserved;
 mod validation;
 mod vms;
+mod volumes;
 mod wire;
+
+pub(crate) use executions::Executions;
+pub(crate) use terminals::Terminals;
 
 use axum::{
     Router,
-    routing::{any, get, post},
+    extract::DefaultBodyLimit,
+    routing::{any, delete, get, patch, post},
 };
 
 use crate::ApiState;
@@ -41,17 +54,57 @@ pub fn router() -> Router<ApiState> {
         .route("/v1/vms/{vm}/snapshot", post(snapshots::take))
         .route("/v1/snapshots", get(snapshots::list).post(snapshots::build))
         .route("/v1/snapshots/{snapshot}", get(snapshots::get).delete(snapshots::delete))
+        .route("/v1/volumes", post(volumes::create).get(volumes::list))
+        .route(
+            "/v1/volumes/{volume}",
+            get(volumes::get).patch(volumes::update).delete(volumes::delete),
+        )
+        .route("/v1/vms/{vm}/volumes", post(volumes::mount).get(volumes::mounts))
+        .route("/v1/vms/{vm}/volumes/{volume}", delete(volumes::unmount))
         .route("/v1/sessions/session", post(sessions::create))
         .route("/v1/sessions/session/{session}", get(sessions::get))
         .route("/v1/sessions/status/{session}", get(sessions::status))
+        .route("/v1/sessions/usage/{session}", get(sessions::usage))
+        .route("/v1/sessions/sandboxes", get(sessions::sandboxes))
+        .merge(ptys("/v1/sessions/{session}/pty"))
+        .merge(ptys("/v1/vms/{vm}/pty"))
+        .route("/v1/vms/{vm}/stage-env", post(staging::stage))
+        .route("/v1/shares", post(shares::create))
+        .route("/v1/shares/{share}", patch(shares::update))
+        .route(
+            "/v1/egress/vm/{vm}",
+            get(egress::of_vm).post(egress::set_of_vm).patch(egress::set_of_vm),
+        )
+        .route(
+            "/v1/egress/session/{session}",
+            get(egress::of_session).post(egress::set_of_session).patch(egress::set_of_session),
+        )
         .route("/v1/users/me", get(account::me))
-        .route("/v1/ssh-keys", get(account::ssh_keys).post(unserved::refuse))
+        .route("/v1/ssh-keys", get(account::ssh_keys).post(account::add_ssh_key))
+        .route("/v1/ssh-keys/{key}", delete(account::delete_ssh_key))
+        .route("/v1/api-keys/", get(account::api_keys).post(account::create_api_key))
+        .route("/v1/api-keys", get(account::api_keys).post(account::create_api_key))
+        .route("/v1/api-keys/{key}", get(account::get_api_key).delete(account::delete_api_key))
         .route("/kill", post(sessions::kill))
         .route("/execute", post(execute::execute))
-        .route("/execute_async", any(unserved::refuse))
-        .route("/upload", any(unserved::refuse))
-        .route("/download", any(unserved::refuse))
+        .route("/execute_async", post(executions::begin))
+        .route("/v1/executions/", get(executions::list))
+        .route("/v1/executions", get(executions::list))
+        .route("/v1/executions/{execution}", get(executions::get))
+        // Goes through to the guest as it comes: its disk is the bound.
+        .route("/upload", post(transfer::upload).layer(DefaultBodyLimit::disable()))
+        .route("/download", post(transfer::download))
         .route("/v1/{*rest}", any(unserved::refuse))
+}
+
+/// A session's terminals and its VM's are the same.
+fn ptys(below: &str) -> Router<ApiState> {
+    let one = format!("{below}/sessions/{{terminal}}");
+    Router::new()
+        .route(&format!("{below}/sessions"), get(terminals::list).post(terminals::create))
+        .route(&one, get(terminals::get).delete(terminals::kill))
+        .route(&format!("{one}/resize"), post(terminals::resize))
+        .route(&format!("{below}/{{terminal}}/connect"), get(terminals::connect))
 }
 
 /// The routes on this dialect's own host, `instavm.<base>`: the same.

@@ -4,16 +4,19 @@ use std::time::Duration;
 
 use axum::{Json, extract::State};
 use skerry_control::{
-    Caller, Error, ListWorkspaces, RestoreWorkspace, UpdateWorkspace, Wait, WorkspaceRef,
+    Caller, CreateWorkspace, Error, ListWorkspaces, RestoreWorkspace, UpdateWorkspace, Wait,
+    WorkspaceRef,
 };
 use skerry_model::{AfterRestore, Desired, ErrorKind, Workspace};
 
 use super::{
     Instavm,
     convert::{self, Attach, VmRequest},
+    egress,
     error_body::Problem,
     request::AuthenticatedBody,
     rules::Rules,
+    shares,
     wire::{VmCreated, VmRecord, VmState, WaitQuery},
 };
 use crate::{
@@ -29,25 +32,50 @@ pub(super) const DELETE_WAIT: Duration = Duration::from_secs(60);
 pub(super) async fn create(
     State(state): State<ApiState>,
     QueryOf { value: query, .. }: QueryOf<WaitQuery, Instavm>,
-    AuthenticatedBody { caller, fields }: AuthenticatedBody,
+    AuthenticatedBody { caller, mut fields }: AuthenticatedBody,
 ) -> Result<Json<VmCreated>, Problem> {
     let wait = convert::wait_for(convert::wait(query.wait.as_deref())?);
-    let workspace = match convert::vm_request(fields, wait)? {
+    let share = shares::asked(&mut fields);
+    let policy = egress::asked(&mut fields);
+    let (workspace, made) = match convert::vm_request(fields, wait)? {
         VmRequest::New(request) => {
+            let network = egress::wish_of_new(&state.control, policy)?;
+            let request = CreateWorkspace { network, ..request };
             let creating = state.control.create_workspace(&caller, request);
             let workspace = state.until_shutdown(creating).await.map_err(deleted_meanwhile)?;
             if let Some(failure) = convert::failure(&workspace) {
                 discard(&state, &caller, &workspace).await?;
                 return Err(Problem::VmFailed(failure.clone()));
             }
-            workspace
+            (workspace, Made::New)
         }
-        VmRequest::Attach(request) => attach(&state, &caller, request, wait).await?,
+        VmRequest::Attach(request) => {
+            (attach(&state, &caller, request, policy, wait).await?, Made::Attached)
+        }
     };
     if workspace.desired == Desired::Deleted {
         return Err(Problem::VmDeleted);
     }
-    Ok(Json(convert::vm_created(&workspace)))
+    let mut created = convert::vm_created(&workspace);
+    if let Some(share) = share {
+        match shares::of_vm(&state, &caller, &workspace, share).await {
+            Ok(share) => created.share = Some(share),
+            Err(problem) => {
+                if made == Made::New {
+                    discard(&state, &caller, &workspace).await?;
+                }
+                return Err(problem);
+            }
+        }
+    }
+    Ok(Json(created))
+}
+
+/// Whether a create made a session or found one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    New,
+    Attached,
 }
 
 /// A session without a VM gets one, from its own disk or from a snapshot.
@@ -55,6 +83,7 @@ async fn attach(
     state: &ApiState,
     caller: &Caller,
     Attach { session_id, update, rules, snapshot }: Attach,
+    policy: Option<egress::Policy>,
     wait: Wait,
 ) -> Result<Workspace, Problem> {
     let which =
@@ -70,6 +99,9 @@ async fn attach(
         state.control.get_snapshot(caller, snapshot).await?;
     }
     change(state, caller, &which, (update, rules)).await?;
+    if let Some(policy) = policy {
+        egress::change(&state.control, caller, &which, policy).await?;
+    }
     let workspace = match snapshot {
         None => {
             let starting = state.control.start_workspace(caller, &which, wait);

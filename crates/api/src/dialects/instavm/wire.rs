@@ -6,13 +6,15 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The answer of `POST /v1/vms`.
-#[derive(Debug, Serialize)]
+use super::shares::ShareRecord;
+
+/// The answer of `POST /v1/vms`. Without `Debug`: a share may have a token.
+#[derive(Serialize)]
 pub(super) struct VmCreated {
     pub(super) vm_id: Option<String>,
     pub(super) session_id: String,
     pub(super) status: &'static str,
-    pub(super) share: Option<Value>,
+    pub(super) share: Option<ShareRecord>,
     pub(super) custom_domain: Option<Value>,
     pub(super) env_status: &'static str,
     pub(super) env_error: Option<String>,
@@ -40,6 +42,9 @@ pub(super) struct VmRecord {
     pub(super) metadata: BTreeMap<String, Value>,
     /// The snapshot it was made from, which may be gone.
     pub(super) snapshot_id: Option<String>,
+    /// Under which address others of the account see it, once it was started; absent without a network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) private_ip: Option<String>,
     /// None: there is no SSH here.
     pub(super) ssh_host: Option<String>,
 }
@@ -138,10 +143,109 @@ pub(super) struct Me {
     pub(super) is_verified: bool,
 }
 
-/// The SSH keys of the account: none.
+/// An SSH key.
+#[derive(Debug, Serialize)]
+pub(super) struct SshKeyRecord {
+    /// A whole number: clients read it as one.
+    pub(super) id: u64,
+    /// As `ssh-keygen -l` prints it.
+    pub(super) fingerprint: String,
+    pub(super) comment: String,
+    pub(super) public_key: String,
+    pub(super) created_at: String,
+}
+
+/// The SSH keys of the account.
 #[derive(Debug, Serialize)]
 pub(super) struct SshKeys {
-    pub(super) keys: [(); 0],
+    pub(super) keys: Vec<SshKeyRecord>,
+}
+
+/// An API key.
+#[derive(Debug, Serialize)]
+pub(super) struct ApiKeyRecord {
+    /// A whole number: clients read it as one.
+    pub(super) id: u64,
+    pub(super) description: String,
+    /// The secret, in the answer that makes it alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<String>,
+    /// Its last four characters.
+    pub(super) key_hint: String,
+    pub(super) created_at: String,
+    pub(super) last_used_at: Option<String>,
+}
+
+/// What became of something that has no more to say.
+#[derive(Debug, Serialize)]
+pub(super) struct Done {
+    pub(super) status: &'static str,
+}
+
+/// A sandbox: a session and its VM.
+#[derive(Debug, Serialize)]
+pub(super) struct Sandbox {
+    /// The session's id.
+    pub(super) sandbox_id: String,
+    pub(super) vm_id: String,
+    /// The image.
+    pub(super) template_id: String,
+    pub(super) name: String,
+    pub(super) metadata: BTreeMap<String, Value>,
+    pub(super) started_at: String,
+    pub(super) end_at: Option<String>,
+    pub(super) status: &'static str,
+}
+
+/// `?metadata=&limit=` of the list of sandboxes.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct SandboxesQuery {
+    pub(super) metadata: Option<String>,
+    pub(super) limit: Option<String>,
+}
+
+/// What a session's VM uses. Measured in the VM, since its last boot; `null` while it does not run.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Usage {
+    pub(super) session_id: String,
+    pub(super) vm_id: String,
+    pub(super) status: &'static str,
+    pub(super) vcpu_count: u32,
+    pub(super) memory_mb: u32,
+    pub(super) uptime_seconds: Option<f64>,
+    pub(super) cpu_seconds: Option<f64>,
+    pub(super) memory_used_bytes: Option<u64>,
+    pub(super) disk_used_bytes: Option<u64>,
+    pub(super) processes: Option<u32>,
+}
+
+/// The answer of `POST /v1/vms/{id}/stage-env`: the names alone.
+#[derive(Debug, Serialize)]
+pub(super) struct Staged {
+    pub(super) status: &'static str,
+    pub(super) staged: Vec<String>,
+}
+
+/// A terminal.
+#[derive(Debug, Serialize)]
+pub(super) struct PtyRecord {
+    /// Of the terminal, as clients read it.
+    pub(super) session_id: String,
+    /// The same.
+    pub(super) id: String,
+    /// The session it belongs to.
+    pub(super) code_session_id: String,
+    pub(super) alive: bool,
+    /// `null` while it is alive, and when it ended with its VM.
+    pub(super) exit_code: Option<i32>,
+    pub(super) cols: u16,
+    pub(super) rows: u16,
+}
+
+/// Terminals, oldest first.
+#[derive(Debug, Serialize)]
+pub(super) struct PtyList {
+    pub(super) sessions: Vec<PtyRecord>,
 }
 
 /// The answer of `POST /execute`.
@@ -155,6 +259,47 @@ pub(super) struct Executed {
     pub(super) execution_time: f64,
     /// None: not measured.
     pub(super) cpu_time: Option<f64>,
+}
+
+/// The answer of `POST /execute_async`.
+#[derive(Debug, Serialize)]
+pub(super) struct ExecutionBegun {
+    pub(super) task_id: String,
+    pub(super) session_id: String,
+    pub(super) status: &'static str,
+}
+
+/// An asynchronous execution.
+#[derive(Debug, Serialize)]
+pub(super) struct ExecutionRecord {
+    pub(super) task_id: String,
+    /// The same: some callers read this name.
+    pub(super) id: String,
+    pub(super) session_id: String,
+    pub(super) status: &'static str,
+    pub(super) is_complete: bool,
+    /// As it is, despite the name. Absent in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) serialized_stdout: Option<String>,
+    /// As it is, despite the name; of one that failed, why. Absent in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) serialized_stderr: Option<String>,
+    pub(super) exit_code: Option<i32>,
+    /// Seconds.
+    pub(super) execution_time: Option<f64>,
+    /// None: not measured.
+    pub(super) cpu_time: Option<f64>,
+    /// UTC, `YYYY-MM-DDTHH:MM:SS`.
+    pub(super) created_at: String,
+}
+
+/// The answer of `POST /upload`.
+#[derive(Debug, Serialize)]
+pub(super) struct Uploaded {
+    pub(super) status: &'static str,
+    pub(super) session_id: String,
+    pub(super) remote_path: String,
+    pub(super) size: u64,
 }
 
 /// `?wait=`, as text: which words are a boolean is InstaVM's matter.

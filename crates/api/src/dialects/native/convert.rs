@@ -9,7 +9,7 @@ use skerry_control::{
 };
 use skerry_model::{self as model, EnvVar, Invalid, ProjectId, Timestamp, limits::Pool, spec};
 
-use super::{convert_saved as saved, wire};
+use super::{convert_saved as saved, volumes, wire};
 use crate::ids;
 
 /// Longest path taken, in bytes (Linux' own limit).
@@ -94,6 +94,7 @@ pub(super) fn workspace(workspace: &model::Workspace) -> wire::Workspace {
         failure: workspace.state.failure().map(saved::failure),
         incarnation: workspace.incarnation.0,
         lifecycle: saved::lifecycle_status(workspace),
+        private_address: workspace.private_address.map(|address| address.to_string()),
         expires_at: workspace.expires_at.map(time),
         created_at: time(workspace.created_at),
         updated_at: time(workspace.updated_at),
@@ -174,6 +175,7 @@ pub(super) fn create(
             Some(wire::LogRetention::AcrossStarts) => spec::LogRetention::AcrossStarts,
             Some(wire::LogRetention::ThisStart) => spec::LogRetention::ThisStart,
         },
+        volumes: request.volumes.into_iter().map(volumes::wish).collect(),
         metadata: request.metadata,
         ..control::CreateWorkspace::new(if request.start {
             control::StartPolicy::Now(wait)
@@ -389,7 +391,10 @@ pub(super) fn exec(command: Command) -> Result<node::ExecRequest, Invalid> {
             .as_deref()
             .map(|text| path("working_dir", text))
             .transpose()?,
-        user: user(command.user.as_deref())?,
+        user: match command.user.as_deref() {
+            None => node::User::OfImage,
+            said => user(said)?,
+        },
         pty: command.pty.map(|size| pty(size.columns, size.rows)).transpose()?,
         timeout: command.timeout_seconds.map(|seconds| Duration::from_secs(seconds.into())),
     })

@@ -12,12 +12,16 @@ mod error_body;
 mod exec;
 mod exec_stream;
 mod files;
+mod images;
 mod inspect;
 mod lifecycle;
+mod network;
+mod ports;
 mod rest;
 mod snapshots;
 mod ssh;
 mod verb;
+mod volumes;
 pub mod wire;
 mod workspaces;
 
@@ -88,6 +92,7 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(rest::suspend))
         .routes(routes!(rest::restore))
         .routes(routes!(rest::fork))
+        .routes(routes!(network::show, network::replace))
         .routes(routes!(lifecycle::change))
         .routes(routes!(lifecycle::renew))
         .routes(routes!(lifecycle::touch))
@@ -104,12 +109,19 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(inspect::logs))
         .routes(routes!(inspect::stats))
         .routes(routes!(inspect::ports))
-        .routes(routes!(account::images))
+        .routes(routes!(ports::list, ports::publish))
+        .routes(routes!(ports::update, ports::revoke))
+        .routes(routes!(account::images, images::pull))
+        .routes(routes!(images::pulls))
         .routes(routes!(account::list_keys, account::create_key))
         .routes(routes!(account::delete_key))
         .routes(routes!(ssh::endpoint))
         .routes(routes!(ssh::list, ssh::add))
         .routes(routes!(ssh::delete))
+        .routes(routes!(volumes::list, volumes::create))
+        .routes(routes!(volumes::get, volumes::update, volumes::delete))
+        .routes(routes!(volumes::list_of_workspace, volumes::attach))
+        .routes(routes!(volumes::detach))
         .routes(routes!(account::list_projects, account::create_project))
         .routes(routes!(account::get_project))
         .routes(routes!(account::quota))

@@ -2,8 +2,11 @@
 
 use axum::{Json, extract::State};
 use http::StatusCode;
+use skerry_control as control;
 
-use super::{Body, Login, Params, Query, convert, error_body::NativeResult, verb::Verb, wire};
+use super::{
+    Body, Login, Params, Query, convert, error_body::NativeResult, network, verb::Verb, wire,
+};
 use crate::{ApiState, ids::parse_workspace_ref};
 
 /// Makes a workspace and starts it, unless `start` is false.
@@ -28,7 +31,13 @@ pub(super) async fn create(
     query: Query<wire::WaitQuery>,
     body: Body<wire::CreateWorkspace>,
 ) -> NativeResult<(StatusCode, Json<wire::Workspace>)> {
-    let request = convert::create(body.value, convert::wait(&query.value)?)?;
+    let mut body = body.value;
+    let network = match body.network.take() {
+        Some(asked) => Some(network::wish(&state.control, &login.caller, asked).await?),
+        None => None,
+    };
+    let request = convert::create(body, convert::wait(&query.value)?)?;
+    let request = control::CreateWorkspace { network, ..request };
     let made = state.until_shutdown(state.control.create_workspace(&login.caller, request)).await?;
     Ok((StatusCode::CREATED, Json(convert::workspace(&made))))
 }

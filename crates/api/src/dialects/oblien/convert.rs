@@ -41,14 +41,12 @@ const UNSERVED_FIELDS: [Unserved; 4] = [
 ];
 
 /// Fields of `config` that are refused while they ask for something.
-const UNSERVED_CONFIG: [Unserved; 11] = [
-    unserved("static_network"),
+const UNSERVED_CONFIG: [Unserved; 9] = [
     unserved("ssh_access"),
     unserved("cmd"),
     unserved("workloads"),
     unserved("proxy_assignment_id"),
     unserved("ready_check"),
-    unserved("allow_internet"),
     unserved("desktop"),
     unserved("enable_kvm"),
     unserved("kernel_id"),
@@ -86,27 +84,24 @@ fn refuse_unserved(
     }
 }
 
-/// Workspaces have no network yet, so only a policy that closes everything can be kept.
-fn check_network_config(config: &Map<String, Value>) -> Result<(), Refusal> {
-    let refusal = |field: &str, problem: &str, allowed: &str| {
-        Err(Refusal {
-            code: "INVALID_CONFIG",
-            field: field.to_owned(),
-            problem: problem.to_owned(),
-            allowed: allowed.to_owned(),
-        })
+/// Fields of `config` that are about the network: `network` reads them.
+const NETWORK_CONFIG: [&str; 3] = ["network_config", "allow_internet", "static_network"];
+
+/// A network changes by its own route.
+fn refuse_network(config: &Map<String, Value>) -> Result<(), Refusal> {
+    let empty = |value: &Value| match value {
+        Value::Object(fields) => fields.values().all(is_nothing),
+        other => is_nothing(other),
     };
-    match config.get("network_config") {
-        None | Some(Value::Null) => Ok(()),
-        Some(Value::Object(policy)) => match policy.iter().find(|(_, value)| !is_nothing(value)) {
-            None => Ok(()),
-            Some((name, _)) => refusal(
-                &format!("config.network_config.{name}"),
-                "is not available on this server yet: workspaces have no network",
-                "leave it out, null, false or empty",
-            ),
-        },
-        Some(_) => refusal("config.network_config", "is not an object", "an object"),
+    let asks = |name: &&&str| config.get(**name).is_some_and(|value| !empty(value));
+    match NETWORK_CONFIG.iter().find(asks) {
+        None => Ok(()),
+        Some(name) => Err(Refusal {
+            code: "INVALID_CONFIG",
+            field: format!("config.{name}"),
+            problem: "cannot be changed here; see PATCH /workspace/:id/network".to_owned(),
+            allowed: "leave it out, null, false or empty".to_owned(),
+        }),
     }
 }
 
@@ -118,7 +113,6 @@ pub(super) fn create_request(
     let config = body.config.unwrap_or_default();
     refuse_unserved("", &body.others, &UNSERVED_FIELDS, "validation_error")?;
     refuse_unserved("config.", &config.others, &UNSERVED_CONFIG, "INVALID_CONFIG")?;
-    check_network_config(&config.others)?;
 
     if let Some(name) = &body.name {
         check_name_length(name)?;
@@ -243,7 +237,7 @@ pub(super) fn update_request(body: UpdateBody) -> Result<UpdateWorkspace, Refusa
     }
     let config = body.config.unwrap_or_default();
     refuse_unserved("config.", &config.others, &UNSERVED_CONFIG, "INVALID_CONFIG")?;
-    check_network_config(&config.others)?;
+    refuse_network(&config.others)?;
     let fixed = [
         ("ttl", config.ttl.as_ref().is_some_and(|ttl| !is_nothing(ttl))),
         ("ttl_action", config.ttl_action.is_some()),
@@ -263,7 +257,7 @@ pub(super) fn update_request(body: UpdateBody) -> Result<UpdateWorkspace, Refusa
         });
     }
     let known = |name: &str| {
-        UNSERVED_CONFIG.iter().any(|entry| entry.field == name) || name == "network_config"
+        UNSERVED_CONFIG.iter().any(|entry| entry.field == name) || NETWORK_CONFIG.contains(&name)
     };
     if let Some(name) = config.others.keys().find(|name| !known(name)) {
         return Err(Refusal {

@@ -41,6 +41,8 @@ pub(super) enum Problem {
     CreationCancelled,
     /// What this call waited for is not wanted any more.
     Overtaken { state: &'static str },
+    /// The workspace has to run for that.
+    NotRunning { state: &'static str },
     /// The node did not confirm the stop in time; it goes on.
     StopUnconfirmed,
     /// The snapshot did not come about.
@@ -98,6 +100,12 @@ impl IntoResponse for Problem {
                 &format!(
                     "another call asked for something else meanwhile: the workspace is {state}"
                 ),
+                Some(json!({ "state": state })),
+            ),
+            Self::NotRunning { state } => body(
+                StatusCode::CONFLICT,
+                "vm_not_running",
+                "the workspace must be running",
                 Some(json!({ "state": state })),
             ),
             Self::StopUnconfirmed => body(
@@ -235,6 +243,9 @@ fn of_error(error: &Error, internal_code: &'static str) -> Response {
                 Limit::PerWorkspace => (StatusCode::FORBIDDEN, "RESOURCE_NOT_ALLOWED"),
                 Limit::OwnedPool => (StatusCode::PAYMENT_REQUIRED, "POOL_LIMIT_REACHED"),
                 Limit::RunningPool => (StatusCode::PAYMENT_REQUIRED, "RUNNING_POOL_REACHED"),
+                Limit::VolumeCount | Limit::VolumeSpace => {
+                    (StatusCode::PAYMENT_REQUIRED, "POOL_LIMIT_REACHED")
+                }
                 Limit::SnapshotCount | Limit::SnapshotSpace => {
                     (StatusCode::PAYMENT_REQUIRED, "SNAPSHOT_LIMIT_REACHED")
                 }
@@ -248,7 +259,9 @@ fn of_error(error: &Error, internal_code: &'static str) -> Response {
                 | Limit::OwnedPool
                 | Limit::RunningPool
                 | Limit::SnapshotCount
-                | Limit::SnapshotSpace => format!(
+                | Limit::SnapshotSpace
+                | Limit::VolumeCount
+                | Limit::VolumeSpace => format!(
                     "{resource}: {requested} requested, {current} in use, {max} allowed by the plan"
                 ),
             };

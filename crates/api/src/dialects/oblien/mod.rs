@@ -6,8 +6,10 @@ mod error_body;
 mod images;
 mod life;
 mod lifecycle;
+mod network;
 mod object;
 mod power;
+mod public_access;
 mod quota;
 mod rest;
 mod unserved;
@@ -16,7 +18,7 @@ mod workspaces;
 
 use axum::{
     Router,
-    routing::{any, get, post, put},
+    routing::{any, get, patch, post, put},
 };
 
 use crate::ApiState;
@@ -44,11 +46,23 @@ pub fn router() -> Router<ApiState> {
         .route("/workspace/{workspace}/ping", post(rest::ping))
         .route("/workspace/{workspace}/snapshot", post(rest::snapshot))
         .route("/workspace/{workspace}/restore", post(rest::restore))
+        .route(
+            "/workspace/{workspace}/public-access",
+            get(public_access::list).post(public_access::expose),
+        )
+        .route(
+            "/workspace/{workspace}/public-access/{port}",
+            patch(public_access::rename).delete(public_access::revoke),
+        )
         .route("/workspace/{workspace}/lifecycle", get(lifecycle::get).delete(workspaces::delete))
         .route("/workspace/{workspace}/lifecycle/permanent", post(lifecycle::permanent))
         .route("/workspace/{workspace}/lifecycle/temporary", post(lifecycle::temporary))
         .route("/workspace/{workspace}/lifecycle/ttl", put(lifecycle::ttl))
         .route("/workspace/{workspace}/lifecycle/idle", put(lifecycle::idle))
+        .route(
+            "/workspace/{workspace}/network",
+            get(network::get).patch(network::change).put(network::change),
+        )
         .route("/workspace/{workspace}/provisioning/retry", post(power::retry));
     for path in unserved::PATHS {
         routes = routes.route(path, any(unserved::refuse));

@@ -7,11 +7,12 @@ use skerry_model::{
 
 use super::{
     convert::TYPE_LABEL,
-    life,
+    life, network,
+    public_access::PublicPort,
     wire::{
         Access, ApiAccess, DetailedConfig, DetailedLifecycle, Details, Idle, Info, Lifecycle,
-        LifecycleStatus, Network, Provisioning, ProvisioningError, Resources, RestartInfo, Ssh,
-        Stats, WorkspaceObject,
+        LifecycleStatus, Provisioning, ProvisioningError, Resources, RestartInfo, Ssh, Stats,
+        WorkspaceObject,
     },
 };
 use crate::ids;
@@ -116,7 +117,11 @@ fn provisioning(workspace: &Workspace) -> Provisioning {
 }
 
 /// The workspace object.
-pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> WorkspaceObject {
+pub(super) fn workspace_object(
+    workspace: &Workspace,
+    public_ports: Vec<PublicPort>,
+    now: Timestamp,
+) -> WorkspaceObject {
     let status = status(workspace);
     let is_running = matches!(workspace.state, State::Running { .. });
     let by_user = workspace.lifecycle.desired_by == Cause::User;
@@ -143,7 +148,7 @@ pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> Workspa
         status,
         ready: is_running,
         provisioning: provisioning(workspace),
-        ip: "",
+        ip: workspace.private_address.map(|address| address.to_string()).unwrap_or_default(),
         uptime: uptime_seconds(&workspace.state, now),
         start_time: workspace
             .state
@@ -153,8 +158,8 @@ pub(super) fn workspace_object(workspace: &Workspace, now: Timestamp) -> Workspa
             .unwrap_or_default(),
         info: Info { status, is_running, user_requested_stop: stop_wanted },
         access: Access { ssh_enabled: false },
-        network: Network::default(),
-        public_ports: [],
+        network: network::shown(&workspace.spec.network),
+        public_ports,
         resources: Resources {
             cpus: workspace.spec.shape.vcpu_count.get(),
             memory_mb: workspace.spec.shape.memory_mib.get(),
@@ -202,9 +207,14 @@ pub(super) fn lifecycle_status(workspace: &Workspace, now: Timestamp) -> Lifecyc
 }
 
 /// The workspace object with everything else that is known; `stats` where the guest answered.
-pub(super) fn details(workspace: &Workspace, stats: Option<Stats>, now: Timestamp) -> Details {
+pub(super) fn details(
+    workspace: &Workspace,
+    public_ports: Vec<PublicPort>,
+    stats: Option<Stats>,
+    now: Timestamp,
+) -> Details {
     Details {
-        workspace: workspace_object(workspace, now),
+        workspace: workspace_object(workspace, public_ports, now),
         token: None,
         stats,
         ssh: Ssh { ssh_enabled: false, ssh_id: None, connection: None },

@@ -1,7 +1,7 @@
 //! `/workspace/:id/start`, `stop`, `restart`, `provisioning/retry`.
 
 use axum::{extract::State, response::Response};
-use skerry_control::{Error, Wait};
+use skerry_control::{Caller, Error, Wait};
 use skerry_model::{Desired, ErrorKind, State as WorkspaceState, Workspace};
 
 use super::{
@@ -27,7 +27,8 @@ pub(super) async fn start(
 ) -> Result<Response, Problem> {
     let which = ids::parse_workspace_ref(&reference);
     let starting = state.control.start_workspace(&caller, &which, Wait::UpTo(LONGEST_WAIT));
-    started(&state, state.until_shutdown(starting).await?)
+    let workspace = state.until_shutdown(starting).await?;
+    started(&state, &caller, workspace).await
 }
 
 pub(super) async fn restart(
@@ -37,10 +38,15 @@ pub(super) async fn restart(
 ) -> Result<Response, Problem> {
     let which = ids::parse_workspace_ref(&reference);
     let restarting = state.control.restart_workspace(&caller, &which, Wait::UpTo(LONGEST_WAIT));
-    started(&state, state.until_shutdown(restarting).await?)
+    let workspace = state.until_shutdown(restarting).await?;
+    started(&state, &caller, workspace).await
 }
 
-pub(super) fn started(state: &ApiState, workspace: Workspace) -> Result<Response, Problem> {
+pub(super) async fn started(
+    state: &ApiState,
+    caller: &Caller,
+    workspace: Workspace,
+) -> Result<Response, Problem> {
     if let Some(failure) = object::failure(&workspace) {
         return Err(Problem::StartFailed {
             creating: false,
@@ -49,7 +55,7 @@ pub(super) fn started(state: &ApiState, workspace: Workspace) -> Result<Response
         });
     }
     match workspace.desired {
-        Desired::Running => Ok(workspace_answer(state, &workspace)),
+        Desired::Running => workspace_answer(state, caller, &workspace).await,
         Desired::Paused | Desired::Suspended | Desired::Stopped | Desired::Deleted => {
             Err(Problem::Overtaken { state: object::status(&workspace) })
         }
@@ -84,7 +90,7 @@ pub(super) async fn stop(
             | WorkspaceState::Stopped
             | WorkspaceState::Failed(_)
             | WorkspaceState::Deleting,
-        ) => Ok(workspace_answer(&state, &workspace)),
+        ) => workspace_answer(&state, &caller, &workspace).await,
     }
 }
 
@@ -100,7 +106,7 @@ pub(super) async fn retry(
     match &workspace.state {
         WorkspaceState::Failed(_) => {
             let workspace = state.control.start_workspace(&caller, &which, Wait::No).await?;
-            Ok(workspace_answer(&state, &workspace))
+            workspace_answer(&state, &caller, &workspace).await
         }
         other => Err(Problem::Control(Error::new(ErrorKind::RefusedByState {
             state: other.name(),

@@ -45,7 +45,7 @@ pub(super) async fn pause(
     let which = ids::parse_workspace_ref(&reference);
     let pausing = state.control.pause_workspace(&caller, &which, Wait::UpTo(LONGEST_WAIT));
     let workspace = state.until_shutdown(pausing).await?;
-    Ok(workspace_answer(&state, &workspace))
+    workspace_answer(&state, &caller, &workspace).await
 }
 
 pub(super) async fn resume(
@@ -55,7 +55,8 @@ pub(super) async fn resume(
 ) -> Result<Response, Problem> {
     let which = ids::parse_workspace_ref(&reference);
     let resuming = state.control.resume_workspace(&caller, &which, Wait::UpTo(LONGEST_WAIT));
-    power::started(&state, state.until_shutdown(resuming).await?)
+    let workspace = state.until_shutdown(resuming).await?;
+    power::started(&state, &caller, workspace).await
 }
 
 /// Renews the time to live, where there is one, and counts as use.
@@ -77,7 +78,7 @@ pub(super) async fn ping(
     } else {
         touched
     };
-    Ok(workspace_answer(&state, &workspace))
+    workspace_answer(&state, &caller, &workspace).await
 }
 
 /// What becomes of the workspace after its snapshot.
@@ -130,7 +131,7 @@ pub(super) async fn snapshot(
             state.until_shutdown(stopping).await?
         }
     };
-    Ok(workspace_answer(&state, &workspace))
+    workspace_answer(&state, &caller, &workspace).await
 }
 
 /// Goes back to the latest snapshot of this workspace.
@@ -145,5 +146,6 @@ pub(super) async fn restore(
         RestoreWorkspace { snapshot: SnapshotRef::LatestOf(workspace.id), then: AfterRestore::Run };
     let wait = Wait::UpTo(LONGEST_WAIT);
     let restoring = state.control.restore_workspace(&caller, &which, request, wait);
-    power::started(&state, state.until_shutdown(restoring).await?)
+    let workspace = state.until_shutdown(restoring).await?;
+    power::started(&state, &caller, workspace).await
 }

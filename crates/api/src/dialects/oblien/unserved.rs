@@ -5,7 +5,7 @@ use super::{Oblien, error_body::Problem};
 use crate::auth::Authenticated;
 
 /// Every path of these areas.
-pub(super) const PATHS: [&str; 44] = [
+pub(super) const PATHS: [&str; 41] = [
     "/workspace/archived",
     "/workspace/activity",
     "/workspace/estimate",
@@ -21,12 +21,9 @@ pub(super) const PATHS: [&str; 44] = [
     "/workspace/{workspace}/logs",
     "/workspace/{workspace}/logs/{*rest}",
     "/workspace/{workspace}/metadata",
-    "/workspace/{workspace}/network",
     "/workspace/{workspace}/network/{*rest}",
     "/workspace/{workspace}/overlay",
     "/workspace/{workspace}/overlay/{*rest}",
-    "/workspace/{workspace}/public-access",
-    "/workspace/{workspace}/public-access/{*rest}",
     "/workspace/{workspace}/reinstall",
     "/workspace/{workspace}/resources",
     "/workspace/{workspace}/runtime-api-access",

@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::public_access::PublicPort;
+
 /// `POST /workspace`. The client moves sizes into `config`; other callers leave them outside, some
 /// under other names. Without `Debug`: values of variables may be secrets. Fields it does not know are
 /// let through, except those that [`super::convert`] refuses.
@@ -102,8 +104,8 @@ pub(super) struct WorkspaceObject {
     pub(super) status: &'static str,
     pub(super) ready: bool,
     pub(super) provisioning: Provisioning,
-    /// Empty while workspaces have no network.
-    pub(super) ip: &'static str,
+    /// Empty before the first start, and where workspaces have no network.
+    pub(super) ip: String,
     /// Seconds.
     pub(super) uptime: i64,
     /// When it became ready, or when its last start began; empty before the first.
@@ -111,7 +113,7 @@ pub(super) struct WorkspaceObject {
     pub(super) info: Info,
     pub(super) access: Access,
     pub(super) network: Network,
-    pub(super) public_ports: [(); 0],
+    pub(super) public_ports: Vec<PublicPort>,
     pub(super) resources: Resources,
     pub(super) lifecycle: Lifecycle,
     pub(super) created_at: String,
@@ -147,14 +149,14 @@ pub(super) struct Access {
     pub(super) ssh_enabled: bool,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 pub(super) struct Network {
     pub(super) allow_internet: bool,
-    pub(super) ingress_ports: [(); 0],
-    pub(super) egress_ports: [(); 0],
-    pub(super) egress: [(); 0],
+    pub(super) ingress_ports: Vec<u16>,
+    pub(super) egress_ports: Vec<u16>,
+    pub(super) egress: Vec<String>,
     pub(super) public_access: bool,
-    pub(super) ingress: [(); 0],
+    pub(super) ingress: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]

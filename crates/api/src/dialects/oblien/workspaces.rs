@@ -1,6 +1,6 @@
 //! `/workspace`: create, list, get, details, update, delete.
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use axum::{
     Json,
@@ -9,13 +9,14 @@ use axum::{
 };
 use http::StatusCode;
 use serde_json::json;
-use skerry_control::{Wait, internal_api::GuestStats};
+use skerry_control::{Caller, CreateWorkspace, Wait, internal_api::GuestStats};
 use skerry_model::{Desired, ErrorKind, State as WorkspaceState, Workspace};
 
 use super::{
     Oblien, convert,
     error_body::Problem,
-    object,
+    network, object,
+    public_access::exposed_by,
     wire::{CreateBody, ListQuery, Stats, UpdateBody},
 };
 use crate::{
@@ -37,7 +38,14 @@ pub(super) async fn create(
     Authenticated { caller, .. }: Authenticated<Oblien>,
     JsonBody { value: body, .. }: JsonBody<Option<CreateBody>, Oblien>,
 ) -> Result<Response, Problem> {
-    let request = convert::create_request(body.unwrap_or_default(), Wait::UpTo(LONGEST_WAIT))?;
+    let body = body.unwrap_or_default();
+    let asked = match &body.config {
+        Some(config) => network::Asked::of_config(&config.others)?,
+        None => network::Asked::default(),
+    };
+    let request = convert::create_request(body, Wait::UpTo(LONGEST_WAIT))?;
+    let network = asked.wish_of_new(&state.control, &caller).await?;
+    let request = CreateWorkspace { network, ..request };
     let workspace = state
         .until_shutdown(state.control.create_workspace(&caller, request))
         .await
@@ -55,7 +63,8 @@ pub(super) async fn create(
             failure: failure.clone(),
         });
     }
-    Ok((StatusCode::CREATED, workspace_answer(&state, &workspace)).into_response())
+    let answer = workspace_answer(&state, &caller, &workspace).await?;
+    Ok((StatusCode::CREATED, answer).into_response())
 }
 
 pub(super) async fn list(
@@ -77,7 +86,10 @@ pub(super) async fn list(
         }
     };
     let now = state.control.now();
-    let objects: Vec<_> = items.iter().map(|w| object::workspace_object(w, now)).collect();
+    let ports = exposed_by(&state, &caller, &items).await?;
+    let objects: Vec<_> = std::iter::zip(&items, ports)
+        .map(|(workspace, ports)| object::workspace_object(workspace, ports, now))
+        .collect();
     Ok(Json(json!({
         "success": true,
         "workspaces": objects,
@@ -95,7 +107,7 @@ pub(super) async fn get(
 ) -> Result<Response, Problem> {
     let which = ids::parse_workspace_ref(&reference);
     let workspace = state.control.get_workspace(&caller, &which).await?;
-    Ok(workspace_answer(&state, &workspace))
+    workspace_answer(&state, &caller, &workspace).await
 }
 
 pub(super) async fn details(
@@ -124,7 +136,9 @@ pub(super) async fn details(
         | WorkspaceState::Failed(_)
         | WorkspaceState::Deleting => None,
     };
-    let shown = object::details(&workspace, stats, state.control.now());
+    let ports = exposed_by(&state, &caller, slice::from_ref(&workspace)).await?;
+    let ports = ports.into_iter().flatten().collect();
+    let shown = object::details(&workspace, ports, stats, state.control.now());
     Ok(Json(json!({ "success": true, "workspace": shown })).into_response())
 }
 
@@ -161,7 +175,7 @@ pub(super) async fn update(
     let which = ids::parse_workspace_ref(&reference);
     let request = convert::update_request(body.unwrap_or_default())?;
     let workspace = state.control.update_workspace(&caller, &which, request).await?;
-    Ok(workspace_answer(&state, &workspace))
+    workspace_answer(&state, &caller, &workspace).await
 }
 
 /// A body, which some clients send, is not read.
@@ -182,7 +196,13 @@ pub(super) async fn delete(
 }
 
 /// `{"success":true,"workspace":{…}}`.
-pub(super) fn workspace_answer(state: &ApiState, workspace: &Workspace) -> Response {
-    let shown = object::workspace_object(workspace, state.control.now());
-    Json(json!({ "success": true, "workspace": shown })).into_response()
+pub(super) async fn workspace_answer(
+    state: &ApiState,
+    caller: &Caller,
+    workspace: &Workspace,
+) -> Result<Response, Problem> {
+    let ports = exposed_by(state, caller, slice::from_ref(workspace)).await?;
+    let ports = ports.into_iter().flatten().collect();
+    let shown = object::workspace_object(workspace, ports, state.control.now());
+    Ok(Json(json!({ "success": true, "workspace": shown })).into_response())
 }

@@ -223,6 +223,10 @@ pub(super) fn vm(workspace: &Workspace) -> wire::Vm {
         ram_mb: spec.shape.memory_mib.get(),
         vcpu_count: spec.shape.vcpu_count.get(),
         disk_size_mb: spec.shape.disk_mib.get(),
+        ip_address: workspace
+            .private_address
+            .filter(|_| matches!(workspace.state, State::Running { .. }))
+            .map(|address| address.to_string()),
         env_vars,
         setup_script_ids: Vec::new(),
         service_spec_ids: Vec::new(),

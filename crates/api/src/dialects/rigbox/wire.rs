@@ -113,6 +113,9 @@ pub(super) struct Vm {
     pub ram_mb: u32,
     pub vcpu_count: u32,
     pub disk_size_mb: u32,
+    /// Under which address others of the account see it, while it runs; absent without a network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip_address: Option<String>,
     pub env_vars: BTreeMap<String, String>,
     pub setup_script_ids: Vec<String>,
     pub service_spec_ids: Vec<String>,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{IdlePolicy, LifecycleStatus, Origin, RestartPolicy, SnapshotOnTerminate};
+use super::{AttachVolume, IdlePolicy, LifecycleStatus, NetworkWish, Origin, RestartPolicy, SnapshotOnTerminate};
 
 /// A workspace.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -78,6 +78,8 @@ pub struct Workspace {
     pub incarnation: u64,
     /// What is remembered for the rules of its life.
     pub lifecycle: LifecycleStatus,
+    /// Under which address other workspaces see it, once it was started; `null` without a network.
+    pub private_address: Option<String>,
     /// When its time to live ends; present while that passes.
     #[schema(format = DateTime, value_type = Option<String>)]
     pub expires_at: Option<String>,
@@ -287,6 +289,11 @@ pub struct CreateWorkspace {
     pub auto_resume: bool,
     /// Absent: across starts.
     pub log_retention: Option<LogRetention>,
+    /// What it asks of the network; absent: what the server gives who does not ask.
+    pub network: Option<NetworkWish>,
+    /// Volumes it has from its first start on: at most 4, mounted before it is ready.
+    #[serde(default)]
+    pub volumes: Vec<AttachVolume>,
     /// Labels: at most 64 KiB as JSON.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, Value>)]

@@ -1,0 +1,128 @@
+//! The network of a workspace.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// How much of the internet is open while nothing is listed.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InternetScope {
+    /// Nothing.
+    Nothing,
+    /// Port 80 of TCP.
+    Http,
+    /// Port 443 of TCP.
+    Https,
+    /// Both.
+    Web,
+    /// Every address and port.
+    Everything,
+}
+
+/// A protocol with ports.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Something outside that may be reached.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EgressEntry {
+    /// A host name, `*.` and a host name for everything below it, an IPv4 address, an IPv4 network in
+    /// CIDR notation, or `anywhere`.
+    #[schema(example = "api.example.org")]
+    pub to: String,
+    /// Absent: both; to a name TCP alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
+    /// A port, or two with a hyphen between; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "443")]
+    pub ports: Option<String>,
+}
+
+/// What of the world it may reach.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Egress {
+    /// What is open while `allow` is empty; means nothing with a list.
+    pub internet: InternetScope,
+    /// Whether the hosts of package managers are open, with a list and without; see the documentation
+    /// for which.
+    #[serde(default)]
+    pub package_managers: bool,
+    /// What is open; nothing else is, unless it is empty. At most 100.
+    #[serde(default)]
+    pub allow: Vec<EgressEntry>,
+}
+
+/// Ports that callers may reach.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OpenPorts {
+    /// By which protocol; absent: TCP.
+    pub transport: Option<Transport>,
+    /// A port, or two with a hyphen between.
+    #[schema(example = "8080")]
+    pub ports: String,
+}
+
+/// What a workspace asks of the network.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkWish {
+    /// Absent: what the server gives who does not ask.
+    pub egress: Option<Egress>,
+    /// Workspaces of the same account, by name, slug or id, that may connect to the open ports. At
+    /// most 50.
+    #[serde(default)]
+    pub callers: Vec<String>,
+    /// So may workspaces of the same account whose private address is in one of these IPv4 networks.
+    /// At most 50.
+    #[serde(default)]
+    pub caller_networks: Vec<String>,
+    /// What callers may reach. At most 100.
+    #[serde(default)]
+    pub open_ports: Vec<OpenPorts>,
+}
+
+/// Another workspace of the account.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Peer {
+    /// Its identity.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its slug.
+    pub slug: String,
+    /// Its private address; `null` before its first start.
+    pub private_address: Option<String>,
+}
+
+/// The network of a workspace.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Network {
+    /// Whether workspaces of this server have a network. If not, nothing can be asked of it.
+    pub available: bool,
+    /// Whether this server has a way to the world.
+    pub uplink: bool,
+    /// Under which address other workspaces see it, from its first start until it is deleted.
+    pub private_address: Option<String>,
+    /// The way out as the guest sees it.
+    pub gateway: Option<String>,
+    /// What of the world it may reach.
+    pub egress: Egress,
+    /// Who is named as a caller and is there.
+    pub callers: Vec<Peer>,
+    /// Networks of callers.
+    pub caller_networks: Vec<String>,
+    /// What callers may reach.
+    pub open_ports: Vec<OpenPorts>,
+    /// Whose open ports it may reach itself.
+    pub links: Vec<Peer>,
+}

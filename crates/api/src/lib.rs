@@ -41,8 +41,24 @@ pub struct ApiConfig {
     pub public_url: String,
     /// The domain whose labels choose a dialect (`rigbox.<base>`), without a port.
     pub base_domain: String,
+    /// The domain whose labels are published ports, without a port.
+    pub preview_domain: String,
     /// The version shown to clients.
     pub version: &'static str,
+}
+
+impl ApiConfig {
+    /// Where the port with this label is visited.
+    #[must_use]
+    pub fn preview_url(&self, label: &str) -> String {
+        let (scheme, authority) =
+            self.public_url.split_once("://").unwrap_or(("http", self.public_url.as_str()));
+        let port = authority.rsplit_once(':').map(|(_, port)| port);
+        // Not the inside of a bracketed IPv6 address.
+        let port = port.filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{scheme}://{label}.{}{port}", self.preview_domain)
+    }
 }
 
 /// What every handler is given. Cheap to clone.

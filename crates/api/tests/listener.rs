@@ -28,6 +28,7 @@ impl Listener {
         let config = ApiConfig {
             public_url: "http://skerry.example:7070".to_owned(),
             base_domain: "Skerry.example".to_owned(),
+            preview_domain: "localhost".to_owned(),
             version: "0.0.0-test",
         };
         let state = ApiState::new(test.control.clone(), config, shutdown.clone());

@@ -37,6 +37,7 @@ fn routes(test: &TestControl) -> Router {
     let config = ApiConfig {
         public_url: "http://localhost:7070".to_owned(),
         base_domain: "localhost".to_owned(),
+        preview_domain: "localhost".to_owned(),
         version: "0.0.0-test",
     };
     skerry_api::router(ApiState::new(test.control.clone(), config, CancellationToken::new()))

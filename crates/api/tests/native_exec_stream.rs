@@ -43,6 +43,7 @@ impl Server {
         let config = ApiConfig {
             public_url: "http://localhost:7070".to_owned(),
             base_domain: "localhost".to_owned(),
+            preview_domain: "localhost".to_owned(),
             version: "0.0.0-test",
         };
         let stop = CancellationToken::new();

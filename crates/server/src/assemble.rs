@@ -15,7 +15,10 @@ use skerry_control::{
     internal_api::NodeApi,
     store::{KeyRing, Store},
 };
-use skerry_gateway::ssh::HostKeys;
+use skerry_gateway::{
+    http::{Limits, PreviewHosts, Previews, Scheme},
+    ssh::HostKeys,
+};
 use skerry_model::{Plan, Secret, spec::ImageRef};
 use skerry_node::{Node, NodeConfig, NodeEnvironment, Seal, SealError, TemplatePreset, UidRange};
 use skerry_vmm::Vmm;
@@ -30,8 +33,10 @@ pub struct Assembled {
     pub control: Control,
     /// This machine's VMs; `shutdown` lets them run on and ends its own tasks.
     pub node: Node,
-    /// The HTTP front.
+    /// The HTTP front, and beside it the visits of published ports.
     pub router: Router,
+    /// What carries those.
+    pub previews: Previews,
     /// The SSH gateway, if the configuration has one.
     pub ssh: Option<Ssh>,
 }
@@ -80,8 +85,19 @@ pub async fn assemble(
     let api = ApiConfig {
         public_url: public_url.to_owned(),
         base_domain: config.base_domain.clone(),
+        preview_domain: config.preview_domain.clone(),
         version: env!("CARGO_PKG_VERSION"),
     };
+    let previews = Previews::new(
+        control.routes(skerry_api::ids::parse_workspace_ref),
+        preview_hosts(config, public_url),
+        Limits::default(),
+        Arc::new({
+            let rng = rng.clone();
+            move |bytes: &mut [u8]| rng.fill(bytes)
+        }),
+        shutdown.clone(),
+    );
     let mut state = ApiState::new(control.clone(), api, shutdown);
     let ssh = match ssh_listener {
         Some(listener) => {
@@ -92,7 +108,30 @@ pub async fn assemble(
         }
         None => None,
     };
-    Ok(Assembled { control, node, router: skerry_api::router(state), ssh })
+    let router = previews.beside(skerry_api::router(state));
+    Ok(Assembled { control, node, router, previews, ssh })
+}
+
+/// Where published ports are visited: below the preview domain, and below the hosts that clients of
+/// Aether derive from the address of the API.
+fn preview_hosts(config: &Config, public_url: &str) -> PreviewHosts {
+    let base = &config.base_domain;
+    let domains =
+        [config.preview_domain.clone(), format!("preview.{base}"), format!("aether.{base}")];
+    let scheme = if public_url.starts_with("https://") { Scheme::Https } else { Scheme::Http };
+    PreviewHosts {
+        domains: domains.map(|domain| domain.to_ascii_lowercase()).into(),
+        own: vec![host_of(public_url).to_ascii_lowercase()],
+        scheme,
+    }
+}
+
+/// The host of a URL, without port and brackets.
+fn host_of(url: &str) -> &str {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let end = authority.find(']').map_or_else(|| authority.find(':'), |bracket| Some(bracket + 1));
+    let host = authority.get(..end.unwrap_or(authority.len())).unwrap_or_default();
+    host.trim_matches(['[', ']'])
 }
 
 async fn bind_ssh(address: SocketAddr) -> Result<TcpListener> {
@@ -106,11 +145,7 @@ async fn bind_ssh(address: SocketAddr) -> Result<TcpListener> {
 fn ssh_endpoint(listener: &TcpListener, keys: &HostKeys, public_url: &str) -> Result<SshEndpoint> {
     let address = listener.local_addr().context("asking for the SSH listener's address")?;
     let host = if address.ip().is_unspecified() {
-        let authority = public_url.split_once("://").map_or(public_url, |(_, rest)| rest);
-        let end =
-            authority.find(']').map_or_else(|| authority.find(':'), |bracket| Some(bracket + 1));
-        let host = authority.get(..end.unwrap_or(authority.len())).unwrap_or_default();
-        host.trim_matches(['[', ']']).to_owned()
+        host_of(public_url).to_owned()
     } else {
         address.ip().to_string()
     };

@@ -112,6 +112,10 @@ pub struct Settings {
     /// The domain whose labels select a dialect or a workspace [default: localhost]
     #[arg(long, env = "SKERRY_BASE_DOMAIN", value_name = "DOMAIN")]
     pub base_domain: Option<String>,
+    /// The domain below which published ports are visited; best one that nothing else uses [default:
+    /// the base domain]
+    #[arg(long, env = "SKERRY_PREVIEW_DOMAIN", value_name = "DOMAIN")]
+    pub preview_domain: Option<String>,
     /// The image of workspaces whose request names none [default: base]
     #[arg(long, env = "SKERRY_DEFAULT_IMAGE", value_name = "IMAGE")]
     pub default_image: Option<String>,
@@ -206,6 +210,8 @@ pub struct Config {
     pub public_url: Option<String>,
     /// See [`Settings::base_domain`].
     pub base_domain: String,
+    /// See [`Settings::preview_domain`].
+    pub preview_domain: String,
     /// See [`Settings::default_image`].
     pub default_image: String,
     /// See [`Settings::on_shutdown`].
@@ -291,6 +297,7 @@ impl Settings {
             bootstrap_key: self.bootstrap_key.or(weaker.bootstrap_key),
             public_url: self.public_url.or(weaker.public_url),
             base_domain: self.base_domain.or(weaker.base_domain),
+            preview_domain: self.preview_domain.or(weaker.preview_domain),
             default_image: self.default_image.or(weaker.default_image),
             on_shutdown: self.on_shutdown.or(weaker.on_shutdown),
             accelerator: self.accelerator.or(weaker.accelerator),
@@ -334,7 +341,9 @@ impl Settings {
             bail!("uid_base must be at least 1000, uid_count at least 1, and their sum below 2^32");
         }
         let base_domain = self.base_domain.unwrap_or_else(|| "localhost".to_owned());
-        check_domain(&base_domain)?;
+        check_domain("base_domain", &base_domain)?;
+        let preview_domain = self.preview_domain.unwrap_or_else(|| base_domain.clone());
+        check_domain("preview_domain", &preview_domain)?;
         if let Some(url) = &self.public_url {
             check_url(url)?;
         }
@@ -362,6 +371,7 @@ impl Settings {
             bootstrap_key: self.bootstrap_key.map(|key| key.0),
             public_url: self.public_url.map(|url| url.trim_end_matches('/').to_owned()),
             base_domain,
+            preview_domain,
             default_image: self.default_image.unwrap_or_else(|| "base".to_owned()),
             on_shutdown: self.on_shutdown.unwrap_or_default(),
             accelerator: self.accelerator.unwrap_or_default(),
@@ -398,7 +408,7 @@ fn seconds_within(setting: &str, seconds: u64, least: u64) -> Result<Duration> {
 }
 
 /// Labels are put before it, so it is a bare name.
-fn check_domain(domain: &str) -> Result<()> {
+fn check_domain(setting: &str, domain: &str) -> Result<()> {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
@@ -407,7 +417,7 @@ fn check_domain(domain: &str) -> Result<()> {
     };
     ensure!(
         domain.len() <= 190 && domain.split('.').all(is_label),
-        "base_domain must be a domain name such as workspaces.example.com, without scheme and port"
+        "{setting} must be a domain name such as workspaces.example.com, without scheme and port"
     );
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! Our own loop where `axum::serve` exists, because that has neither of the two limits.
 
 use std::{
+    net::SocketAddr,
     pin::pin,
     sync::{
         Arc,
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, http::Request};
+use axum::{Router, extract::ConnectInfo, http::Request};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -83,8 +84,8 @@ pub async fn serve(
             () = shutdown.cancelled() => break,
             // Only to bury the task: what went wrong on a connection is its client's affair.
             Some(_) = connections.join_next() => {}
-            (stream, place) = accept(&listener, &places) => {
-                let carried = carry(stream, router.clone(), limits, shutdown.clone());
+            (stream, peer, place) = accept(&listener, &places) => {
+                let carried = carry(stream, peer, router.clone(), limits, shutdown.clone());
                 connections.spawn(async move {
                     carried.await;
                     drop(place);
@@ -100,12 +101,12 @@ pub async fn serve(
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+) -> (TcpStream, SocketAddr, Option<OwnedSemaphorePermit>) {
     // Never closed, so always a place.
     let place = Arc::clone(places).acquire_owned().await.ok();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
+            Ok((stream, peer)) => return (stream, peer, place),
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {
                 tracing::error!(%error, "connections cannot be accepted");
@@ -121,7 +122,13 @@ fn is_the_clients(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-async fn carry(stream: TcpStream, router: Router, limits: Limits, shutdown: CancellationToken) {
+async fn carry(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
     // Small answers must not wait for more bytes to fill a packet.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
@@ -129,8 +136,9 @@ async fn carry(stream: TcpStream, router: Router, limits: Limits, shutdown: Canc
     let heard = Arc::new(AtomicBool::new(false));
     let service = TowerToHyperService::new(router.map_request({
         let heard = Arc::clone(&heard);
-        move |request: Request<Incoming>| {
+        move |mut request: Request<Incoming>| {
             heard.store(true, Ordering::Relaxed);
+            request.extensions_mut().insert(ConnectInfo(peer));
             request
         }
     }));
@@ -177,8 +185,6 @@ async fn carry(stream: TcpStream, router: Router, limits: Limits, shutdown: Canc
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use axum::routing::get;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},

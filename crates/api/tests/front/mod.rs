@@ -73,6 +73,7 @@ impl Front {
         let config = ApiConfig {
             public_url: "http://localhost:7070".to_owned(),
             base_domain: "localhost".to_owned(),
+            preview_domain: "localhost".to_owned(),
             version: "0.0.0-test",
         };
         let state = ApiState::new(test.control.clone(), config, CancellationToken::new());

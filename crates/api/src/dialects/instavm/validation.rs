@@ -56,6 +56,11 @@ impl Fields {
         self.error(&[PathStep::Field(name.to_owned())], msg, kind);
     }
 
+    /// Whether a field is given.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.object.get(name).is_some_and(|value| !value.is_null())
+    }
+
     /// Notes that a field is required and not there.
     pub(super) fn missing(&mut self, name: &str) {
         self.field_error(name, "Field required", "missing");

@@ -62,6 +62,15 @@ pub const GROW: &str = "/1/file-systems/grow";
 /// send; answered, once connected, by the bytes received. The end of either body is the end of that
 /// direction alone; a body that breaks off resets the connection. Since revision 2.
 pub const CONNECT: &str = "/1/connect";
+/// Mounts the ext4 file system of a disk that has come into the machine since its boot; the directory
+/// is made if it is not there. [`Mount`](crate::message::Mount), empty object. A disk that is mounted
+/// there already, in the same way, is a success. Since revision 3.
+pub const MOUNT: &str = "/1/file-systems/mount";
+/// Writes a file system back and unmounts it: afterwards nothing is written to its disk any more.
+/// Refused with [`Busy`](crate::message::FailureCode::Busy) while something in the guest uses it.
+/// [`Unmount`](crate::message::Unmount), empty object. A path where nothing is mounted is a success.
+/// Since revision 3.
+pub const UNMOUNT: &str = "/1/file-systems/unmount";
 /// Makes a guest that belongs to nobody (configured with an empty machine id) fit to be cloned: removes
 /// what must not be shared. Refused by any other guest. [`Prepare`](crate::message::Prepare),
 /// [`Prepared`](crate::message::Prepared). Since revision 1.

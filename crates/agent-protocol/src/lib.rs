@@ -35,7 +35,8 @@ pub const GENERATION_MAX: u16 = 1;
 /// | 0 | |
 /// | 1 | [`call::PING`], [`call::SYNC`], [`call::FREEZE`], [`call::THAW`], [`call::GROW`], [`call::PREPARE`]; an empty machine id in configure, which also thaws and grows |
 /// | 2 | [`call::CONNECT`] |
-pub const REVISION: u16 = 2;
+/// | 3 | [`call::MOUNT`], [`call::UNMOUNT`] |
+pub const REVISION: u16 = 3;
 
 /// The name of the virtio-serial port the agent serves on.
 pub const PORT_NAME: &str = "skerry.agent";

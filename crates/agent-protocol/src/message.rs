@@ -87,6 +87,26 @@ pub struct Grown {
     pub gained_bytes: u64,
 }
 
+/// A disk to be mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// The disk's serial number.
+    pub serial: String,
+    /// Where: absolute, without `.` and `..`.
+    pub path: String,
+    /// Whether files can only be read.
+    pub read_only: bool,
+}
+
+/// A disk to be let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unmount {
+    /// The disk's serial number: what else may be mounted at the path is left alone.
+    pub serial: String,
+    /// Where it was mounted.
+    pub path: String,
+}
+
 /// What to do to a guest that is going to be cloned, beside removing what must not be shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepare {
@@ -375,6 +395,8 @@ pub enum FailureCode {
     ConnectTimeout,
     /// The name has no address.
     NoSuchHost,
+    /// Something in the guest uses it (since revision 3).
+    Busy,
     /// Anything else; also every word a newer agent may say.
     #[serde(other)]
     Other,

@@ -14,7 +14,7 @@ use std::{
     fs::File,
     io,
     os::fd::AsRawFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, RecvTimeoutError},
@@ -90,7 +90,7 @@ impl FileSystem {
 #[derive(Debug)]
 pub(crate) struct Freezer {
     /// In the order in which they were mounted. None in a hosted guest, which is frozen by name only.
-    file_systems: Arc<[FileSystem]>,
+    file_systems: Mutex<Arc<[Arc<FileSystem>]>>,
     /// To the thread that was started last; it may have ended.
     keeper: Mutex<Option<mpsc::Sender<Order>>>,
 }
@@ -102,16 +102,33 @@ enum Order {
 
 impl Freezer {
     pub(crate) fn new(file_systems: Vec<FileSystem>) -> Self {
-        Self { file_systems: file_systems.into(), keeper: Mutex::default() }
+        let file_systems: Arc<[_]> = file_systems.into_iter().map(Arc::new).collect();
+        Self { file_systems: Mutex::new(file_systems), keeper: Mutex::default() }
     }
 
     /// Writes everything back. Blocks.
-    pub(crate) fn sync(file_systems: &[FileSystem]) -> Result<(), AgentError> {
-        file_systems.iter().try_for_each(FileSystem::sync)
+    pub(crate) fn sync(file_systems: &[Arc<FileSystem>]) -> Result<(), AgentError> {
+        file_systems.iter().try_for_each(|file_system| file_system.sync())
     }
 
-    pub(crate) fn file_systems(&self) -> Arc<[FileSystem]> {
-        Arc::clone(&self.file_systems)
+    pub(crate) fn file_systems(&self) -> Arc<[Arc<FileSystem>]> {
+        Arc::clone(&self.file_systems.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A file system that was mounted since; a freeze under way does not reach it.
+    pub(crate) fn hold_also(&self, file_system: FileSystem) {
+        let mut all = self.file_systems.lock().unwrap_or_else(PoisonError::into_inner);
+        *all = all.iter().cloned().chain([Arc::new(file_system)]).collect();
+    }
+
+    /// Holds the one mounted there no longer. While it is frozen, the freeze still does. The caller
+    /// drops the answer where blocking is allowed.
+    pub(crate) fn let_go(&self, mount_point: &Path) -> Vec<Arc<FileSystem>> {
+        let mut all = self.file_systems.lock().unwrap_or_else(PoisonError::into_inner);
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            all.iter().cloned().partition(|one| one.mount_point == mount_point);
+        *all = kept.into();
+        gone
     }
 
     /// Freezes for at most `thaw_after`, or prolongs a freeze by that. Given up in the middle, it
@@ -175,7 +192,7 @@ impl Freezer {
 
 /// The thread: freezes, waits for the thaw or the end of the time, thaws.
 fn keep_frozen(
-    file_systems: &[FileSystem],
+    file_systems: &[Arc<FileSystem>],
     thaw_after: Duration,
     orders: &mpsc::Receiver<Order>,
     report: oneshot::Sender<Result<(), AgentError>>,
@@ -214,7 +231,7 @@ fn keep_frozen(
     }
 }
 
-fn freeze_all(file_systems: &[FileSystem]) -> Result<(), AgentError> {
+fn freeze_all(file_systems: &[Arc<FileSystem>]) -> Result<(), AgentError> {
     // Most of the writing is done while others may still write.
     Freezer::sync(file_systems)?;
     // One may lie on another that was mounted before it.
@@ -232,7 +249,7 @@ fn other(message: &str) -> AgentError {
 }
 
 /// Returns whether all were frozen.
-fn thaw_all(file_systems: &[FileSystem]) -> bool {
+fn thaw_all(file_systems: &[Arc<FileSystem>]) -> bool {
     let not_held = file_systems.iter().filter(|file_system| !file_system.thaw()).count();
     not_held == 0
 }
@@ -268,8 +285,9 @@ impl<T: Send + 'static> Drop for OffThread<T> {
 }
 
 /// Opens a directory to hold on to its file system.
-pub(crate) fn hold(mount_point: &str) -> io::Result<FileSystem> {
-    Ok(FileSystem { mount_point: PathBuf::from(mount_point), directory: File::open(mount_point)? })
+pub(crate) fn hold(mount_point: impl AsRef<Path>) -> io::Result<FileSystem> {
+    let mount_point = mount_point.as_ref();
+    Ok(FileSystem { mount_point: mount_point.to_owned(), directory: File::open(mount_point)? })
 }
 
 #[cfg(test)]

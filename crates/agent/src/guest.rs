@@ -45,6 +45,8 @@ pub struct Guest {
     key_maker: KeyMaker,
     file_operations: Arc<Semaphore>,
     tree_transfers: Arc<Semaphore>,
+    /// Held while disks come or go.
+    volumes: tokio::sync::Mutex<()>,
     power_off: CancellationToken,
     tasks: TaskTracker,
 }
@@ -99,6 +101,7 @@ impl Guest {
             key_maker: KeyMaker::default(),
             file_operations: Arc::new(Semaphore::new(FILE_OPERATIONS)),
             tree_transfers: Arc::new(Semaphore::new(TREE_TRANSFERS)),
+            volumes: tokio::sync::Mutex::default(),
             power_off: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }
@@ -144,6 +147,11 @@ impl Guest {
 
     pub(crate) const fn freezer(&self) -> &Freezer {
         &self.freezer
+    }
+
+    /// Held while disks come or go.
+    pub(crate) const fn volumes(&self) -> &tokio::sync::Mutex<()> {
+        &self.volumes
     }
 
     pub(crate) const fn key_maker(&self) -> &KeyMaker {

@@ -25,6 +25,7 @@ mod signals;
 mod stats;
 mod tree;
 mod users;
+mod volumes;
 mod write;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

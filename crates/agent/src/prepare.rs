@@ -46,7 +46,7 @@ pub(crate) async fn prepare(guest: &Arc<Guest>, request: Prepare) -> Result<Prep
         .await
 }
 
-fn clean(file_systems: &[FileSystem]) -> Result<(), AgentError> {
+fn clean(file_systems: &[Arc<FileSystem>]) -> Result<(), AgentError> {
     host_keys::remove()?;
     for dir in TEMPORARY {
         empty(Path::new(dir))?;

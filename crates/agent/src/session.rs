@@ -33,7 +33,7 @@ use crate::{
     body::{Answer, RequestBody, failure, json},
     configure, connect, exec, files,
     freeze::Freezer,
-    ports, prepare, stats, tree, write,
+    ports, prepare, stats, tree, volumes, write,
 };
 
 /// How long the last answers may take once power off was asked for.
@@ -208,6 +208,14 @@ async fn dispatch(
         call::THAW => {
             let Empty {} = body.head().await?;
             json(&Thawed { held: guest.freezer().thaw().await? })?
+        }
+        call::MOUNT => {
+            volumes::mount_disk(guest, body.head().await?).await?;
+            json(&Empty {})?
+        }
+        call::UNMOUNT => {
+            volumes::unmount_disk(guest, body.head().await?).await?;
+            json(&Empty {})?
         }
         call::GROW => json(&grow(guest, body.head().await?).await?)?,
         call::PREPARE => json(&prepare::prepare(guest, body.head().await?).await?)?,

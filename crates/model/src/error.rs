@@ -32,6 +32,10 @@ pub enum Limit {
     SnapshotCount,
     /// Space of the account's snapshots together.
     SnapshotSpace,
+    /// Number of volumes of the account.
+    VolumeCount,
+    /// Size of the account's volumes together.
+    VolumeSpace,
 }
 
 /// What kind of failure it was, so that a caller can decide what to do.
@@ -69,7 +73,7 @@ pub enum ErrorKind {
         /// Which limit.
         limit: Limit,
         /// The resource with unit: `workspaces`, `vcpu_count`, `memory_mib`, `disk_mib`,
-        /// `snapshots`, `snapshot_mib`.
+        /// `snapshots`, `snapshot_mib`, `volumes`, `volume_mib`.
         what: &'static str,
         /// What this request adds.
         requested: u64,

@@ -55,6 +55,20 @@ pub struct Plan {
     /// begun below this limit may end above it, and then no other is begun.
     #[serde(default = "default_max_snapshot_mib")]
     pub max_snapshot_mib: u64,
+    /// Volumes in all.
+    #[serde(default = "default_max_volumes")]
+    pub max_volumes: u64,
+    /// Size of all volumes together, MiB: what they may come to hold, not what they hold.
+    #[serde(default = "default_max_volume_mib")]
+    pub max_volume_mib: u64,
+}
+
+const fn default_max_volumes() -> u64 {
+    1000
+}
+
+const fn default_max_volume_mib() -> u64 {
+    1024 * 1024
 }
 
 const fn default_max_snapshots() -> u64 {
@@ -125,6 +139,8 @@ impl Plan {
             running_pool,
             max_snapshots: default_max_snapshots(),
             max_snapshot_mib: default_max_snapshot_mib(),
+            max_volumes: default_max_volumes(),
+            max_volume_mib: default_max_volume_mib(),
         }
     }
 
@@ -262,6 +278,28 @@ pub fn admit_snapshot(plan: &Plan, usage: &Usage) -> Result<(), ErrorKind> {
             current: used_mib,
             max: plan.max_snapshot_mib,
         });
+    }
+    Ok(())
+}
+
+/// The decision for one more volume, where the account has `volumes` of `volume_mib` together.
+///
+/// # Errors
+/// [`ErrorKind::Quota`]: [`Limit::VolumeCount`] first, then [`Limit::VolumeSpace`].
+pub fn admit_volume(
+    plan: &Plan,
+    volumes: u64,
+    volume_mib: u64,
+    size_mib: u64,
+) -> Result<(), ErrorKind> {
+    let limits = [
+        (Limit::VolumeCount, "volumes", 1, volumes, plan.max_volumes),
+        (Limit::VolumeSpace, "volume_mib", size_mib, volume_mib, plan.max_volume_mib),
+    ];
+    for (limit, what, requested, current, max) in limits {
+        if current.saturating_add(requested) > max {
+            return Err(ErrorKind::Quota { limit, what, requested, current, max });
+        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use skerry_model::{MemMib, VcpuCount, spec::CpuKind};
+use skerry_model::{MemMib, VcpuCount, VolumeSlot, spec::CpuKind};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -41,6 +41,8 @@ pub enum Capability {
     Restore,
     /// Many starts from one saved memory, copied on write.
     CloneMemory,
+    /// Further disks while the VM runs.
+    Volumes,
 }
 
 /// What this driver can do on this host. Callers ask this, never a driver's name.
@@ -527,5 +529,32 @@ pub trait Vm: Send + Sync {
     async fn grow_disk(&self, size_bytes: u64, within: Duration) -> Result<(), VmmError> {
         let _ = (size_bytes, within);
         Err(VmmError::Unsupported(Capability::Snapshot))
+    }
+
+    /// Puts a disk into a slot of a VM that runs, is paused or was just loaded; every machine with a
+    /// disk has all slots, empty at its start. The guest sees the disk once it looks at the slot's
+    /// device anew. `most_file_bytes` is what the overlay may grow to at most; the process's limit
+    /// ([`Sandbox::rlimit_file_size_bytes`]) is raised to it where it is lower.
+    ///
+    /// The driver gives the overlay to the VM's user. The disk that is in the slot already is a
+    /// success, another one a refusal; so is a disk that another process writes. On a refusal the slot
+    /// is as it was.
+    async fn attach_volume(
+        &self,
+        slot: VolumeSlot,
+        disk: &DiskSpec,
+        most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        let _ = (slot, disk, most_file_bytes, within);
+        Err(VmmError::Unsupported(Capability::Volumes))
+    }
+
+    /// Empties a slot: everything the guest had flushed is in the overlay, which the process does not
+    /// have open any more. The guest should have let go of the disk; one that has not gets errors. An
+    /// empty slot is a success.
+    async fn detach_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {
+        let _ = (slot, within);
+        Err(VmmError::Unsupported(Capability::Volumes))
     }
 }

@@ -93,18 +93,23 @@ fn check_machine(spec: &BootSpec) -> Result<(), VmmError> {
         absolute("memory_file", memory_file)?;
     }
     absolute("console_log", &spec.console_log)?;
-    if let Some(disk) = &spec.disk {
-        file("disk.overlay", &disk.overlay)?;
-        for layer in &disk.layers {
-            file("disk.layers", layer)?;
-        }
-        if disk.layers.len() > DiskSpec::MAX_LAYERS {
-            let reason = format!("more than {}", DiskSpec::MAX_LAYERS);
-            return Err(invalid("disk.layers", reason));
-        }
-        file("disk.base", &disk.base)?;
+    spec.disk.as_ref().map_or(Ok(()), check_disk)
+}
+
+/// Refuses what no driver takes for a disk.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_disk(disk: &DiskSpec) -> Result<(), VmmError> {
+    file("disk.overlay", &disk.overlay)?;
+    for layer in &disk.layers {
+        file("disk.layers", layer)?;
     }
-    Ok(())
+    if disk.layers.len() > DiskSpec::MAX_LAYERS {
+        let reason = format!("more than {}", DiskSpec::MAX_LAYERS);
+        return Err(invalid("disk.layers", reason));
+    }
+    file("disk.base", &disk.base)
 }
 
 /// Refuses what no driver puts above a VM's overlay.

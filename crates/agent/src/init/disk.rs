@@ -96,7 +96,7 @@ pub(super) fn find_root(uevents: &Uevents) -> io::Result<Option<String>> {
     if uevents.wait_for(DEVICE_WITHIN, || has_disk().then_some(())).is_none() {
         return Ok(None);
     }
-    if let Some(device) = uevents.wait_for(DISK_WITHIN, by_serial) {
+    if let Some(device) = uevents.wait_for(DISK_WITHIN, || by_serial(layout::ROOT_SERIAL)) {
         return Ok(Some(device));
     }
     if Path::new(layout::ROOT_FALLBACK).exists() {
@@ -114,12 +114,32 @@ fn has_disk() -> bool {
     })
 }
 
-fn by_serial() -> Option<String> {
+/// The device file of the disk with this serial number.
+pub(crate) fn by_serial(wanted: &str) -> Option<String> {
     fs::read_dir("/sys/block").ok()?.flatten().find_map(|disk| {
         let serial = fs::read_to_string(disk.path().join("serial")).ok()?;
         let device = format!("/dev/{}", disk.file_name().to_string_lossy());
-        (serial.trim() == layout::ROOT_SERIAL && Path::new(&device).exists()).then_some(device)
+        (serial.trim() == wanted && Path::new(&device).exists()).then_some(device)
     })
+}
+
+/// The disks on the virtio bus that no driver serves, by their names there.
+pub(crate) fn without_driver() -> Vec<String> {
+    let devices = fs::read_dir("/sys/bus/virtio/devices").into_iter().flatten().flatten();
+    let left = devices.filter(|device| {
+        let kind = fs::read_to_string(device.path().join("device"));
+        kind.is_ok_and(|kind| kind.trim() == VIRTIO_BLOCK) && !device.path().join("driver").exists()
+    });
+    left.map(|device| device.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The size the kernel knows of a disk.
+pub(crate) fn size_bytes(device: &str) -> io::Result<u64> {
+    let name = device.trim_start_matches("/dev/");
+    let sectors = fs::read_to_string(format!("/sys/block/{name}/size"))?;
+    let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
+    // The unit is 512 bytes whatever the disk's own sectors are.
+    Ok(sectors * 512)
 }
 
 /// The root disk and the file system on it.
@@ -143,11 +163,7 @@ impl RootDisk {
 
     /// The size the kernel knows.
     fn size_bytes(&self) -> io::Result<u64> {
-        let name = self.device.trim_start_matches("/dev/");
-        let sectors = fs::read_to_string(format!("/sys/block/{name}/size"))?;
-        let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
-        // The unit is 512 bytes whatever the disk's own sectors are.
-        Ok(sectors * 512)
+        size_bytes(&self.device)
     }
 
     /// Waits until the kernel sees a disk of at least so many bytes, which was announced to it. Blocks.

@@ -17,6 +17,7 @@ use nix::{
 };
 
 use super::console::log;
+use crate::volumes;
 
 /// What processes get between being asked and being killed.
 const TERM_GRACE: Duration = Duration::from_secs(3);
@@ -30,6 +31,7 @@ pub(super) fn shut_down() -> ! {
     end_all(Signal::SIGTERM, TERM_GRACE);
     end_all(Signal::SIGKILL, KILL_GRACE);
     sync();
+    volumes::unmount_all();
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     if let Err(errno) = mount(None::<&str>, "/", None::<&str>, read_only, None::<&str>) {
         log(&format!("root stays writable: {errno}"));

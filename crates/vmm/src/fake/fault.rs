@@ -44,6 +44,10 @@ pub enum Step {
     FlattenDisk,
     /// [`crate::Vm::grow_disk`].
     GrowDisk,
+    /// [`crate::Vm::attach_volume`].
+    AttachVolume,
+    /// [`crate::Vm::detach_volume`].
+    DetachVolume,
 }
 
 impl Step {
@@ -58,6 +62,8 @@ impl Step {
             Self::PushOverlay => "push_overlay",
             Self::FlattenDisk => "flatten_disk",
             Self::GrowDisk => "grow_disk",
+            Self::AttachVolume => "attach_volume",
+            Self::DetachVolume => "detach_volume",
         }
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use skerry_model::VolumeSlot;
 use tokio::{io::DuplexStream, runtime::Handle, sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +17,7 @@ use super::{
     machine::{FakeDisk, Machine, VmState},
     saved::FakeMemory,
 };
-use crate::{BootSpec, Exit, GuestMemory, VmmRecord, console_log::ConsoleLog};
+use crate::{BootSpec, DiskSpec, Exit, GuestMemory, VmmRecord, console_log::ConsoleLog};
 
 /// Above the highest process id that Linux ever gives (2^22): whoever signals it by mistake hits
 /// nothing.
@@ -133,6 +134,10 @@ impl Inner {
         faults.remove(at).map(|(_, fault)| fault)
     }
 
+    pub(super) fn machines(&self) -> Vec<Arc<Machine>> {
+        self.state().machines.values().cloned().collect()
+    }
+
     pub(super) fn forget(&self, pid: u32) {
         self.state().machines.remove(&pid);
     }
@@ -195,6 +200,12 @@ impl FakeHost {
     #[must_use]
     pub fn disk_of(&self, record: &VmmRecord) -> Option<FakeDisk> {
         self.find(record)?.disk()
+    }
+
+    /// The volumes in the VM's slots now; none when it is gone.
+    #[must_use]
+    pub fn volumes_of(&self, record: &VmmRecord) -> BTreeMap<VolumeSlot, DiskSpec> {
+        self.find(record).map(|machine| machine.volumes()).unwrap_or_default()
     }
 
     /// Ends a VM as a signal from outside would. Returns once it is gone; one that is gone is fine.

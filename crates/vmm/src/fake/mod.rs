@@ -20,6 +20,7 @@ mod saved;
 use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use skerry_model::VolumeSlot;
 
 pub use fault::{Fault, Step, StepFault};
 pub use host::{FakeConsole, FakeGuest, FakeGuestIo, FakeHost, GuestEnd, GuestStart};
@@ -28,8 +29,9 @@ pub use machine::{FakeDisk, VmState};
 pub use saved::FakeMemory;
 
 use crate::{
-    Accelerator, BootSpec, Cable, Capabilities, Capability, Channel, Commit, Exit, GuestMemory,
-    RestoreSpec, RestoredMemory, SaveProgress, SavedMemory, Vm, Vmm, VmmError, VmmRecord,
+    Accelerator, BootSpec, Cable, Capabilities, Capability, Channel, Commit, DiskSpec, Exit,
+    GuestMemory, RestoreSpec, RestoredMemory, SaveProgress, SavedMemory, Vm, Vmm, VmmError,
+    VmmRecord,
     console_log::ConsoleLog,
     spec_check::{self, MAX_VCPU_COUNT},
     state_file,
@@ -61,6 +63,7 @@ impl FakeVmm {
                 Capability::Snapshot,
                 Capability::Restore,
                 Capability::CloneMemory,
+                Capability::Volumes,
             ],
             max_vcpu_count: MAX_VCPU_COUNT,
             version: "1".into(),
@@ -244,6 +247,22 @@ impl Vm for FakeVm {
     async fn grow_disk(&self, size_bytes: u64, within: Duration) -> Result<(), VmmError> {
         spec_check::check_disk_size(size_bytes)?;
         self.machine.step(Step::GrowDisk, within, || self.machine.grow_disk(size_bytes)).await
+    }
+
+    async fn attach_volume(
+        &self,
+        slot: VolumeSlot,
+        disk: &DiskSpec,
+        _most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        spec_check::check_disk(disk)?;
+        let attach = || self.machine.attach_volume(slot, disk);
+        self.machine.step(Step::AttachVolume, within, attach).await
+    }
+
+    async fn detach_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {
+        self.machine.step(Step::DetachVolume, within, || self.machine.detach_volume(slot)).await
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     command_line::{BASE_NODE, LAYER_NODE, ROOT_NODE},
     control::{self, ANSWER_DEADLINE},
     qmp::QmpClient,
+    volumes,
 };
 use crate::{DiskSpec, VmmError};
 
@@ -32,8 +33,8 @@ async fn chain(qmp: &QmpClient) -> Result<Vec<String>, VmmError> {
 }
 
 fn nodes_in(blockstats: &Value) -> Option<Vec<String>> {
-    // The guest has one disk; nodes that are no device's are not listed.
-    let mut node = blockstats.as_array()?.iter().find(|one| one["node-name"].is_string())?;
+    // The guest has one disk beside its volumes; nodes that are no device's are not listed.
+    let mut node = blockstats.as_array()?.iter().find(|one| is_root(&one["node-name"]))?;
     let mut nodes = Vec::new();
     while let Some(name) = node["node-name"].as_str() {
         nodes.push(name.to_owned());
@@ -43,6 +44,11 @@ fn nodes_in(blockstats: &Value) -> Option<Vec<String>> {
         node = &node["backing"];
     }
     Some(nodes)
+}
+
+/// Whether a device stands on this node that is no slot for volumes.
+fn is_root(node: &Value) -> bool {
+    node.as_str().is_some_and(|name| !volumes::is_device_node(name))
 }
 
 fn no_disk(command: &'static str) -> VmmError {
@@ -181,11 +187,11 @@ pub(super) async fn grow(
 /// The node that the guest writes to, and the disk's size in bytes.
 fn disk_in(query_block: &Value) -> Option<(&str, u64)> {
     let mut disks = query_block.as_array()?.iter().map(|disk| &disk["inserted"]);
-    let disk = disks.find(|disk| disk["node-name"].is_string())?;
+    let disk = disks.find(|disk| is_root(&disk["node-name"]))?;
     Some((disk["node-name"].as_str()?, disk["image"]["virtual-size"].as_u64()?))
 }
 
-fn with_inode(file: OwnedFd) -> io::Result<(OwnedFd, u64)> {
+pub(super) fn with_inode(file: OwnedFd) -> io::Result<(OwnedFd, u64)> {
     let file = File::from(file);
     let inode = file.metadata()?.ino();
     Ok((file.into(), inode))
@@ -258,6 +264,14 @@ mod tests {
         }]);
         assert_eq!(nodes_in(&stats).unwrap(), ["overlay-2", "root", "base"]);
         assert_eq!(nodes_in(&json!([])), None);
+    }
+
+    #[test]
+    fn a_volume_is_not_taken_for_the_root_disk() {
+        let stats = json!([{ "node-name": "volume-0" }, { "node-name": "root" }]);
+        assert_eq!(nodes_in(&stats).unwrap(), ["root"]);
+        let volume = json!({ "node-name": "volume-0", "image": { "virtual-size": 7 } });
+        assert_eq!(disk_in(&json!([{ "inserted": volume }])), None);
     }
 
     #[test]

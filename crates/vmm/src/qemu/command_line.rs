@@ -7,8 +7,9 @@
 use std::ffi::OsString;
 
 use serde_json::{Value, json};
+use skerry_model::VolumeSlot;
 
-use super::spawn::FIRST_FD;
+use super::{spawn::FIRST_FD, volumes};
 use crate::{Accelerator, BootSpec, Cable, CpuModel, DiskSpec, VmmError};
 
 /// The name of the agent's port as the guest sees it in `/sys/class/virtio-ports/*/name`.
@@ -163,6 +164,7 @@ pub(super) fn arguments(
 
     if let Some(disk) = &spec.disk {
         args.root_disk(disk);
+        args.volume_slots();
     }
 
     match spec.cable {
@@ -279,6 +281,21 @@ impl Arguments {
         );
         let device = format!("virtio-blk-device,drive={ROOT_NODE},serial={ROOT_DISK_SERIAL}");
         self.add("-device", device);
+    }
+
+    /// The slots for volumes, empty. The machine takes no new device while it runs, but what stands
+    /// below a device can be exchanged: see [`super::volumes`].
+    fn volume_slots(&mut self) {
+        for slot in VolumeSlot::all() {
+            let (device, empty) = (volumes::device_node(slot), volumes::empty_node(slot));
+            self.json(
+                "-blockdev",
+                json!({ "node-name": empty, "driver": "null-co", "size": 0, "read-zeroes": true }),
+            );
+            self.json("-blockdev", volumes::device_options(slot, &empty));
+            let device = format!("virtio-blk-device,id={device},drive={device},serial={device}");
+            self.add("-device", device);
+        }
     }
 }
 

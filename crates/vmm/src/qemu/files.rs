@@ -15,8 +15,8 @@ use std::{
 
 use nix::libc;
 
-use super::command_line::File;
-use crate::{BootSpec, Cable, VmmError};
+use super::{command_line::File, volumes::Files};
+use crate::{BootSpec, Cable, DiskSpec, VmmError};
 
 /// The sockets of a VM, by the names under which later lives of ours find them.
 #[derive(Clone, Debug)]
@@ -139,6 +139,16 @@ fn missing(field: &'static str) -> VmmError {
 /// overlay is frozen and somebody else's.
 pub(super) fn give_overlay(path: &Path, uid: Option<u32>) -> Result<OwnedFd, VmmError> {
     open_own(path, uid).map_err(|source| failed("open the overlay", path, source))
+}
+
+/// Opens a volume's files, as those of the root disk are opened.
+pub(super) fn open_volume(disk: &DiskSpec, uid: Option<u32>) -> Result<Files, VmmError> {
+    let layers = disk.layers.iter().rev().map(|layer| open_shared(layer, uid));
+    Ok(Files {
+        base: open_shared(&disk.base, uid)?,
+        layers: layers.collect::<Result<_, _>>()?,
+        overlay: give_overlay(&disk.overlay, uid)?,
+    })
 }
 
 /// A sealed memory file that the process opens for reading.

@@ -27,6 +27,7 @@ mod sealed_memory;
 mod spawn;
 mod states;
 mod vm;
+mod volumes;
 
 use std::{
     env,
@@ -113,7 +114,8 @@ impl QemuVmm {
         driver.kvm_group = choice.kvm_group;
         driver.program = program;
         driver.maps_read_only = maps_read_only;
-        let mut supported = vec![Capability::Pause, Capability::Snapshot, Capability::Restore];
+        let mut supported =
+            vec![Capability::Pause, Capability::Snapshot, Capability::Restore, Capability::Volumes];
         if maps_read_only || sealed_memory::is_possible() {
             supported.push(Capability::CloneMemory);
         }

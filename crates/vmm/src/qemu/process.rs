@@ -66,6 +66,12 @@ impl Process {
         spawn::kill(&self.pidfd)
     }
 
+    /// Lets the process's files grow to `bytes`, unless they may already. What the process itself
+    /// could not change, its parent's user may.
+    pub(super) fn raise_file_size_limit(&self, bytes: u64) -> io::Result<()> {
+        spawn::raise_file_size_limit(self.pid, bytes)
+    }
+
     /// A future of the process's end, with its status when it was our child. The corpse is buried.
     pub(super) fn watch_end(
         &self,

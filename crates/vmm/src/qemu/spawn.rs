@@ -308,6 +308,30 @@ pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Raises the limit of the size of files the process writes (prlimit(2)); never lowers it. The caller
+/// holds a descriptor of the process, so that the number is still its own. Where the process is another
+/// user's this takes `CAP_SYS_RESOURCE`, which containers often lack.
+pub(super) fn raise_file_size_limit(pid: u32, bytes: u64) -> io::Result<()> {
+    // Everybody may read this, where prlimit(2) would ask for the same rights as for the change.
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    if file_size_limit_in(&limits).is_none_or(|limit| limit >= bytes) {
+        return Ok(());
+    }
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
+    let raised = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: the kernel reads one `rlimit` and writes none.
+    if unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const raised, ptr::null_mut()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The soft limit in `/proc/PID/limits` (proc(5)); `None` when there is none.
+fn file_size_limit_in(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// Sends SIGKILL. A process that is gone is fine.
 pub(super) fn kill(pidfd: &OwnedFd) -> io::Result<()> {
     let none = ptr::null::<libc::siginfo_t>();

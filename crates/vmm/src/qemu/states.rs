@@ -3,6 +3,7 @@
 use std::{fs::File, io, path::Path, time::Duration};
 
 use serde_json::json;
+use skerry_model::VolumeSlot;
 use tokio::time::timeout;
 
 use super::{
@@ -14,9 +15,10 @@ use super::{
     qmp::QmpClient,
     save::{self, Progress, Source},
     vm::{Cpus, Shared},
+    volumes,
 };
 use crate::{
-    Exit, GuestMemory, SaveProgress, SavedMemory, VmmError, spec_check,
+    DiskSpec, Exit, GuestMemory, SaveProgress, SavedMemory, VmmError, spec_check,
     state_file::{self, Label},
 };
 
@@ -309,6 +311,34 @@ impl Shared {
         self.may_change_its_disk("block_resize").await?;
         let grown = chain::grow(self.qmp()?, size_bytes, within).await;
         self.or_gone(grown).await
+    }
+
+    pub(super) async fn attach_volume(
+        &self,
+        slot: VolumeSlot,
+        disk: &DiskSpec,
+        most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        spec_check::check_disk(disk)?;
+        self.may_change_its_disk("blockdev-add").await?;
+        let files = files::open_volume(disk, self.uid()?)?;
+        self.process.raise_file_size_limit(most_file_bytes).map_err(|source| VmmError::Io {
+            context: "raise the VMM's limit of a file's size".into(),
+            source,
+        })?;
+        let attached = timeout(within, volumes::attach(self.qmp()?, slot, files)).await;
+        self.or_gone(attached.map_err(|_| VmmError::Timeout("blockdev-reopen"))?).await
+    }
+
+    pub(super) async fn detach_volume(
+        &self,
+        slot: VolumeSlot,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        self.may_change_its_disk("blockdev-del").await?;
+        let detached = timeout(within, volumes::detach(self.qmp()?, slot)).await;
+        self.or_gone(detached.map_err(|_| VmmError::Timeout("blockdev-reopen"))?).await
     }
 
     /// At the end of a save QEMU lets go of the disk, and takes it again when the VM is resumed.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use skerry_model::VolumeSlot;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
@@ -26,7 +27,7 @@ use super::{
     save::Save,
     sealed_memory::SealedMemory,
 };
-use crate::{Channel, Exit, SaveProgress, SavedMemory, Vm, VmmError, VmmRecord};
+use crate::{Channel, DiskSpec, Exit, SaveProgress, SavedMemory, Vm, VmmError, VmmRecord};
 
 /// SIGKILL ends a process at once, except while it waits in the kernel for a device.
 pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(30);
@@ -215,6 +216,20 @@ impl Vm for QemuVm {
 
     async fn grow_disk(&self, size_bytes: u64, within: Duration) -> Result<(), VmmError> {
         self.shared.grow_disk(size_bytes, within).await
+    }
+
+    async fn attach_volume(
+        &self,
+        slot: VolumeSlot,
+        disk: &DiskSpec,
+        most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        self.shared.attach_volume(slot, disk, most_file_bytes, within).await
+    }
+
+    async fn detach_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {
+        self.shared.detach_volume(slot, within).await
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use futures::FutureExt;
 use skerry_agent_protocol::handshake;
-use skerry_model::{MemMib, VcpuCount, spec::CpuKind};
+use skerry_model::{MemMib, VcpuCount, VolumeSlot, spec::CpuKind};
 use skerry_vmm::{
     BootSpec, CpuModel, DiskSpec, Exit, Sandbox, SaveProgress, SavedMemory, Vm, Vmm, VmmError,
     VmmRecord,
@@ -259,6 +259,36 @@ async fn a_state_with_a_changed_byte_is_refused_and_its_process_runs_no_guest() 
 }
 
 #[tokio::test]
+async fn a_volume_is_in_one_slot_of_one_vm() {
+    let harness = FakeHarness::new();
+    let vmm = harness.vmm().await;
+    let spec = |name: &str| BootSpec { disk: Some(harness.disk()), ..harness.spec_in(name) };
+    let (one, two) = (boot(&vmm, &spec("one")).await, boot(&vmm, &spec("two")).await);
+    let (first, second) = (VolumeSlot::new(0).unwrap(), VolumeSlot::new(1).unwrap());
+    let volume = |name: &str| DiskSpec {
+        overlay: harness.file(name),
+        layers: Vec::new(),
+        base: harness.file("volume-base"),
+    };
+    let (data, other) = (volume("data"), volume("other"));
+    for _ in 0..2 {
+        one.attach_volume(first, &data, 1 << 30, STEP).await.unwrap();
+    }
+    assert!(one.attach_volume(first, &other, 1 << 30, STEP).await.is_err(), "another is there");
+    assert!(one.attach_volume(second, &data, 1 << 30, STEP).await.is_err(), "it is written");
+    assert!(two.attach_volume(first, &data, 1 << 30, STEP).await.is_err(), "it is written");
+    assert_eq!(harness.host.volumes_of(one.record())[&first], data);
+    for _ in 0..2 {
+        one.detach_volume(first, STEP).await.unwrap();
+    }
+    two.attach_volume(first, &data, 1 << 30, STEP).await.unwrap();
+    two.kill().await.unwrap();
+    one.attach_volume(second, &data, 1 << 30, STEP).await.unwrap();
+    let gone = DiskSpec { overlay: "/nonexistent".into(), ..data };
+    assert!(one.attach_volume(first, &gone, 1 << 30, STEP).await.is_err());
+}
+
+#[tokio::test]
 async fn the_chain_of_a_disk_is_what_was_done_to_it() {
     let harness = FakeHarness::new();
     let disk = harness.disk();
@@ -308,6 +338,13 @@ async fn take(vm: &Arc<dyn Vm>, step: Step, dir: &Path) -> Result<(), VmmError> 
         }
         Step::FlattenDisk => vm.flatten_disk(STEP).await,
         Step::GrowDisk => vm.grow_disk(1 << 30, STEP).await,
+        Step::AttachVolume => {
+            drop(file("volume"));
+            let (overlay, base) = (dir.join("volume"), dir.join("volume"));
+            let disk = DiskSpec { overlay, layers: Vec::new(), base };
+            vm.attach_volume(VolumeSlot::new(0).unwrap(), &disk, 1 << 30, STEP).await
+        }
+        Step::DetachVolume => vm.detach_volume(VolumeSlot::new(0).unwrap(), STEP).await,
     }
 }
 
@@ -324,6 +361,8 @@ async fn a_fault_injected_at_a_step_is_met_there_once_and_nowhere_else() {
         Step::PushOverlay,
         Step::FlattenDisk,
         Step::GrowDisk,
+        Step::AttachVolume,
+        Step::DetachVolume,
     ];
     for faulty in steps {
         for fault in [StepFault::Refuse, StepFault::Hang, StepFault::LoseAnswer, StepFault::Die] {

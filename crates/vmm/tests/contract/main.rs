@@ -10,6 +10,7 @@ mod qemu;
 mod qemu_disks;
 mod states;
 mod suite;
+mod volumes;
 
 /// Makes one test of each promise for one harness.
 macro_rules! contract {

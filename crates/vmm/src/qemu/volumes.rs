@@ -1,0 +1,226 @@
+//! Volumes: further disks of a QEMU that runs.
+//!
+//! The machine `microvm` has no bus on which a device could appear while it runs. So each machine has
+//! the devices from its start, each on a node `volume-N` that hands everything down to the node below
+//! it, and it is that node which is exchanged (`blockdev-reopen`): from `empty-N`, which has no sector,
+//! to the volume's chain and back. The guest learns of it when it looks at the device anew, which its
+//! agent has the kernel do. A saved state holds the device and nothing of what is below.
+//!
+//! The nodes of a volume in slot N are named `vN-base`, `vN-layer-I` and `vN-top-INODE`. As with
+//! [`super::chain`], what there is now is asked of QEMU each time.
+
+use std::os::fd::OwnedFd;
+
+use serde_json::{Value, json};
+use skerry_model::VolumeSlot;
+
+use super::{
+    chain::with_inode,
+    control::{self, ANSWER_DEADLINE},
+    qmp::QmpClient,
+};
+use crate::{DiskSpec, VmmError};
+
+const DEVICE_NODE: &str = "volume-";
+
+/// The file sets of volumes begin here, far above those of pushed overlays.
+const FIRST_FILE_SET: u64 = 100_000;
+/// More than a volume has files.
+const FILE_SETS_PER_SLOT: u64 = 100;
+const _: () = assert!(FILE_SETS_PER_SLOT > DiskSpec::MAX_LAYERS as u64 + 2);
+
+/// The files of a volume, opened, the overlay already the VM's user's.
+pub(super) struct Files {
+    pub(super) base: OwnedFd,
+    /// The lowest first.
+    pub(super) layers: Vec<OwnedFd>,
+    pub(super) overlay: OwnedFd,
+}
+
+/// The node on which the slot's device stands; also the device's name and the disk's serial number.
+pub(super) fn device_node(slot: VolumeSlot) -> String {
+    slot.device_serial()
+}
+
+pub(super) fn is_device_node(node: &str) -> bool {
+    node.starts_with(DEVICE_NODE)
+}
+
+/// What is below the device while the slot is empty.
+pub(super) fn empty_node(slot: VolumeSlot) -> String {
+    format!("empty-{slot}")
+}
+
+/// The device's node, standing on `below`.
+pub(super) fn device_options(slot: VolumeSlot, below: &str) -> Value {
+    json!({
+        "node-name": device_node(slot), "driver": "raw", "discard": "unmap", "file": below,
+    })
+}
+
+fn prefix(slot: VolumeSlot) -> String {
+    format!("v{slot}-")
+}
+
+fn top_node(slot: VolumeSlot, inode: u64) -> String {
+    format!("{}top-{inode:x}", prefix(slot))
+}
+
+/// See [`crate::Vm::attach_volume`].
+pub(super) async fn attach(
+    qmp: &QmpClient,
+    slot: VolumeSlot,
+    files: Files,
+) -> Result<(), VmmError> {
+    let (overlay, inode) = with_inode(files.overlay)
+        .map_err(|source| VmmError::Io { context: "look at the overlay".into(), source })?;
+    let top = top_node(slot, inode);
+    let there = nodes_of(qmp, slot).await?;
+    // An inode is not given to another file as long as somebody has the first one open.
+    if there.contains(&top) {
+        return stand_on(qmp, slot, &top).await;
+    }
+    // Left by an attempt that was broken off, if it can be removed.
+    forget(qmp, slot, &there).await;
+    if !nodes_of(qmp, slot).await?.is_empty() {
+        let reason = format!("slot {slot} has another volume");
+        return Err(VmmError::Refused { command: "blockdev-add", reason });
+    }
+    let attached = async {
+        let mut set = first_file_set(slot);
+        let mut below = format!("{}base", prefix(slot));
+        let file = hand_over(qmp, set, files.base).await?;
+        let base = json!({
+            "node-name": below, "driver": "raw", "read-only": true, "auto-read-only": false,
+            "file": { "driver": "file", "filename": file },
+        });
+        control::run(qmp, "blockdev-add", base).await?;
+        for (index, layer) in files.layers.into_iter().enumerate() {
+            set += 1;
+            let node = format!("{}layer-{}", prefix(slot), index + 1);
+            let file = hand_over(qmp, set, layer).await?;
+            let layer = json!({
+                "node-name": node, "driver": "qcow2",
+                "read-only": true, "auto-read-only": false, "backing": below,
+                "file": { "driver": "file", "filename": file },
+            });
+            control::run(qmp, "blockdev-add", layer).await?;
+            below = node;
+        }
+        let file = hand_over(qmp, set + 1, overlay).await?;
+        let overlay = json!({
+            "node-name": top, "driver": "qcow2", "discard": "unmap", "backing": below,
+            "file": { "driver": "file", "filename": file },
+        });
+        control::run(qmp, "blockdev-add", overlay).await?;
+        stand_on(qmp, slot, &top).await
+    }
+    .await;
+    if let Err(VmmError::Refused { .. }) = attached {
+        let left = nodes_of(qmp, slot).await?;
+        forget(qmp, slot, &left).await;
+    }
+    attached
+}
+
+/// See [`crate::Vm::detach_volume`].
+pub(super) async fn detach(qmp: &QmpClient, slot: VolumeSlot) -> Result<(), VmmError> {
+    let there = nodes_of(qmp, slot).await?;
+    if there.is_empty() {
+        return Ok(());
+    }
+    stand_on(qmp, slot, &empty_node(slot)).await?;
+    forget(qmp, slot, &there).await;
+    match nodes_of(qmp, slot).await?.is_empty() {
+        true => Ok(()),
+        false => {
+            let reason = format!("slot {slot} is still in use");
+            Err(VmmError::Refused { command: "blockdev-del", reason })
+        }
+    }
+}
+
+/// Exchanges what the slot's device stands on. Requests under way are waited for.
+async fn stand_on(qmp: &QmpClient, slot: VolumeSlot, below: &str) -> Result<(), VmmError> {
+    let options = json!({ "options": [device_options(slot, below)] });
+    control::run(qmp, "blockdev-reopen", options).await
+}
+
+/// Hands a file to the process and answers by which path it opens it. By the number's path and not by
+/// the set's: that opens the file anew, with the rights its mode gives.
+async fn hand_over(qmp: &QmpClient, set: u64, file: OwnedFd) -> Result<String, VmmError> {
+    let set = json!({ "fdset-id": set });
+    let answer = qmp.execute_with_file("add-fd", set, file, ANSWER_DEADLINE).await?;
+    match answer["fd"].as_u64() {
+        Some(fd) => Ok(format!("/proc/self/fd/{fd}")),
+        None => {
+            let reason = "it did not say under which number".to_owned();
+            Err(VmmError::Refused { command: "add-fd", reason })
+        }
+    }
+}
+
+fn first_file_set(slot: VolumeSlot) -> u64 {
+    FIRST_FILE_SET + u64::from(slot.get()) * FILE_SETS_PER_SLOT
+}
+
+/// The nodes of the slot's volume, each before those it stands on.
+async fn nodes_of(qmp: &QmpClient, slot: VolumeSlot) -> Result<Vec<String>, VmmError> {
+    let flat = json!({ "flat": true });
+    let nodes = qmp.execute("query-named-block-nodes", Some(flat), ANSWER_DEADLINE).await?;
+    Ok(nodes_in(&nodes, slot))
+}
+
+fn nodes_in(named_nodes: &Value, slot: VolumeSlot) -> Vec<String> {
+    let prefix = prefix(slot);
+    let names = named_nodes.as_array().into_iter().flatten();
+    let names = names.filter_map(|node| node["node-name"].as_str());
+    let mut names: Vec<String> =
+        names.filter(|name| name.starts_with(&prefix)).map(str::to_owned).collect();
+    // From the top down: what something stands on cannot be removed.
+    names.sort_by_key(|name| std::cmp::Reverse(height(&name[prefix.len()..])));
+    names
+}
+
+/// How far up a node stands; what is none of ours is looked at first, and cannot be removed.
+fn height(kind: &str) -> u64 {
+    match (kind, kind.strip_prefix("layer-")) {
+        ("base", _) => 0,
+        (_, Some(number)) => number.parse().unwrap_or(u64::MAX - 1),
+        (_, None) => u64::MAX,
+    }
+}
+
+/// Forgets nodes and the slot's files. What is in use stays.
+async fn forget(qmp: &QmpClient, slot: VolumeSlot, nodes: &[String]) {
+    for node in nodes {
+        let _ = control::run(qmp, "blockdev-del", json!({ "node-name": node })).await;
+    }
+    let Ok(sets) = qmp.execute("query-fdsets", None, ANSWER_DEADLINE).await else { return };
+    let first = first_file_set(slot);
+    let sets = sets.as_array().into_iter().flatten();
+    let ours = sets.filter_map(|set| set["fdset-id"].as_u64());
+    for set in ours.filter(|set| (first..first + FILE_SETS_PER_SLOT).contains(set)) {
+        let _ = control::run(qmp, "remove-fd", json!({ "fdset-id": set })).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volumes_nodes_are_found_from_the_top_down() {
+        let slot = VolumeSlot::new(1).unwrap();
+        let names = ["v1-base", "v1-layer-2", "v1-layer-10", "v1-top-7f", "v0-base", "root"];
+        let nodes: Vec<Value> = names.map(|name| json!({ "node-name": name })).into();
+        let found = nodes_in(&Value::from(nodes), slot);
+        assert_eq!(found, ["v1-top-7f", "v1-layer-10", "v1-layer-2", "v1-base"]);
+    }
+
+    #[test]
+    fn a_name_has_room_for_any_inode() {
+        let longest = top_node(VolumeSlot::new(VolumeSlot::COUNT - 1).unwrap(), u64::MAX);
+        assert!(longest.len() <= 31, "{longest}");
+    }
+}

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use skerry_internal_api::NodeApi;
 use skerry_model::{
     AccountId, ApiKeyId, Demand, ErrorKind, Plan, ProjectId, Secret, SnapshotId, Timestamp,
-    Workspace, WorkspaceId,
+    VolumeId, Workspace, WorkspaceId,
 };
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -41,6 +41,8 @@ pub(crate) struct Inner {
     pub(crate) workers: Workers<WorkspaceId>,
     /// One entry for each snapshot somebody works on now.
     pub(crate) snapshot_workers: Workers<SnapshotId>,
+    /// One entry for each volume somebody works on now.
+    pub(crate) volume_workers: Workers<VolumeId>,
     /// One entry for each VM whose network policy somebody works on now.
     pub(crate) policy_workers: Workers<Policed>,
     /// What the node was told of networks.
@@ -51,6 +53,8 @@ pub(crate) struct Inner {
     pub(crate) watchers: Watchers<WorkspaceId>,
     /// Requests that wait for a snapshot to change.
     pub(crate) snapshot_watchers: Watchers<SnapshotId>,
+    /// Requests that wait for a volume to change.
+    pub(crate) volume_watchers: Watchers<VolumeId>,
     /// Who is being used.
     pub(crate) activity: Activity,
     /// Published ports that are being visited.
@@ -97,11 +101,13 @@ impl Control {
                 node,
                 workers: Workers::default(),
                 snapshot_workers: Workers::default(),
+                volume_workers: Workers::default(),
                 policy_workers: Workers::default(),
                 policies: Policies::default(),
                 key_uses: KeyUses::default(),
                 watchers: Watchers::default(),
                 snapshot_watchers: Watchers::default(),
+                volume_watchers: Watchers::default(),
                 activity: Activity::default(),
                 visited: Visited::default(),
                 saves,

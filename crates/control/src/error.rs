@@ -1,6 +1,6 @@
 //! The crate's error: a kind from the closed set of `model`, fit to be shown, and a cause for the log.
 
-use skerry_internal_api::NodeError;
+use skerry_internal_api::{NodeError, PullFailure};
 use skerry_model::{ErrorKind, Invalid};
 
 /// Why a use case failed.
@@ -75,8 +75,10 @@ impl From<NodeError> for Error {
                 reason: "the workspace must be running".to_owned(),
             },
             NodeError::NoSuchImage(_) => ErrorKind::NotFound { what: "image" },
+            NodeError::Pull { why, message } => not_pulled(*why, message),
             NodeError::NoSuchSnapshot => ErrorKind::NotFound { what: "snapshot" },
-            NodeError::Cancelled | NodeError::SavedStateUnusable(_) => {
+            NodeError::NoSuchVolume => ErrorKind::NotFound { what: "volume" },
+            NodeError::Cancelled | NodeError::SavedStateUnusable(_) | NodeError::VolumeInUse => {
                 ErrorKind::Conflict(error.to_string())
             }
             NodeError::NoSuchFile(_) => ErrorKind::NotFound { what: "file" },
@@ -96,5 +98,28 @@ impl From<NodeError> for Error {
             }
         };
         Self { kind, cause: Some(Box::new(error)) }
+    }
+}
+
+/// An image that could not be pulled: the caller's fault as far as another reference would help.
+fn not_pulled(why: PullFailure, message: &str) -> ErrorKind {
+    let invalid = |allowed: &str| {
+        ErrorKind::Invalid(Invalid {
+            field: "image",
+            problem: message.to_owned(),
+            allowed: allowed.to_owned(),
+        })
+    };
+    match why {
+        PullFailure::InvalidReference | PullFailure::NotFound => {
+            invalid("the name of an image here, or a reference such as docker.io/library/debian:12")
+        }
+        PullFailure::NotPermitted => invalid("images of the registries this server permits"),
+        PullFailure::Unauthorized => invalid("images that this server's credentials may read"),
+        PullFailure::TooLarge => invalid("images within this server's limits"),
+        PullFailure::Refused => invalid("images for linux/amd64 whose layers hold what layers may"),
+        PullFailure::BadDigest | PullFailure::Unreachable | PullFailure::Host => {
+            ErrorKind::Unavailable(message.to_owned())
+        }
     }
 }

@@ -15,6 +15,29 @@ pub enum ConnectFailure {
     NoSuchHost,
 }
 
+/// Why an image could not be pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullFailure {
+    /// What was asked for is no reference to an image.
+    InvalidReference,
+    /// The operator has not permitted its registry.
+    NotPermitted,
+    /// The registry has no such image, or none for this machine.
+    NotFound,
+    /// The registry does not let this server read it.
+    Unauthorized,
+    /// Larger than this server takes.
+    TooLarge,
+    /// What came is not what its digest says.
+    BadDigest,
+    /// It holds something that no image has, or that is not safe.
+    Refused,
+    /// The registry could not be reached.
+    Unreachable,
+    /// The host failed.
+    Host,
+}
+
 /// A node's refusal or failure. The text is fit to be shown to the tenant; causes are logged where
 /// they happen.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -28,6 +51,12 @@ pub enum NodeError {
     /// No complete snapshot of this identifier is there.
     #[error("no such snapshot")]
     NoSuchSnapshot,
+    /// No complete volume of this identifier is there.
+    #[error("no such volume")]
+    NoSuchVolume,
+    /// Another workspace writes the volume.
+    #[error("the volume is in use by another workspace")]
+    VolumeInUse,
     /// A saved state cannot be used: damaged, incomplete, or of another machine.
     #[error("the saved state cannot be used: {0}")]
     SavedStateUnusable(String),
@@ -37,6 +66,14 @@ pub enum NodeError {
     /// The image is not on this node.
     #[error("image {0} is not present on the node")]
     NoSuchImage(String),
+    /// An image could not be pulled.
+    #[error("{message}")]
+    Pull {
+        /// Which kind.
+        why: PullFailure,
+        /// A sentence.
+        message: String,
+    },
     /// A file or directory in the guest does not exist.
     #[error("{0}: no such file or directory")]
     NoSuchFile(String),
@@ -44,7 +81,7 @@ pub enum NodeError {
     #[error("{message}")]
     Guest {
         /// Stable word: `exists`, `is_directory`, `not_directory`, `permission_denied`,
-        /// `too_large`, `no_space`, `no_such_user`, `no_such_command`, `other`.
+        /// `too_large`, `no_space`, `no_such_user`, `no_such_command`, `busy`, `other`.
         code: &'static str,
         /// A sentence with the path it is about.
         message: String,

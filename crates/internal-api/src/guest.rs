@@ -21,6 +21,9 @@ pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, NodeError>> + Send
 pub enum User {
     /// uid 0.
     Root,
+    /// Whom the workspace's image names for its programs; root if it names nobody. For files it is
+    /// root.
+    OfImage,
     /// By login name, looked up in the guest's own `/etc/passwd`.
     Named(String),
 }

@@ -16,9 +16,10 @@ pub use guest::{
     FileStat, GuestApi, GuestStats, GuestStream, ListeningPort, Pty, User, WriteMode,
 };
 pub use node::{
-    DoctorCheck, DoctorLevel, ImageInfo, ImagePull, LogSource, NodeApi, NodeCapacity, NodeDoctor,
-    NodeEvent, NodeNetwork, PullStep, SnapshotContents, SnapshotInfo, StartFrom, StartPath,
-    StartStatistics, StopMode, VmExit, VmPhase, VmReport, VmSpec, VolumeInfo,
+    DoctorCheck, DoctorLevel, EgressRefusal, EgressRefusals, ImageInfo, ImagePull, LogSource,
+    NodeApi, NodeCapacity, NodeDoctor, NodeEvent, NodeNetwork, PullStep, RefusedEgress,
+    SnapshotContents, SnapshotInfo, StartFrom, StartPath, StartStatistics, StopMode, VmExit,
+    VmPhase, VmReport, VmSpec, VolumeInfo,
 };
 pub use preview::{
     OpenPreview, PREVIEW_TOKEN_CHARS, PreviewAddress, PreviewCredential, PreviewRefusal,

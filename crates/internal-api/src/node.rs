@@ -5,8 +5,8 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skerry_model::{
-    EnvVar, Incarnation, NetworkPolicy, NodeId, PrivateAddress, Shape, SnapshotId, Timestamp,
-    VolumeId, VolumeMount, WorkspaceId,
+    EnvVar, HostName, Incarnation, NetworkPolicy, NodeId, PrivateAddress, Shape, SnapshotId,
+    Timestamp, VolumeId, VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef, LogRetention},
 };
 use tokio::sync::broadcast;
@@ -258,6 +258,37 @@ pub struct NodeNetwork {
     pub has_uplink: bool,
 }
 
+/// What a guest wanted of names outside, and was refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EgressRefusals {
+    /// How many since the VM was started, or since the server was.
+    pub total: u64,
+    /// The last of them, the newest at the end; a bounded number.
+    pub last: Vec<EgressRefusal>,
+}
+
+/// Something that a guest wanted and was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EgressRefusal {
+    /// What it wanted.
+    pub what: RefusedEgress,
+    /// The name that it gave; `None` when it gave none that could be read.
+    pub name: Option<HostName>,
+    /// How often in a row.
+    pub times: u64,
+}
+
+/// Kinds of refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedEgress {
+    /// To resolve the name.
+    Resolution,
+    /// To use an address that the name was said to have, and that is not of the internet.
+    PrivateAnswer,
+    /// To connect to this TCP port, to the name that it asked for there.
+    Connection(u16),
+}
+
 /// What this host can do, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeDoctor {
@@ -437,6 +468,13 @@ pub trait NodeApi: Send + Sync {
         None
     }
 
+    /// What the workspace's VM wanted of names outside and was refused; `None` without a VM that has a
+    /// network.
+    async fn egress_refusals(&self, workspace_id: WorkspaceId) -> Option<EgressRefusals> {
+        let _ = workspace_id;
+        None
+    }
+
     /// Changes what the running VM of this incarnation may do on the network, all of it at the same
     /// moment. What is not permitted any more ends, also in connections that exist; the others go
     /// on. Every start begins with a policy that permits nothing.
@@ -489,6 +527,16 @@ pub trait NodeApi: Send + Sync {
         let _ = reference;
         Err(NodeError::Unsupported("pulling images".to_owned()))
     }
+
+    /// Begins what [`NodeApi::ensure_image`] does, unless it is under way, and says how far it is.
+    async fn begin_image_pull(&self, reference: &str) -> Result<ImagePull, NodeError> {
+        let _ = reference;
+        Err(NodeError::Unsupported("pulling images".to_owned()))
+    }
+
+    /// The newest image here of this name, or of this reference as people write it (`alpine` for
+    /// `docker.io/library/alpine:latest`). No registry is asked.
+    async fn image_named(&self, name: &str) -> Option<ImageInfo>;
 
     /// The pulls under way, and some that ended.
     async fn image_pulls(&self) -> Vec<ImagePull> {

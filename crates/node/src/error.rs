@@ -63,6 +63,12 @@ pub enum Error {
     /// No complete snapshot of this identifier is there.
     #[error("there is no such snapshot")]
     NoSuchSnapshot,
+    /// No volume of this identifier is there.
+    #[error("there is no such volume")]
+    NoSuchVolume,
+    /// Another VM writes the volume.
+    #[error("another VM writes the volume")]
+    VolumeInUse,
     /// The guest's file systems took writes while they were copied.
     #[error("the guest's file systems did not stay frozen")]
     NotOfOneMoment,
@@ -129,6 +135,8 @@ impl Error {
                 NodeError::Timeout { step, bound_seconds: *bound_seconds }
             }
             Self::NoSuchSnapshot => NodeError::NoSuchSnapshot,
+            Self::NoSuchVolume => NodeError::NoSuchVolume,
+            Self::VolumeInUse => NodeError::VolumeInUse,
             Self::Cancelled => NodeError::NotRunning,
             Self::Guest(error) => error.clone(),
             Self::SavedState { path, problem } => {

@@ -16,7 +16,7 @@ use crate::{
     capacity::MemoryBooks,
     cgroups::Cgroups,
     error::{Error, chain},
-    images::ImageStore,
+    images::{ImageStore, Puller},
     layout::Layout,
     network::Network,
     pool::Pool,
@@ -26,6 +26,7 @@ use crate::{
     templates::Templates,
     turns::Turns,
     uids::UidPool,
+    volumes::Volumes,
 };
 
 /// This machine.
@@ -35,8 +36,11 @@ pub(crate) struct Host {
     pub environment: NodeEnvironment,
     pub layout: Layout,
     pub storage: Storage,
+    pub volumes: Arc<Volumes>,
     pub vmm: Arc<dyn Vmm>,
     pub images: ImageStore,
+    /// What brings images from registries.
+    pub puller: Arc<Puller>,
     pub cgroups: Cgroups,
     /// `Err` says why VMs do not get uids of their own.
     pub uids: Result<UidPool, String>,

@@ -143,6 +143,11 @@ impl Layout {
         self.snapshot(snapshot_id).join("promoted")
     }
 
+    /// Parent of all volumes.
+    pub fn volumes_dir(&self) -> PathBuf {
+        self.data_dir.join("volumes")
+    }
+
     /// Parent of the pool's slots.
     pub fn pool_dir(&self) -> PathBuf {
         self.data_dir.join("pool")

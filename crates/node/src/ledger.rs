@@ -5,6 +5,7 @@
 //! what it would have named was not acquired yet.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
@@ -14,7 +15,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use skerry_internal_api::{StartPath, VmExit};
-use skerry_model::{Incarnation, MemMib, SnapshotId, Timestamp};
+use skerry_model::{Incarnation, MemMib, SnapshotId, Timestamp, VolumeMount, VolumeSlot};
 use skerry_vmm::VmmRecord;
 
 use crate::{
@@ -92,6 +93,16 @@ pub(crate) enum Entry {
     /// The saved memory must not be used any more: a VM goes on from it, or it is given up. Written
     /// before the disk it belongs to is written to again.
     MemoryForgotten,
+    /// The VM is about to get a volume.
+    VolumeAttaching {
+        /// Which, where and for what.
+        mount: VolumeMount,
+    },
+    /// The volume in this slot is not the VM's any more.
+    VolumeDetached {
+        /// Which slot.
+        slot: VolumeSlot,
+    },
     /// Everything of this start is released.
     Released,
     /// The workspace is being deleted: nothing may survive.
@@ -142,6 +153,8 @@ pub(crate) struct LedgerState {
     pub saving: Option<SavePurpose>,
     /// Saved memory lies beside the disk and belongs to it.
     pub memory_saved: bool,
+    /// The volumes it may have.
+    pub volumes: BTreeMap<VolumeSlot, VolumeMount>,
     /// A deletion has begun.
     pub deleting: bool,
 }
@@ -170,7 +183,14 @@ impl LedgerState {
             Entry::SaveEnded => self.saving = None,
             Entry::MemorySaved => self.memory_saved = true,
             Entry::MemoryForgotten => self.memory_saved = false,
+            Entry::VolumeAttaching { mount } => {
+                self.volumes.insert(mount.slot, mount);
+            }
+            Entry::VolumeDetached { slot } => {
+                self.volumes.remove(&slot);
+            }
             Entry::Released => {
+                self.volumes.clear();
                 self.holdings = None;
                 self.processes.clear();
                 self.ready_at = None;

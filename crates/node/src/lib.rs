@@ -41,6 +41,7 @@ mod templates;
 mod turns;
 mod uids;
 mod vm;
+mod volumes;
 
 pub use config::{
     CgroupPolicy, FillRandom, NetworkChoice, NodeConfig, NodeEnvironment, TemplatePreset, UidRange,
@@ -52,6 +53,6 @@ pub use faults::{
     FaultKind, Faults, INSTANT_POINTS as INSTANT_FAULT_POINTS, POINTS as FAULT_POINTS,
     SAVED_POINTS as SAVED_FAULT_POINTS,
 };
-pub use network::AddressPrefix;
+pub use network::{AddressPrefix, UplinkChoice, UplinkSettings};
 pub use node::Node;
 pub use seal::{Seal, SealError};

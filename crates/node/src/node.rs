@@ -8,11 +8,13 @@ use std::{
 
 use async_trait::async_trait;
 use skerry_internal_api::{
-    ByteStream, GuestApi, ImageInfo, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError,
-    NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmPhase, VmReport,
-    VmSpec,
+    ByteStream, EgressRefusals, GuestApi, ImageInfo, ImagePull, LogSource, NodeApi, NodeCapacity,
+    NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo, StartStatistics,
+    StopMode, VmPhase, VmReport, VmSpec, VolumeInfo,
 };
-use skerry_model::{Incarnation, NetworkPolicy, NodeId, SnapshotId, WorkspaceId};
+use skerry_model::{
+    Incarnation, NetworkPolicy, NodeId, SnapshotId, VolumeId, VolumeMount, WorkspaceId,
+};
 use skerry_vmm::Vmm;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -24,8 +26,8 @@ use crate::{
     doctor,
     error::{Error, blocking, chain},
     guest::HANDSHAKE_WITHIN,
-    host::{Host, StartCounters},
-    images::ImageStore,
+    host::{Host, StartCounters, StepFailed},
+    images::{ImageStore, Puller},
     layout::{Layout, node_id},
     ledger::Ledger,
     logs,
@@ -44,6 +46,7 @@ use crate::{
         Answer, Request, Slot, Status, Undertaking,
         owner::{Found, Owner},
     },
+    volumes::Volumes,
 };
 
 /// Events a slow subscriber may be behind.
@@ -117,11 +120,16 @@ impl Node {
         });
     }
 
-    /// Makes places on the network ahead, if there is one.
+    /// Makes places on the network ahead and serves guests there, if there is one.
     fn keep_network_ready(&self) {
         let Some(network) = self.host.network.clone() else { return };
         let ends = [self.host.abandon.clone(), self.host.shutdown.clone()];
-        self.host.tasks.spawn(network.keep_ready(ends));
+        self.host.tasks.spawn(Arc::clone(&network).keep_ready(ends.clone()));
+        self.host.tasks.spawn(async move {
+            if let Err(error) = network.serve(ends).await {
+                tracing::error!(error = chain(&error), "guests are not served names");
+            }
+        });
     }
 
     /// Works until `shutdown` is cancelled, then ends in good order.
@@ -268,6 +276,21 @@ impl Node {
         self.ending().or(lost).map(Err)
     }
 
+    async fn with_volumes<T: Send + 'static>(
+        &self,
+        step: &'static str,
+        work: impl FnOnce(&Volumes) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, NodeError> {
+        if let Some(error) = self.ending() {
+            return Err(error);
+        }
+        let volumes = Arc::clone(&self.host.volumes);
+        blocking(move || work(&volumes))
+            .await
+            .map_err(StepFailed::at(step))
+            .map_err(|failed| failed.report("working on volumes"))
+    }
+
     fn ending(&self) -> Option<NodeError> {
         let ending = self.host.shutdown.is_cancelled() || self.host.abandon.is_cancelled();
         ending.then_some(NodeError::Step { step: "node_shutdown" })
@@ -285,6 +308,12 @@ fn open_host(
     }
     let layout = Layout::open(&config)?;
     let storage = Storage::open(&layout, &config, &environment)?;
+    let volumes = Arc::new(Volumes::new(
+        layout.volumes_dir(),
+        storage.disks.clone(),
+        Arc::clone(&storage.layers),
+        storage.room.clone(),
+    ));
     let images = ImageStore::open(&config.image_dir)
         .map_err(|error| Error::Config { setting: "image_dir", problem: error.to_string() })?
         .with_kernel_choice(config.kernel);
@@ -298,7 +327,16 @@ fn open_host(
     }
     let memory = MemoryBooks::new(guest_memory_limit_mib(&config, &layout.memory_dir));
     let network = open_network(&config, &layout)?;
-    let shutdown = CancellationToken::new();
+    let (shutdown, abandon) = (CancellationToken::new(), CancellationToken::new());
+    let tasks = TaskTracker::new();
+    let puller = Arc::new(Puller::new(
+        images.clone(),
+        config.pull.clone(),
+        Arc::clone(&environment.now),
+        [shutdown.clone(), abandon.clone()],
+        tasks.clone(),
+    ));
+    puller.sweep();
     let templates = Templates::new(config.template_budget_mib, &*vmm);
     let promotions = Promotions::new(templates.off().is_none());
     let pool = Pool::new(&config, memory.limit_mib(), &templates, &shutdown);
@@ -309,8 +347,10 @@ fn open_host(
         environment,
         layout,
         storage,
+        volumes,
         vmm,
         images,
+        puller,
         cgroups,
         uids,
         memory,
@@ -321,8 +361,8 @@ fn open_host(
         starts: StartCounters::default(),
         events: broadcast::Sender::new(EVENTS),
         shutdown,
-        abandon: CancellationToken::new(),
-        tasks: TaskTracker::new(),
+        abandon,
+        tasks,
         snapshots: SnapshotsUnderWay::default(),
         flattening: Arc::new(Semaphore::new(1)),
         repeated_boots: AtomicU64::new(0),
@@ -336,7 +376,9 @@ fn open_network(config: &NodeConfig, layout: &Layout) -> Result<Option<Arc<Netwo
         (NetworkChoice::On, None) => {
             // A start that finds none waiting makes its own.
             let ahead = usize::try_from(config.pool_max_warm).unwrap_or(usize::MAX).clamp(1, 16);
-            Network::open(&layout.tag, config.network_prefix, ahead).map(Arc::new).map(Some)
+            let (prefix, uplink) = (config.network_prefix, &config.uplink);
+            let network = Network::open(&layout.tag, prefix, ahead, uplink, &layout.data_dir)?;
+            Ok(Some(Arc::new(network)))
         }
     }
 }
@@ -429,6 +471,42 @@ impl NodeApi for Node {
         })
     }
 
+    async fn ensure_volume(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
+        self.with_volumes("make_volume", move |volumes| volumes.ensure(id, size_bytes)).await
+    }
+
+    async fn ensure_volume_deleted(&self, id: VolumeId) -> Result<(), NodeError> {
+        self.with_volumes("remove_volume", move |volumes| volumes.delete(id)).await
+    }
+
+    async fn volumes(&self) -> Result<Vec<VolumeInfo>, NodeError> {
+        self.with_volumes("list_volumes", Volumes::list).await
+    }
+
+    async fn ensure_volume_attached(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        mount: VolumeMount,
+    ) -> Result<(), NodeError> {
+        let mount = Arc::new(mount);
+        let request = |_: &Slot, answer| {
+            let mount = Arc::clone(&mount);
+            Request::AttachVolume { incarnation, mount, answer }
+        };
+        self.ask_owner(workspace_id, request).await
+    }
+
+    async fn ensure_volume_detached(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        volume_id: VolumeId,
+    ) -> Result<(), NodeError> {
+        let request = |_: &Slot, answer| Request::DetachVolume { incarnation, volume_id, answer };
+        self.ask_owner(workspace_id, request).await
+    }
+
     async fn start_statistics(&self) -> StartStatistics {
         let mut statistics = self.host.starts.statistics();
         statistics.templates = self.host.templates.all().len() as u64;
@@ -456,6 +534,11 @@ impl NodeApi for Node {
     fn network(&self) -> Option<NodeNetwork> {
         let network = self.host.network.as_ref()?;
         Some(NodeNetwork { gateway: GUEST_GATEWAY, has_uplink: network.has_uplink() })
+    }
+
+    async fn egress_refusals(&self, workspace_id: WorkspaceId) -> Option<EgressRefusals> {
+        let network = self.host.network.as_ref()?;
+        network.egress_refusals(network.known_address(&self.host.layout.vm(workspace_id).dir)?)
     }
 
     async fn set_network_policy(
@@ -524,6 +607,24 @@ impl NodeApi for Node {
         let images = self.host.images.clone();
         let list = move || Ok(images.list().iter().map(crate::images::StoredImage::info).collect());
         blocking(list).await.unwrap_or_default()
+    }
+
+    async fn ensure_image(&self, reference: &str) -> Result<ImageInfo, NodeError> {
+        self.host.puller.ensure(reference).await
+    }
+
+    async fn begin_image_pull(&self, reference: &str) -> Result<ImagePull, NodeError> {
+        self.host.puller.begin(reference)
+    }
+
+    async fn image_named(&self, name: &str) -> Option<ImageInfo> {
+        let (puller, name) = (Arc::clone(&self.host.puller), name.to_owned());
+        let found = blocking(move || Ok(puller.find(&name).map(|image| image.info()))).await;
+        found.unwrap_or_default()
+    }
+
+    async fn image_pulls(&self) -> Vec<ImagePull> {
+        self.host.puller.list()
     }
 
     async fn capacity(&self) -> NodeCapacity {

@@ -206,14 +206,21 @@ async fn take_over(
     let vm: Arc<dyn Vm> =
         adopt.await.map_err(|_| Error::Timeout { bound_seconds: ADOPT_BOUND.as_secs() })??;
     let (files, environment) = (paths.clone(), host.environment.clone());
-    let (spec, identity) = blocking(move || {
+    let images = host.images.clone();
+    let (spec, identity, defaults) = blocking(move || {
         let spec = spec_file::read(&files.spec, &*environment.seal)?;
-        Ok((spec, GuestIdentity::ensure(&files, &environment)?))
+        // An image that is damaged now does not end a VM that runs.
+        let image = images.by_digest(&spec.image_digest).ok();
+        let defaults = image.map(|image| image.defaults()).unwrap_or_default();
+        Ok((spec, GuestIdentity::ensure(&files, &environment)?, defaults))
     })
     .await?;
+    for mount in ledger.state().volumes.values() {
+        host.volumes.found(mount, &paths.dir);
+    }
     let cpus = settle_vm(host, paths, ledger, &*vm).await?;
     let leases = reclaim(host, holdings);
-    let contact = Contact { spec: Box::new(spec), identity };
+    let contact = Contact { spec: Box::new(spec), identity, defaults };
     Ok(Found::Running { vm, cpus, leases, contact })
 }
 
@@ -287,7 +294,8 @@ async fn sweep(host: &Arc<Host>, recovered: &[Recovered]) -> Result<(), Error> {
                 Some(network) => network.sweep()?,
                 None => {
                     let places = held.iter().filter_map(|one| one.network.clone());
-                    network::clear(&host.layout.tag, &places.collect::<Vec<_>>())?;
+                    let (tag, data_dir) = (&host.layout.tag, &host.layout.data_dir);
+                    network::clear(tag, data_dir, &places.collect::<Vec<_>>())?;
                 }
             }
         }

@@ -15,6 +15,7 @@ use crate::{
     layout::{VmPaths, names_in, remove_dir, remove_file, remove_tree},
     ledger::{Entry, Ledger},
     network,
+    volumes::Scratch,
 };
 
 /// Killing is a signal and a wait; a process that the kernel does not let go within this time is
@@ -71,6 +72,14 @@ pub(crate) async fn release_all(
             (_, None) => Ok(()),
         })
         .await?;
+        let (volumes, held, dir) =
+            (Arc::clone(&host.volumes), state.volumes.clone(), paths.dir.clone());
+        // A suspended guest goes on with what it has seen of them.
+        let scratch = if state.memory_saved { Scratch::Keep } else { Scratch::Remove };
+        undo(host, "release_volumes", move || {
+            held.values().try_for_each(|mount| volumes.close(mount, &dir, scratch))
+        })
+        .await?;
         let run_dir = holdings.run_dir.clone();
         undo(host, "release_run_directory", move || run_dir.as_deref().map_or(Ok(()), remove_tree))
             .await?;
@@ -96,7 +105,11 @@ pub(crate) async fn release_all(
     }
     if state.deleting {
         let disk = host.storage.disks.at(&paths.dir);
-        undo(host, "release_disk", move || disk.remove()).await?;
+        let (volumes, dir) = (Arc::clone(&host.volumes), paths.dir.clone());
+        undo(host, "release_disk", move || {
+            volumes.forget_scratch(&dir).and_then(|()| disk.remove())
+        })
+        .await?;
     } else if host.storage.disks.at(&paths.dir).exists() {
         return Ok(Remains::Disk);
     }

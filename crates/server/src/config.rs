@@ -12,11 +12,14 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use skerry_model::{
-    DiskMib, MemMib, Plan, Secret, Shape, VcpuCount,
+    DiskMib, Ipv4Network, MemMib, Plan, Secret, Shape, VcpuCount,
     limits::{Pool, Range},
     spec::CpuKind,
 };
-use skerry_node::{AddressPrefix, Faults, NetworkChoice, images::KernelChoice};
+use skerry_node::{
+    AddressPrefix, Faults, NetworkChoice,
+    images::{KernelChoice, PullLimits, PullPolicy},
+};
 
 /// What happens to running workspaces when the server is told to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -162,6 +165,23 @@ pub struct Settings {
     /// From where workspaces get their private addresses [default: 10.201.0.0/16]
     #[arg(long, env = "SKERRY_NETWORK_PREFIX", value_name = "PREFIX")]
     pub network_prefix: Option<String>,
+    /// Through what workspaces reach the world as far as their egress rules permit: the interface of
+    /// the default route, an interface, a network namespace, nothing [default: none]
+    #[arg(long, env = "SKERRY_UPLINK", value_name = "none|auto|INTERFACE|netns:NAME")]
+    pub uplink: Option<String>,
+    /// Private networks behind the uplink, such as 192.168.7.0/24, that egress rules may name
+    /// [default: none]
+    #[arg(
+        long,
+        env = "SKERRY_PRIVATE_NETWORKS",
+        value_name = "NETWORK,...",
+        value_delimiter = ','
+    )]
+    pub private_networks: Option<Vec<String>>,
+    /// Addresses of the name servers that workspaces' names are asked of [default: those of the
+    /// uplink's resolv.conf]
+    #[arg(long, env = "SKERRY_NAME_SERVERS", value_name = "ADDRESS,...", value_delimiter = ',')]
+    pub name_servers: Option<Vec<String>>,
     /// Templates to make ahead of time; others are made when a workspace of their image and shape has
     /// booted
     #[arg(skip)]
@@ -171,9 +191,60 @@ pub struct Settings {
     #[arg(skip)]
     #[serde(default)]
     pub image_aliases: BTreeMap<String, String>,
+    /// From which registries images are pulled, and how
+    #[arg(skip)]
+    pub image_pull: Option<ImagePullSettings>,
     /// The limits of every account [default: what the host has]
     #[arg(skip)]
     pub plan: Option<Plan>,
+}
+
+/// From which registries images are pulled. Without it, from none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImagePullSettings {
+    /// The registries, as `host` or `host:port`; `docker.io` is Docker Hub.
+    pub registries: Vec<String>,
+    /// Those of the registries and mirrors that are spoken to without TLS, besides loopback addresses.
+    #[serde(default)]
+    pub insecure_registries: Vec<String>,
+    /// Registry to the hosts that are asked before it.
+    #[serde(default)]
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Credentials in the form of Docker's `config.json`.
+    pub auth_file: Option<PathBuf>,
+    /// How large an image may be as it is transferred, in MiB.
+    pub max_transfer_mib: Option<u32>,
+    /// How large its layers may be unpacked, in MiB.
+    pub max_unpacked_mib: Option<u32>,
+    /// How many files its layers may have in all.
+    pub max_files: Option<u32>,
+}
+
+impl ImagePullSettings {
+    fn policy(self) -> Result<PullPolicy> {
+        let default = PullLimits::default();
+        let bytes = |mib: Option<u32>, otherwise| mib.map_or(otherwise, |mib| u64::from(mib) << 20);
+        let hosts = self.registries.iter().chain(&self.insecure_registries);
+        for host in hosts.chain(self.mirrors.values().flatten()) {
+            let good =
+                |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-:[]".contains(c);
+            if host.is_empty() || !host.chars().all(good) {
+                bail!("image_pull: {host:?} is not a host or host:port");
+            }
+        }
+        Ok(PullPolicy {
+            registries: self.registries,
+            insecure: self.insecure_registries,
+            mirrors: self.mirrors,
+            auth_file: self.auth_file.map(absolute).transpose()?,
+            limits: PullLimits {
+                transfer_bytes: bytes(self.max_transfer_mib, default.transfer_bytes),
+                unpacked_bytes: bytes(self.max_unpacked_mib, default.unpacked_bytes),
+                entries: self.max_files.map_or(default.entries, u64::from),
+            },
+        })
+    }
 }
 
 /// A template to make ahead of time. What is not given is the plan's default.
@@ -240,10 +311,14 @@ pub struct Config {
     pub network: NetworkChoice,
     /// See [`Settings::network_prefix`].
     pub network_prefix: AddressPrefix,
+    /// See [`Settings::uplink`], [`Settings::private_networks`] and [`Settings::name_servers`].
+    pub uplink: UplinkSettings,
     /// See [`Settings::templates`].
     pub templates: Vec<TemplateSettings>,
     /// See [`Settings::image_aliases`].
     pub image_aliases: BTreeMap<String, String>,
+    /// See [`Settings::image_pull`].
+    pub image_pull: PullPolicy,
     /// See [`Settings::plan`].
     pub plan: Option<Plan>,
     /// The user's private directory for sockets (`$XDG_RUNTIME_DIR`).
@@ -312,12 +387,16 @@ impl Settings {
             pool_memory_mib: self.pool_memory_mib.or(weaker.pool_memory_mib),
             network: self.network.or(weaker.network),
             network_prefix: self.network_prefix.or(weaker.network_prefix),
+            uplink: self.uplink.or(weaker.uplink),
+            private_networks: self.private_networks.or(weaker.private_networks),
+            name_servers: self.name_servers.or(weaker.name_servers),
             templates: if self.templates.is_empty() { weaker.templates } else { self.templates },
             image_aliases: if self.image_aliases.is_empty() {
                 weaker.image_aliases
             } else {
                 self.image_aliases
             },
+            image_pull: self.image_pull.or(weaker.image_pull),
             plan: self.plan.or(weaker.plan),
         }
     }
@@ -363,6 +442,24 @@ impl Settings {
                 .map_err(|problem| anyhow!("network_prefix: {problem}"))?,
             None => AddressPrefix::DEFAULT,
         };
+        let uplink = UplinkSettings {
+            choice: self
+                .uplink
+                .map_or(Ok(UplinkChoice::None), |text| text.parse())
+                .map_err(|problem| anyhow!("uplink: {problem}"))?,
+            private_networks: self
+                .private_networks
+                .unwrap_or_default()
+                .iter()
+                .map(|text| private_network(text))
+                .collect::<Result<_>>()?,
+            name_servers: self
+                .name_servers
+                .unwrap_or_default()
+                .iter()
+                .map(|text| text.parse().with_context(|| format!("name_servers: {text}")))
+                .collect::<Result<_>>()?,
+        };
         Ok(Config {
             data_dir,
             image_dir,
@@ -389,8 +486,10 @@ impl Settings {
             pool_memory_mib: self.pool_memory_mib,
             network: self.network.unwrap_or_default().into(),
             network_prefix,
+            uplink,
             templates: self.templates,
             image_aliases: self.image_aliases,
+            image_pull: self.image_pull.unwrap_or_default().policy()?,
             plan: self.plan,
             runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
             faults: Faults::default(),
@@ -405,6 +504,17 @@ fn seconds_within(setting: &str, seconds: u64, least: u64) -> Result<Duration> {
     let allowed = least..=MAX_SECONDS;
     ensure!(allowed.contains(&seconds), "{setting} must be {least} to {MAX_SECONDS} seconds");
     Ok(Duration::from_secs(seconds))
+}
+
+fn private_network(text: &str) -> Result<Ipv4Network> {
+    let network =
+        Ipv4Network::parse(text).map_err(|invalid| anyhow!("private_networks: {invalid}"))?;
+    ensure!(
+        skerry_model::network::reserved::is_private(&network),
+        "private_networks: {text} is not in 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, \
+         100.64.0.0/10 or 192.0.0.0/24; others are reached by rules for anywhere"
+    );
+    Ok(network)
 }
 
 /// Labels are put before it, so it is a bare name.
@@ -548,6 +658,9 @@ pub fn default_plan(host_cpus: u64, host_memory_mib: u64, host_disk_mib: u64) ->
         },
         max_snapshots: 10_000,
         max_snapshot_mib: host_disk_mib,
+        max_volumes: 10_000,
+        // Volumes are sparse, as disks are.
+        max_volume_mib: host_disk_mib.saturating_mul(1000),
     }
 }
 

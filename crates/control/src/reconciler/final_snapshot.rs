@@ -1,8 +1,8 @@
 //! A worker's part in the snapshot before a deletion, and in waiting for the one a fork starts from.
 
 use skerry_model::{
-    DisplayName, Failure, FinalSnapshot, Snapshot, SnapshotId, SnapshotPurpose, SnapshotState,
-    StartFrom, Workspace,
+    DisplayName, Failure, FinalSnapshot, Snapshot, SnapshotContents, SnapshotId, SnapshotPurpose,
+    SnapshotState, StartFrom, Workspace,
 };
 
 use super::worker::Worker;
@@ -60,6 +60,9 @@ impl Worker {
     ) -> Result<(), Error> {
         let inner = &self.inner;
         let Some(contents) = workspace.final_snapshot_contents() else { return Ok(()) };
+        // Its volumes are not part of it, and its memory would miss them.
+        let has_volumes = !inner.store.mounts_of(self.id).await?.is_empty();
+        let contents = if has_volumes { SnapshotContents::Disk } else { contents };
         let asked = workspace.spec.snapshot_on_terminate.as_ref();
         let name = asked.and_then(|asked| asked.name.as_deref());
         let name = name.map(DisplayName::parse).transpose()?;

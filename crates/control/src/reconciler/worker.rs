@@ -213,7 +213,7 @@ impl Worker {
             env: starting.spec.env.clone(),
             log_retention: starting.spec.log_retention,
             start_from: from,
-            volumes: Vec::new(),
+            volumes: inner.store.mounts_of(self.id).await?,
         };
         let boot = self.bring_up(spec);
         let wanted = |fresh: &Workspace| {
@@ -249,7 +249,7 @@ impl Worker {
     async fn came_up(&self, report: &VmReport) -> Result<(), Error> {
         let inner = &self.inner;
         let incarnation = report.incarnation;
-        let place = Place { incarnation, address: report.private_address };
+        let place = Place::of(report);
         let Err(error) = inner.join_network(self.id, place).await else {
             let since = report.ready_at.unwrap_or_else(|| inner.now());
             let ready = Event::GuestReady(incarnation, since, report.start_path);

@@ -138,7 +138,7 @@ fn below(path: &str, top: &str) -> bool {
 
 fn uid_of(user: &User) -> Result<u32, NodeError> {
     match user {
-        User::Root => Ok(0),
+        User::Root | User::OfImage => Ok(0),
         User::Named(name) if name == "root" => Ok(0),
         User::Named(name) if name == "developer" => Ok(1000),
         User::Named(name) => Err(refused("no_such_user", format!("no user {name} in the guest"))),
@@ -229,7 +229,8 @@ impl SimGuest {
         self.inner().log.clone()
     }
 
-    /// From now on the command line `words` (joined by single spaces) does this.
+    /// From now on the command line `words` (joined by single spaces) does this; a single word does it with
+    /// whichever arguments, unless there is a line of these.
     pub fn program(&self, words: &str, command: SimCommand) {
         self.inner().programs.insert(words.to_owned(), command);
     }

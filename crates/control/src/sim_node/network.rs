@@ -26,11 +26,12 @@ impl SimNode {
         }
     }
 
-    /// A network with or without a way to the world.
-    #[must_use]
-    pub fn some_network(has_uplink: bool) -> NodeNetwork {
-        NodeNetwork { gateway: Ipv4Addr::new(10, 0, 2, 1), has_uplink }
-    }
+    /// A network with a way to the world.
+    pub const NETWORK: NodeNetwork =
+        NodeNetwork { gateway: Ipv4Addr::new(10, 0, 2, 1), has_uplink: true };
+    /// A network without one.
+    pub const NETWORK_WITHOUT_UPLINK: NodeNetwork =
+        NodeNetwork { has_uplink: false, ..Self::NETWORK };
 
     /// What the workspace's VM may do on the network; `None` when there is no VM.
     #[must_use]

@@ -34,7 +34,7 @@ impl Control {
             .inner
             .to_the_end(async move {
                 let workspace = inner.find(&caller, &which).await?;
-                let contents = contents_of(&workspace, request.contents)?;
+                let contents = inner.contents_of(&workspace, request.contents).await?;
                 let snapshot = Snapshot {
                     metadata: request.metadata,
                     ..inner.new_snapshot(&workspace, SnapshotPurpose::User, contents, name)?
@@ -49,7 +49,7 @@ impl Control {
 }
 
 /// What a snapshot of this workspace would contain, if it can be taken.
-pub(crate) fn contents_of(
+fn contents_of(
     workspace: &Workspace,
     asked: Option<SnapshotContents>,
 ) -> Result<SnapshotContents, Error> {
@@ -86,6 +86,34 @@ pub(crate) fn contents_of(
 }
 
 impl Inner {
+    /// What a snapshot of this workspace would contain, if it can be taken. Whoever went on from its
+    /// memory would have its volumes mounted, and not have them: of a workspace that has volumes it
+    /// is the disk.
+    ///
+    /// # Errors
+    /// `RefusedByState`, also when memory was asked for of a workspace that has volumes.
+    pub(crate) async fn contents_of(
+        &self,
+        workspace: &Workspace,
+        asked: Option<SnapshotContents>,
+    ) -> Result<SnapshotContents, Error> {
+        let contents = contents_of(workspace, asked)?;
+        match contents {
+            SnapshotContents::Disk => return Ok(contents),
+            SnapshotContents::DiskAndMemory => {}
+        }
+        if self.store.mounts_of(workspace.id).await?.is_empty() {
+            return Ok(contents);
+        }
+        if asked.is_none() {
+            return Ok(SnapshotContents::Disk);
+        }
+        let reason =
+            "its volumes have to be detached first; a snapshot of the disk alone is possible";
+        let state = workspace.state.name();
+        Err(ErrorKind::RefusedByState { state, reason: reason.to_owned() }.into())
+    }
+
     /// A record that is not written yet.
     pub(crate) fn new_snapshot(
         &self,

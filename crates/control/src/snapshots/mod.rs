@@ -4,7 +4,6 @@
 mod create;
 mod manage;
 
-pub(crate) use create::contents_of;
 
 use std::collections::BTreeMap;
 

@@ -9,6 +9,7 @@ mod contract;
 mod row;
 pub mod sealing;
 mod sqlite;
+mod volumes;
 
 use std::{ops::Deref, path::Path, sync::Arc};
 
@@ -20,6 +21,7 @@ use skerry_model::{
 };
 
 pub use sealing::KeyRing;
+pub use volumes::{Attaching, VolumeDeletion, VolumeStore, WantedMount};
 
 use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, PublishedPort, SshKey};
 
@@ -191,7 +193,7 @@ pub enum SnapshotDeletion {
 
 /// What a database has to offer.
 #[async_trait]
-pub trait StateStore: Send + Sync {
+pub trait StateStore: VolumeStore {
     /// Makes the account and its default project in one transaction, unless an account of this
     /// handle is there. Returns the account that is there afterwards and whether it was made.
     async fn ensure_account(

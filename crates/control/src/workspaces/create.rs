@@ -63,6 +63,12 @@ struct Base {
     shape: Option<Shape>,
 }
 
+/// What an image is called among people: of `docker.io/library/alpine:3.20`, `alpine`.
+fn short_name(image: &ImageRef) -> &str {
+    let last = image.0.rsplit('/').next().unwrap_or_default();
+    last.split([':', '@']).next().unwrap_or_default()
+}
+
 /// Checks the rules of the workspace's life.
 fn check_rules(request: &CreateWorkspace) -> Result<(), Error> {
     if let Some(expiry) = request.expiry {
@@ -113,6 +119,7 @@ impl Inner {
         }
         let network = self.wish_of_new(caller, request.network).await?;
         let project_id = self.project_or_default(caller, request.project_id).await?;
+        let volumes = self.wanted(caller, &request.volumes).await?;
         let (desired, demand) = match request.start {
             StartPolicy::Later => (Desired::Stopped, Demand::Create),
             StartPolicy::Now(Wait::No | Wait::UpTo(_)) => {
@@ -123,9 +130,9 @@ impl Inner {
         let suffix = self.random_word(SUFFIX_LEN);
         let name = match given_name {
             Some(name) => name,
-            None => DisplayName::parse(&format!("{}-{suffix}", base.image))?,
+            None => DisplayName::parse(&format!("{}-{suffix}", short_name(&base.image)))?,
         };
-        let stem = request.name.as_deref().unwrap_or(base.image.0.as_str());
+        let stem = request.name.as_deref().unwrap_or(short_name(&base.image));
         let mut workspace = Workspace {
             id: WorkspaceId::from_random(self.random()),
             account_id: caller.account_id,
@@ -167,12 +174,32 @@ impl Inner {
             updated_at: now,
             revision: 0,
         };
+        if !volumes.is_empty() {
+            self.reserve_volumes(caller, workspace.id, &volumes).await?;
+        }
+        let made = self.insert_new(&mut workspace, given_slug.as_ref(), stem, demand).await;
+        if made.is_err() {
+            for wanted in &volumes {
+                self.store.detach_volume(workspace.id, wanted.volume_id).await?;
+            }
+        }
+        made
+    }
+
+    /// Records it, under another slug if one that was made up is taken.
+    async fn insert_new(
+        &self,
+        workspace: &mut Workspace,
+        given_slug: Option<&Slug>,
+        stem: &str,
+        demand: Demand,
+    ) -> Result<Workspace, Error> {
         let admission = Admission { plan: &self.config.plan, demand };
         for _ in 0..SLUG_DRAWS {
-            match self.store.insert_workspace(&workspace, admission).await? {
+            match self.store.insert_workspace(workspace, admission).await? {
                 Write::Done(made) => return Ok(made),
                 Write::Taken | Write::Stale => {
-                    if let Some(slug) = &given_slug {
+                    if let Some(slug) = given_slug {
                         let taken = format!("the slug {slug} is already in use");
                         return Err(ErrorKind::Conflict(taken).into());
                     }

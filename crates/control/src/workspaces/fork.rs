@@ -12,7 +12,6 @@ use super::{StartPolicy, Wait, WorkspaceRef, create::SLUG_DRAWS};
 use crate::{
     Caller, Control, Error,
     control::Inner,
-    snapshots,
     store::{Admission, Write},
 };
 
@@ -107,7 +106,7 @@ impl Inner {
         let kept_name = kept_name
             .map_err(|invalid| Error::invalid("snapshot_name", invalid.problem, invalid.allowed))?;
         let source = self.find(caller, which).await?;
-        let contents = snapshots::contents_of(&source, None)?;
+        let contents = self.contents_of(&source, None).await?;
         let purpose =
             if kept_name.is_some() { SnapshotPurpose::User } else { SnapshotPurpose::Fork };
         let snapshot = self.new_snapshot(&source, purpose, contents, kept_name)?;

@@ -26,7 +26,7 @@ use skerry_model::{
     spec::{CpuKind, LogRetention},
 };
 
-use crate::SnapshotRef;
+use crate::{AttachVolume, SnapshotRef};
 
 /// How a request names a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +116,8 @@ pub struct CreateWorkspace {
     pub log_retention: LogRetention,
     /// What it asks of the network; `None`: what the server gives who does not ask.
     pub network: Option<NetworkWish>,
+    /// Volumes it has from its first start on.
+    pub volumes: Vec<AttachVolume>,
     /// Labels.
     pub metadata: BTreeMap<String, serde_json::Value>,
     /// Start at once or later.
@@ -148,6 +150,7 @@ impl CreateWorkspace {
             auto_resume: false,
             log_retention: LogRetention::default(),
             network: None,
+            volumes: Vec::new(),
             metadata: BTreeMap::new(),
             start,
         }

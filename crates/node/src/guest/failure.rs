@@ -29,6 +29,7 @@ pub(super) fn node_error(failure: &Failure) -> NodeError {
         FailureCode::NoSpace => "no_space",
         FailureCode::NoSuchUser => "no_such_user",
         FailureCode::NoSuchCommand => "no_such_command",
+        FailureCode::Busy => "busy",
         FailureCode::Other => "other",
     };
     NodeError::Guest { code, message }

@@ -24,6 +24,7 @@ mod state;
 mod template;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::{
     collections::BTreeMap,
@@ -87,6 +88,8 @@ pub struct GuestHello {
     pub machine_id: String,
     /// Environment of every process; may hold secrets.
     pub env: BTreeMap<String, String>,
+    /// What a command has that does not say it.
+    pub unsaid: Unsaid,
     /// Which start of the workspace this is.
     pub incarnation: u64,
     /// Clock and randomness, asked anew for every connection.
@@ -100,6 +103,15 @@ impl fmt::Debug for GuestHello {
             .field("incarnation", &self.incarnation)
             .finish_non_exhaustive()
     }
+}
+
+/// What a command has that does not say it: the image's word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unsaid {
+    /// Where it starts; `None` means the user's home.
+    pub working_dir: Option<String>,
+    /// As which login it runs; `None` means root.
+    pub user: Option<String>,
 }
 
 /// What must never be the same twice.

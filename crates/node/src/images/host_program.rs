@@ -222,7 +222,8 @@ impl HostProgram {
     }
 }
 
-fn command(words: &[&str]) -> Command {
+/// A program by its name and its first arguments, found where the system keeps such, speaking English.
+pub(crate) fn command(words: &[&str]) -> Command {
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).env("PATH", search_path()).env("LC_ALL", LOCALE);
     command

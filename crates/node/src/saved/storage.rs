@@ -49,6 +49,12 @@ impl Storage {
             make_private_dir(&parent)?;
             gather(&parent, &mut named, disk::layers_named_by)?;
         }
+        crate::volumes::sweep(&layout.volumes_dir())?;
+        gather(&layout.volumes_dir(), &mut named, disk::layers_named_by)?;
+        // What VMs have beside their own disk: `volume-N`.
+        for dir in dirs_in(&layout.vms_dir())? {
+            gather(&dir, &mut named, disk::layers_named_by)?;
+        }
         // A snapshot's promoted memory and a VM's suspended memory lie one level deeper.
         for parent in [layout.snapshots_dir(), layout.vms_dir()] {
             dirs_in(&parent)?.iter().try_for_each(|dir| sweep(dir))?;

@@ -13,7 +13,8 @@ use std::{
 };
 
 use futures::FutureExt;
-use skerry_vmm::Capability;
+use skerry_vmm::{Capability, DiskSpec};
+use tokio_util::sync::CancellationToken;
 
 use super::{owner::Owner, snapshot::on_disk};
 use crate::{
@@ -25,6 +26,8 @@ use crate::{
 
 /// Longer than the largest disk takes on a slow host.
 const FLATTENED_WITHIN: Duration = Duration::from_secs(4 * 3600);
+/// How long a snapshot waits for it that nothing else makes possible.
+const WAITED_FOR: Duration = Duration::from_secs(120);
 
 /// The VMM's part of it.
 type Work = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
@@ -72,6 +75,31 @@ impl Owner {
             "the disk's layers are to become one"
         );
         self.flattening = Some(Flattening { chain, work: Mutex::new(Box::pin(work)) });
+    }
+
+    /// Waits until the layers have become one where no further one is permitted. Taking a snapshot ends
+    /// the VMM's copying: without this, one that comes too early would be refused, and by asking it
+    /// would have made sure that the next one is, too.
+    pub(super) async fn flatten_if_full(
+        &mut self,
+        cancel: &CancellationToken,
+    ) -> Result<(), StepFailed> {
+        let chain = on_disk(&self.disk(), Disk::chain).await;
+        let chain = chain.map_err(StepFailed::at("disk_depth"))?;
+        if chain.is_none_or(|chain| chain.layers.len() < DiskSpec::MAX_LAYERS) {
+            return Ok(());
+        }
+        self.flatten_if_deep().await;
+        let Some(flattening) = &mut self.flattening else { return Ok(()) };
+        let outcome = tokio::select! {
+            outcome = flattening.done() => outcome,
+            () = tokio::time::sleep(WAITED_FOR) => return Ok(()),
+            () = cancel.cancelled() => {
+                return Err(StepFailed { step: "disk_depth", error: Error::Cancelled });
+            }
+        };
+        self.flattened(outcome).await;
+        Ok(())
     }
 
     /// The VMM has copied, or failed to. A failure is tried again after the next snapshot or start.

@@ -8,8 +8,10 @@ use skerry_vmm::{Channel, Vm, VmmError};
 
 use crate::{
     NodeEnvironment,
-    guest::{Dial, Fresh, GuestHello, GuestLink},
+    guest::{Dial, Fresh, GuestHello, GuestLink, Unsaid},
     identity::GuestIdentity,
+    images::ImageDefaults,
+    vm::owner::Contact,
 };
 
 /// Between two tries to reach the agent of a VM that was taken over.
@@ -19,6 +21,15 @@ const TRY_BOUND: Duration = Duration::from_secs(30);
 
 /// What a guest is called that is nobody's.
 const UNCLAIMED_HOSTNAME: &str = "unclaimed";
+
+/// Whose a guest is to be.
+#[derive(Clone, Copy)]
+pub(crate) struct Tenant<'a> {
+    pub spec: &'a VmSpec,
+    pub identity: &'a GuestIdentity,
+    /// What the image says about the programs in it.
+    pub defaults: &'a ImageDefaults,
+}
 
 /// Connections to one VM's agent.
 struct VmDial(Arc<dyn Vm>);
@@ -34,12 +45,11 @@ impl Dial for VmDial {
 /// ready.
 pub(crate) async fn open(
     vm: &Arc<dyn Vm>,
-    spec: &VmSpec,
-    identity: &GuestIdentity,
+    tenant: Tenant<'_>,
     environment: &NodeEnvironment,
     bound: Duration,
 ) -> Result<Arc<GuestLink>, NodeError> {
-    let hello = hello(spec, identity, environment.clone());
+    let hello = hello(tenant, environment.clone());
     GuestLink::open(Arc::new(VmDial(Arc::clone(vm))), hello, bound).await
 }
 
@@ -54,6 +64,7 @@ pub(crate) async fn open_unclaimed(
         hostname: UNCLAIMED_HOSTNAME.to_owned(),
         machine_id: String::new(),
         env: BTreeMap::new(),
+        unsaid: Unsaid::default(),
         incarnation: 0,
         fresh: fresh(environment.clone()),
     };
@@ -64,23 +75,22 @@ pub(crate) async fn open_unclaimed(
 /// trip, and on every later connection.
 pub(crate) async fn claim(
     link: &GuestLink,
-    spec: &VmSpec,
-    identity: &GuestIdentity,
+    tenant: Tenant<'_>,
     environment: &NodeEnvironment,
     bound: Duration,
 ) -> Result<(), NodeError> {
-    link.reconfigure(hello(spec, identity, environment.clone()), bound).await
+    link.reconfigure(hello(tenant, environment.clone()), bound).await
 }
 
 /// Connects to the agent of a VM that was taken over, trying as long as the VM is there.
 pub(crate) async fn reconnect(
     vm: Arc<dyn Vm>,
-    spec: VmSpec,
-    identity: GuestIdentity,
+    Contact { spec, identity, defaults }: Contact,
     environment: NodeEnvironment,
 ) -> Arc<GuestLink> {
+    let tenant = Tenant { spec: &spec, identity: &identity, defaults: &defaults };
     loop {
-        match open(&vm, &spec, &identity, &environment, TRY_BOUND).await {
+        match open(&vm, tenant, &environment, TRY_BOUND).await {
             Ok(link) => return link,
             Err(error) => {
                 tracing::warn!(workspace.id = %spec.workspace_id, %error, "the guest is not reached yet");
@@ -90,11 +100,16 @@ pub(crate) async fn reconnect(
     }
 }
 
-fn hello(spec: &VmSpec, identity: &GuestIdentity, environment: NodeEnvironment) -> GuestHello {
+fn hello(tenant: Tenant<'_>, environment: NodeEnvironment) -> GuestHello {
+    let Tenant { spec, identity, defaults } = tenant;
+    let of_image = defaults.env.iter().filter_map(|variable| variable.split_once('='));
+    let of_image = of_image.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let own = spec.env.iter().map(|var| (var.key.clone(), var.value.clone()));
     GuestHello {
         hostname: spec.hostname.clone(),
         machine_id: identity.machine_id.clone(),
-        env: spec.env.iter().map(|var| (var.key.clone(), var.value.clone())).collect(),
+        env: of_image.chain(own).collect(),
+        unsaid: Unsaid { working_dir: defaults.working_dir.clone(), user: defaults.user.clone() },
         incarnation: spec.incarnation.0,
         fresh: fresh(environment),
     }

@@ -15,6 +15,7 @@ mod pause;
 mod snapshot;
 mod stillness;
 mod suspend;
+pub(crate) mod volumes;
 
 pub(crate) use self::{
     snapshot::settle_push,
@@ -27,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use skerry_internal_api::{
     GuestApi, NodeError, SnapshotContents, SnapshotInfo, StopMode, VmReport, VmSpec,
 };
-use skerry_model::{Incarnation, NetworkPolicy, SnapshotId, WorkspaceId};
+use skerry_model::{Incarnation, NetworkPolicy, SnapshotId, VolumeId, VolumeMount, WorkspaceId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +59,10 @@ pub(crate) enum Request {
     },
     /// Change what it may do on the network.
     SetNetworkPolicy { incarnation: Incarnation, policy: Arc<NetworkPolicy>, answer: Answer<()> },
+    /// Give it a volume.
+    AttachVolume { incarnation: Incarnation, mount: Arc<VolumeMount>, answer: Answer<()> },
+    /// Take a volume away.
+    DetachVolume { incarnation: Incarnation, volume_id: VolumeId, answer: Answer<()> },
     /// Remove everything.
     Delete { answer: Answer<()> },
 }

@@ -80,6 +80,11 @@ impl Owner {
         if !self.present || deleting {
             return Err(NodeError::NoSuchVm);
         }
+        if contents == SnapshotContents::DiskAndMemory && self.has_volumes() {
+            // Whoever goes on from that memory would have them mounted.
+            let what = "a snapshot with memory while volumes are attached";
+            return Err(NodeError::Unsupported(what.to_owned()));
+        }
         let taken = match (self.phase, contents) {
             (VmPhase::Running, _) => self.snapshot_of_vm(id, contents, Cpus::Running, cancel).await,
             (VmPhase::Paused, _) => self.snapshot_of_vm(id, contents, Cpus::Paused, cancel).await,
@@ -151,6 +156,7 @@ impl Owner {
             let error = Error::Guest(NodeError::Unsupported("snapshots".to_owned()));
             return Err(StepFailed { step: "snapshot_drafted", error });
         }
+        self.flatten_if_full(cancel).await?;
         self.leave_flattening().await;
         let disk = self.disk();
         let vm = Arc::clone(&self.process("snapshot_drafted")?.vm);

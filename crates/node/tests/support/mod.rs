@@ -153,6 +153,7 @@ impl World {
             },
             env: vec![EnvVar { key: "GREETING".into(), value: "hello".into() }],
             log_retention: LogRetention::AcrossStarts,
+            volumes: Vec::new(),
         }
     }
 }

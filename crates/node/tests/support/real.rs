@@ -94,6 +94,7 @@ impl RealWorld {
             },
             env: vec![EnvVar { key: "GREETING".into(), value: "hello".into() }],
             log_retention: LogRetention::AcrossStarts,
+            volumes: Vec::new(),
         }
     }
 

@@ -113,7 +113,9 @@ impl From<&Error> for AetherError {
                     | Limit::OwnedPool
                     | Limit::RunningPool
                     | Limit::SnapshotCount
-                    | Limit::SnapshotSpace => Self::plain(
+                    | Limit::SnapshotSpace
+                    | Limit::VolumeCount
+                    | Limit::VolumeSpace => Self::plain(
                         StatusCode::PAYMENT_REQUIRED,
                         format!(
                             "Plan limit reached: {requested} {resource} requested, {current} in \

@@ -183,6 +183,8 @@ mod tests {
             running_pool: pool,
             max_snapshots: 10,
             max_snapshot_mib: 10_000,
+            max_volumes: 10,
+            max_volume_mib: 10_000,
         }
     }
 

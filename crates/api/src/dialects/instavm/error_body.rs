@@ -45,8 +45,26 @@ pub(super) enum Problem {
     NoSuchSession,
     /// The VM is not up within the caller's time.
     StillStarting,
-    /// Python is not served.
-    OnlyBash,
+    /// The VM's image has no Python.
+    NoPython,
+    /// The server stops.
+    ShuttingDown,
+    /// No such terminal.
+    NoSuchTerminal,
+    /// A terminal of this id runs already.
+    TerminalExists,
+    /// So many terminals of the VM run already.
+    TooManyTerminals { max: usize },
+    /// Something else than a WebSocket's handshake.
+    NotAWebSocket,
+    /// No such SSH key, or another account's.
+    NoSuchSshKey,
+    /// No such API key, or another account's.
+    NoSuchApiKey,
+    /// So many asynchronous executions of the account run already.
+    TooManyExecutions { max: usize },
+    /// No such execution, or another account's, or it ended long ago.
+    NoSuchExecution,
     /// A command said more than can be answered.
     OutputTooLarge { limit_bytes: usize },
     /// An area of InstaVM's API that is not here.
@@ -64,6 +82,20 @@ impl From<Error> for Problem {
 impl From<Fault> for Problem {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
+    }
+}
+
+impl Problem {
+    /// What an answer would say, for those who are not answered but told later.
+    pub(super) async fn told(self) -> String {
+        let body = axum::body::to_bytes(self.into_response().into_body(), 64 * 1024).await;
+        let body = body.ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+        let detail = body.and_then(|mut body| body.get_mut("detail").map(Value::take));
+        match detail {
+            Some(Value::String(text)) => text,
+            Some(other) => other.to_string(),
+            None => "Internal Server Error".to_owned(),
+        }
     }
 }
 
@@ -101,10 +133,31 @@ impl IntoResponse for Problem {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "The VM is still starting; call again with a longer timeout",
             ),
-            Self::OnlyBash => detail(
+            Self::NoPython => detail(
                 StatusCode::NOT_IMPLEMENTED,
-                "language python is not available on this server yet; send language \"bash\"",
+                "the VM's image has no python3; send language \"bash\"",
             ),
+            Self::ShuttingDown => {
+                detail(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down")
+            }
+            Self::NoSuchTerminal => detail(StatusCode::NOT_FOUND, "PTY session not found"),
+            Self::TerminalExists => {
+                detail(StatusCode::CONFLICT, "a PTY session of this id is alive already")
+            }
+            Self::TooManyTerminals { max } => detail(
+                StatusCode::TOO_MANY_REQUESTS,
+                &format!("{max} PTY sessions of the VM are alive already"),
+            ),
+            Self::NotAWebSocket => {
+                detail(StatusCode::BAD_REQUEST, "a WebSocket handshake was expected")
+            }
+            Self::NoSuchSshKey => detail(StatusCode::NOT_FOUND, "SSH key not found"),
+            Self::NoSuchApiKey => detail(StatusCode::NOT_FOUND, "API key not found"),
+            Self::TooManyExecutions { max } => detail(
+                StatusCode::TOO_MANY_REQUESTS,
+                &format!("{max} asynchronous executions of the account are running already"),
+            ),
+            Self::NoSuchExecution => detail(StatusCode::NOT_FOUND, "Execution not found"),
             Self::OutputTooLarge { limit_bytes } => detail(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 &format!("the command wrote more than {limit_bytes} bytes; it was ended"),
@@ -164,6 +217,12 @@ impl Dialect for Instavm {
                     Limit::SnapshotSpace => {
                         format!("snapshot space is full: {current} of {max} MiB in use")
                     }
+                    Limit::VolumeCount => {
+                        format!("volume limit reached: {current} of {max} volumes exist")
+                    }
+                    Limit::VolumeSpace => format!(
+                        "volume space is full: {requested} MiB requested, {current} of {max} in use"
+                    ),
                 };
                 detail(StatusCode::FORBIDDEN, &text)
             }

@@ -180,6 +180,8 @@ const fn limit_word(limit: Limit) -> &'static str {
         Limit::RunningPool => "running_pool",
         Limit::SnapshotCount => "snapshot_count",
         Limit::SnapshotSpace => "snapshot_space",
+        Limit::VolumeCount => "volume_count",
+        Limit::VolumeSpace => "volume_space",
     }
 }
 

@@ -88,6 +88,8 @@ fn limit_name(limit: Limit) -> &'static str {
         Limit::RunningPool => "running_pool",
         Limit::SnapshotCount => "snapshot_count",
         Limit::SnapshotSpace => "snapshot_space",
+        Limit::VolumeCount => "volume_count",
+        Limit::VolumeSpace => "volume_space",
     }
 }
 
@@ -139,6 +141,12 @@ impl From<&Error> for RigboxError {
                     Limit::SnapshotSpace => format!(
                         "limit exceeded: snapshots take at most {max} MiB, {current} in use"
                     ),
+                    Limit::VolumeCount => {
+                        format!("limit of {max} volumes exceeded: {current} exist")
+                    }
+                    Limit::VolumeSpace => {
+                        format!("limit exceeded: volumes have at most {max} MiB, {current} in use")
+                    }
                 };
                 Self {
                     status: StatusCode::PAYMENT_REQUIRED,

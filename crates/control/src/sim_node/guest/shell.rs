@@ -13,8 +13,9 @@ impl SimGuest {
         stdin: &[u8],
     ) -> Option<SimCommand> {
         let line = argv.join(" ");
-        if let Some(programmed) = self.inner().programs.get(&line) {
-            return Some(programmed.clone());
+        let known = |words: &str| self.inner().programs.get(words).cloned();
+        if let Some(programmed) = known(&line).or_else(|| known(argv.first()?)) {
+            return Some(programmed);
         }
         let out =
             |text: String| Some(SimCommand { stdout: text.into_bytes(), ..SimCommand::default() });
@@ -26,7 +27,7 @@ impl SimGuest {
             ["printf", text] => out((*text).replace("\\n", "\n")),
             ["pwd"] => out(format!("{}\n", request.working_dir.as_deref().unwrap_or(HOME))),
             ["whoami"] => out(match &request.user {
-                User::Root => "root\n".to_owned(),
+                User::Root | User::OfImage => "root\n".to_owned(),
                 User::Named(name) => format!("{name}\n"),
             }),
             ["hostname"] => out(format!("{}\n", self.inner().hostname)),

@@ -14,6 +14,7 @@ mod ssh_keys;
 mod tests;
 mod upgrade;
 mod usage;
+mod volumes;
 mod writer;
 
 use std::{path::Path, time::Duration};

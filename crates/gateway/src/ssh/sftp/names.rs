@@ -52,7 +52,7 @@ impl Logins {
 
     pub(super) fn home(&self, user: &User) -> &str {
         let (name, otherwise) = match user {
-            User::Root => ("root", "/root"),
+            User::Root | User::OfImage => ("root", "/root"),
             User::Named(name) => (name.as_str(), "/"),
         };
         let login = self.0.iter().find(|login| login.name == name);
@@ -144,9 +144,12 @@ pub(super) fn status(error: &NodeError) -> StatusReply {
         | NodeError::NoSuchVm
         | NodeError::Cancelled
         | NodeError::NoSuchSnapshot
+        | NodeError::NoSuchVolume
+        | NodeError::VolumeInUse
         | NodeError::SavedStateUnusable(_)
         | NodeError::NotRunning
         | NodeError::NoSuchImage(_)
+        | NodeError::Pull { .. }
         | NodeError::Invalid { .. }
         | NodeError::NoCapacity(_)
         | NodeError::Timeout { .. }

@@ -10,7 +10,7 @@ use super::{machine::machine_of, shared::SnapshotMemory};
 use crate::{
     error::Error,
     host::Host,
-    images::BootFiles,
+    images::{BootFiles, ImageDefaults},
     layout::VmPaths,
     promotion,
     saved::{About, STATE_FILE, Sealed},
@@ -25,6 +25,8 @@ pub(super) struct Ground {
     pub base: PathBuf,
     /// The length of that, of which the disk's size is counted.
     pub base_bytes: u64,
+    /// What the image says about the programs in it.
+    pub defaults: ImageDefaults,
     /// What a boot needs; `None` where nothing boots.
     pub boot: Option<BootFiles>,
     /// Which template would stand for a boot; `None` where none may.
@@ -93,7 +95,8 @@ impl Ground {
             .filter(|_| matches!(begin, Begin::Nothing))
             .and_then(|boot| host.templates.key(host, &image_digest, boot, shape));
         let base_bytes = image.disk_bytes();
-        Ok(Self { image_digest, base: image.disk, base_bytes, boot, key, begin })
+        let defaults = image.defaults();
+        Ok(Self { image_digest, base: image.disk, base_bytes, defaults, boot, key, begin })
     }
 }
 

@@ -24,16 +24,15 @@ impl BringUp<'_> {
         };
         let environment = &self.host.environment;
         let identity = self.identity.as_ref().ok_or(Error::StepMissing("vm_directory"))?;
+        let tenant = link::Tenant { spec: self.spec, identity, defaults: &self.ground()?.defaults };
         let configure = async {
             match (&self.link, self.whose) {
                 (Some(link), _) => {
                     link.release();
-                    link::claim(link, self.spec, identity, environment, bound).await?;
+                    link::claim(link, tenant, environment, bound).await?;
                     Ok(Arc::clone(link))
                 }
-                (None, Whose::Workspace) => {
-                    link::open(&vm, self.spec, identity, environment, bound).await
-                }
+                (None, Whose::Workspace) => link::open(&vm, tenant, environment, bound).await,
                 (None, Whose::Nobody) => link::open_unclaimed(&vm, environment, bound).await,
             }
         };

@@ -17,6 +17,9 @@ use crate::{disk::most_file_bytes, error::Error};
 const ADDRESS_SPACE_OVERHEAD_BYTES: u64 = 4 << 30;
 /// A state is the memory and the devices.
 const DEVICES_OVERHEAD_BYTES: u64 = 64 << 20;
+/// Volumes up to this size fit below the limit that each process has from its start. For a larger one
+/// the limit has to be raised, which not every container permits.
+const VOLUME_BYTES: u64 = 16 << 30;
 /// What a guest that belongs to nobody calls itself.
 const NEUTRAL_HOSTNAME: &str = "skerry";
 
@@ -47,7 +50,8 @@ impl BringUp<'_> {
                 uid: self.uid.as_ref().map(|lease| lease.uid()),
                 rlimit_address_space_bytes: self.cgroup_procs.is_empty().then(without_cgroup),
                 rlimit_file_size_bytes: Some(
-                    most_file_bytes(chain.size_bytes).max(most_state_bytes(shape.memory_mib)),
+                    most_file_bytes(chain.size_bytes.max(VOLUME_BYTES))
+                        .max(most_state_bytes(shape.memory_mib)),
                 ),
                 cgroup_procs: self.cgroup_procs.clone(),
             },
@@ -96,5 +100,6 @@ pub(crate) fn neutral_spec(number: WorkspaceId, image: &ImageDigest, shape: &Sha
         env: Vec::new(),
         log_retention: LogRetention::ThisStart,
         start_from: StartFrom::Disk,
+        volumes: Vec::new(),
     }
 }

@@ -16,6 +16,7 @@ mod network;
 mod restore;
 mod shared;
 mod source;
+mod volumes;
 
 use std::{
     path::PathBuf,
@@ -84,12 +85,16 @@ pub(crate) enum Step {
     Claim,
     /// The saved state is loaded; the CPUs stand still.
     Load,
+    /// The volumes that a suspended guest has mounted are in their slots.
+    AttachVolumes,
     /// The saved memory is spent: it must not be loaded a second time, on a disk that has changed.
     SpendMemory,
     /// The CPUs run.
     Resume,
     /// The guest's agent has answered and has made the guest the workspace's.
     GuestReady,
+    /// The volumes are in their slots and mounted.
+    MountVolumes,
     /// The start is complete.
     Ready,
 }
@@ -111,9 +116,11 @@ impl Step {
             Self::Park => "park",
             Self::Claim => "claim",
             Self::Load => "load",
+            Self::AttachVolumes => "attach_volumes",
             Self::SpendMemory => "spend_memory",
             Self::Resume => "resume",
             Self::GuestReady => "guest_ready",
+            Self::MountVolumes => "mount_volumes",
             Self::Ready => "ready",
         }
     }
@@ -343,9 +350,11 @@ impl<'a> BringUp<'a> {
                 Step::Park => self.park().await,
                 Step::Claim => self.claim().await,
                 Step::Load => self.load().await,
+                Step::AttachVolumes => self.attach_volumes().await,
                 Step::SpendMemory => self.spend_memory().await,
                 Step::Resume => self.resume().await,
                 Step::GuestReady => self.wait_for_guest().await,
+                Step::MountVolumes => self.mount_volumes().await,
                 Step::Ready => self.commit().await,
             }?;
             match self.host.config.faults.after(step.name()).await? {
@@ -478,6 +487,8 @@ fn is_hang(error: &Error) -> bool {
         | Error::Disk { .. }
         | Error::SavedState { .. }
         | Error::NoSuchSnapshot
+        | Error::NoSuchVolume
+        | Error::VolumeInUse
         | Error::NotOfOneMoment
         | Error::Program { .. }
         | Error::Cancelled

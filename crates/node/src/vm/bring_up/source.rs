@@ -49,6 +49,7 @@ const BOOT: &[Step] = &[
     Step::ConsoleLog,
     Step::Boot,
     Step::GuestReady,
+    Step::MountVolumes,
     Step::Ready,
 ];
 /// A private copy of memory that many share: there is no memory file.
@@ -64,6 +65,7 @@ const CLONE: &[Step] = &[
     Step::Load,
     Step::Resume,
     Step::GuestReady,
+    Step::MountVolumes,
     Step::Ready,
 ];
 /// Memory of its own, filled from the saved state.
@@ -80,6 +82,7 @@ const RESTORE: &[Step] = &[
     Step::Load,
     Step::Resume,
     Step::GuestReady,
+    Step::MountVolumes,
     Step::Ready,
 ];
 /// The same, once only.
@@ -94,14 +97,17 @@ const GO_ON: &[Step] = &[
     Step::ConsoleLog,
     Step::Park,
     Step::Load,
+    Step::AttachVolumes,
     Step::SpendMemory,
     Step::Resume,
     Step::GuestReady,
+    Step::MountVolumes,
     Step::Ready,
 ];
-const CLAIM_WARM: &[Step] = &[Step::Claim, Step::Resume, Step::GuestReady, Step::Ready];
+const CLAIM_WARM: &[Step] =
+    &[Step::Claim, Step::Resume, Step::GuestReady, Step::MountVolumes, Step::Ready];
 const CLAIM_PARKED: &[Step] =
-    &[Step::Claim, Step::Load, Step::Resume, Step::GuestReady, Step::Ready];
+    &[Step::Claim, Step::Load, Step::Resume, Step::GuestReady, Step::MountVolumes, Step::Ready];
 
 impl Source {
     /// What has to be done once everything is reserved.
@@ -245,7 +251,9 @@ impl BringUp<'_> {
     /// What to try instead of a source that failed, if anything: only where the tenant cannot tell
     /// the difference.
     pub(super) fn fallback(&self, failed: &StepFailed) -> Option<Source> {
-        let hopeless = matches!(failed.error, Error::Cancelled | Error::NoCapacity(_));
+        // Another machine would not mount it either.
+        let hopeless = matches!(failed.error, Error::Cancelled | Error::NoCapacity(_))
+            || failed.step == Step::MountVolumes.name();
         if hopeless || self.cancel.is_cancelled() || self.whose == Whose::Nobody {
             return None;
         }

@@ -23,6 +23,7 @@ use crate::{
     guest::GuestLink,
     host::Host,
     identity::GuestIdentity,
+    images::ImageDefaults,
     layout::VmPaths,
     ledger::Ledger,
     logged_guest::LoggedGuest,
@@ -63,6 +64,8 @@ pub(crate) enum Cpus {
 pub(crate) struct Contact {
     pub spec: Box<VmSpec>,
     pub identity: GuestIdentity,
+    /// What the image says about the programs in it.
+    pub defaults: ImageDefaults,
 }
 
 /// The tasks that write what passes through the guest's handle.
@@ -221,6 +224,18 @@ impl Owner {
                     let result = self.set_network_policy(incarnation, policy).await;
                     reply(answer, result);
                 }
+                Happened::Request(Some(Request::AttachVolume { incarnation, mount, answer })) => {
+                    let result = self.attach_volume(incarnation, &mount).await;
+                    reply(answer, result);
+                }
+                Happened::Request(Some(Request::DetachVolume {
+                    incarnation,
+                    volume_id,
+                    answer,
+                })) => {
+                    let result = self.detach_volume(incarnation, volume_id).await;
+                    reply(answer, result);
+                }
                 Happened::Request(Some(Request::Stop { through, mode, answer })) => {
                     let result = self.ensure_stopped(through, mode).await;
                     reply(answer, result);
@@ -297,9 +312,9 @@ impl Owner {
     pub(super) fn connect(&mut self) {
         let environment = self.host.environment.clone();
         let Some(running) = &mut self.running else { return };
-        if let Some(Contact { spec, identity }) = running.contact.take() {
+        if let Some(contact) = running.contact.take() {
             let vm = Arc::clone(&running.vm);
-            let connecting = link::reconnect(vm, *spec, identity, environment);
+            let connecting = link::reconnect(vm, contact, environment);
             running.connecting = Some(Mutex::new(Box::pin(connecting)));
         }
     }

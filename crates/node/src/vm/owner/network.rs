@@ -17,13 +17,17 @@ impl Owner {
         policy.check().map_err(|invalid| NodeError::Unsupported(invalid.to_string()))?;
         let network = self.host.network.clone();
         let network = network.ok_or_else(|| NodeError::Unsupported("networks".to_owned()))?;
+        if let Some(problem) = network.unsupported(&policy) {
+            return Err(NodeError::Unsupported(problem.to_owned()));
+        }
         if self.running.is_none() || incarnation != self.incarnation {
             return Err(NodeError::NotRunning);
         }
         let held = self.ledger.as_ref().and_then(|ledger| ledger.state().holdings?.network);
         // One that was started before the network was switched on.
         let held = held.ok_or(NodeError::NotRunning)?;
-        blocking(move || network.apply(&held, &policy))
+        let address = self.private_address().ok_or(NodeError::NotRunning)?;
+        blocking(move || network.apply(&held, address, &policy))
             .await
             .map_err(StepFailed::at("network_policy"))
             .map_err(|failed| failed.report("changing a network policy"))

@@ -1,0 +1,136 @@
+//! Volumes.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What a workspace may do with a volume.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MountMode {
+    /// Read and write. Then no other workspace has the volume.
+    Rw,
+    /// Read what was there when it was mounted.
+    Ro,
+}
+
+/// How far a volume is.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Being made.
+    Creating,
+    /// It can be attached.
+    Ready,
+    /// It did not come about, or is gone.
+    Failed,
+    /// Being removed.
+    Deleting,
+}
+
+/// A volume: a file system that outlives workspaces.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Volume {
+    /// Its identity, a UUID.
+    pub id: String,
+    /// Its name, of which the account has one.
+    pub name: String,
+    /// How large the disk of its file system is.
+    pub size_mib: u64,
+    /// What it takes on the server's disk; null while that is not known.
+    pub used_bytes: Option<u64>,
+    /// How far it is.
+    pub state: VolumeState,
+    /// Why it failed; present in the state `failed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<VolumeFailure>,
+    /// Who has it.
+    pub attachments: Vec<VolumeAttachment>,
+    /// When it was made.
+    #[schema(format = DateTime)]
+    pub created_at: String,
+    /// When the record last changed.
+    #[schema(format = DateTime)]
+    pub updated_at: String,
+}
+
+/// Why a volume failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VolumeFailure {
+    /// Stable word for programs.
+    pub code: String,
+    /// A sentence for people.
+    pub message: String,
+    /// When it happened.
+    #[schema(format = DateTime)]
+    pub at: String,
+}
+
+/// Who has a volume.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VolumeAttachment {
+    /// The workspace's identity.
+    pub workspace_id: String,
+    /// Where it is mounted there.
+    pub mount_path: String,
+    /// For what.
+    pub mode: MountMode,
+}
+
+/// The account's volumes.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VolumeList {
+    /// Newest first.
+    pub volumes: Vec<Volume>,
+}
+
+/// A volume to make.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// A name that no other volume of the account has.
+    #[schema(min_length = 1, max_length = 255)]
+    pub name: String,
+    /// How large it is to be, MiB. Only what is written takes room.
+    #[schema(minimum = 16, maximum = 4_194_304)]
+    pub size_mib: u64,
+}
+
+/// What to change of a volume.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateVolume {
+    /// Another name.
+    #[schema(min_length = 1, max_length = 255)]
+    pub name: String,
+}
+
+/// A volume that a workspace should have.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttachVolume {
+    /// Its identity or its name.
+    pub volume: String,
+    /// Where: an absolute path.
+    #[schema(min_length = 2, max_length = 255)]
+    pub mount_path: String,
+    /// For what; absent: `rw`.
+    pub mode: Option<MountMode>,
+}
+
+/// A volume that a workspace has.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VolumeMount {
+    /// Which.
+    pub volume_id: String,
+    /// Where.
+    pub mount_path: String,
+    /// For what.
+    pub mode: MountMode,
+}
+
+/// The volumes of a workspace.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VolumeMountList {
+    /// In the order in which they are mounted.
+    pub volumes: Vec<VolumeMount>,
+}

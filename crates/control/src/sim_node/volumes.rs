@@ -1,0 +1,137 @@
+//! Volumes of the simulated node: who has which, with the node's own rules. Nothing is on them.
+
+use std::collections::HashMap;
+
+use skerry_internal_api::{NodeError, VmPhase, VmSpec, VolumeInfo};
+use skerry_model::{Incarnation, MountMode, VolumeId, VolumeMount, WorkspaceId};
+
+use super::{SimNode, SimState};
+
+#[derive(Default)]
+pub(super) struct SimVolumes {
+    /// With their sizes in bytes.
+    all: HashMap<VolumeId, u64>,
+    /// What the last start of each workspace has.
+    held: HashMap<WorkspaceId, Vec<VolumeMount>>,
+}
+
+impl SimVolumes {
+    pub(super) fn release(&mut self, workspace_id: WorkspaceId) {
+        self.held.remove(&workspace_id);
+    }
+
+    fn may_have(&self, workspace_id: WorkspaceId, mount: &VolumeMount) -> Result<(), NodeError> {
+        if !self.all.contains_key(&mount.volume_id) {
+            return Err(NodeError::NoSuchVolume);
+        }
+        let written =
+            self.held.iter().filter(|(holder, _)| **holder != workspace_id).any(|(_, mounts)| {
+                mounts.iter().any(|held| {
+                    held.volume_id == mount.volume_id && held.mode == MountMode::ReadWrite
+                })
+            });
+        if written { Err(NodeError::VolumeInUse) } else { Ok(()) }
+    }
+}
+
+impl SimState {
+    /// What a start comes with; nothing is changed when it cannot have that.
+    pub(super) fn start_with_volumes(&mut self, spec: &VmSpec) -> Result<(), NodeError> {
+        self.forget_ended();
+        for mount in &spec.volumes {
+            self.volumes.may_have(spec.workspace_id, mount)?;
+        }
+        self.volumes.held.insert(spec.workspace_id, spec.volumes.clone());
+        Ok(())
+    }
+
+    /// A VM without a process has no volumes.
+    fn forget_ended(&mut self) {
+        let vms = &self.vms;
+        self.volumes.held.retain(|id, _| {
+            vms.get(id)
+                .is_some_and(|vm| !matches!(vm.report.phase, VmPhase::Stopped | VmPhase::Suspended))
+        });
+    }
+}
+
+impl SimNode {
+    /// What the workspace's VM has mounted.
+    #[must_use]
+    pub fn mounts_of(&self, workspace_id: WorkspaceId) -> Vec<VolumeMount> {
+        let mut state = self.state();
+        state.forget_ended();
+        state.volumes.held.get(&workspace_id).cloned().unwrap_or_default()
+    }
+
+    /// Loses a volume, as a node would whose disk was replaced.
+    pub fn lose_volume(&self, id: VolumeId) {
+        self.state().volumes.all.remove(&id);
+    }
+
+    pub(super) fn make_volume(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
+        let there = *self.state().volumes.all.entry(id).or_insert(size_bytes);
+        if there == size_bytes { Ok(()) } else { Err(NodeError::Step { step: "make_volume" }) }
+    }
+
+    pub(super) fn remove_volume(&self, id: VolumeId) -> Result<(), NodeError> {
+        let mut state = self.state();
+        state.forget_ended();
+        let mut mounts = state.volumes.held.values().flatten();
+        if mounts.any(|held| held.volume_id == id && held.mode == MountMode::ReadWrite) {
+            return Err(NodeError::VolumeInUse);
+        }
+        state.volumes.all.remove(&id);
+        Ok(())
+    }
+
+    pub(super) fn all_volumes(&self) -> Vec<VolumeInfo> {
+        let state = self.state();
+        let info = |(id, size_bytes): (&VolumeId, &u64)| VolumeInfo {
+            id: *id,
+            size_bytes: *size_bytes,
+            used_bytes: 1 << 20,
+        };
+        state.volumes.all.iter().map(info).collect()
+    }
+
+    pub(super) fn attach(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        mount: VolumeMount,
+    ) -> Result<(), NodeError> {
+        self.must_run(workspace_id, incarnation)?;
+        let mut state = self.state();
+        state.forget_ended();
+        state.volumes.may_have(workspace_id, &mount)?;
+        let held = state.volumes.held.entry(workspace_id).or_default();
+        held.retain(|other| other.slot != mount.slot);
+        held.push(mount);
+        Ok(())
+    }
+
+    pub(super) fn detach(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        volume_id: VolumeId,
+    ) -> Result<(), NodeError> {
+        self.must_run(workspace_id, incarnation)?;
+        if let Some(held) = self.state().volumes.held.get_mut(&workspace_id) {
+            held.retain(|mount| mount.volume_id != volume_id);
+        }
+        Ok(())
+    }
+
+    fn must_run(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<(), NodeError> {
+        let state = self.state();
+        let vm = state.vms.get(&workspace_id).ok_or(NodeError::NoSuchVm)?;
+        let runs = vm.report.phase == VmPhase::Running && vm.report.incarnation == incarnation;
+        if runs { Ok(()) } else { Err(NodeError::NotRunning) }
+    }
+}

@@ -1,0 +1,48 @@
+//! Volumes: file systems that outlive workspaces, made, listed, given to workspaces and taken away.
+//!
+//! A workspace that stops, or is suspended, keeps what it has; deleting it gives its volumes back.
+
+mod attach;
+mod manage;
+
+use skerry_model::{Attachment, MountMode, Volume, VolumeId};
+
+/// How a request names a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeRef {
+    /// By identity.
+    Id(VolumeId),
+    /// By its name, of which the account has one.
+    Name(String),
+}
+
+/// What a new volume should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateVolume {
+    /// 1 to 255 characters, no control characters, unique in the account.
+    pub name: String,
+    /// 16 MiB to 4 TiB.
+    pub size_mib: u64,
+}
+
+/// How a workspace should get a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachVolume {
+    /// Which.
+    pub volume: VolumeRef,
+    /// Where: an absolute path.
+    pub path: String,
+    /// For what.
+    pub mode: MountMode,
+}
+
+/// A volume and who has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VolumeView {
+    /// The record.
+    pub volume: Volume,
+    /// What it takes on the node's disk; `None` when the node does not say.
+    pub used_bytes: Option<u64>,
+    /// Who has it.
+    pub attachments: Vec<Attachment>,
+}

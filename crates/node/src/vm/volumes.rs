@@ -1,0 +1,128 @@
+//! Volumes in a VM: into its slots and its guest, and out again.
+//!
+//! The ledger says first which volume a slot may have, so that whatever happens in between, the
+//! release of the VM (or of its start) gives it back.
+
+use std::{sync::Arc, time::Duration};
+
+use skerry_internal_api::{NodeError, VmPhase};
+use skerry_model::{Incarnation, VolumeId, VolumeMount};
+use skerry_vmm::{Capability, Vm};
+
+use super::owner::Owner;
+use crate::{
+    disk::most_file_bytes,
+    error::{Error, blocking},
+    guest::GuestLink,
+    host::{Host, StepFailed},
+    layout::VmPaths,
+    ledger::{Entry, Ledger},
+    volumes::Scratch,
+};
+
+/// Exchanging what is behind a device waits for the requests under way.
+const EXCHANGED_WITHIN: Duration = Duration::from_secs(30);
+/// A guest replays a journal first, and writes everything back at the end.
+const MOUNTED_WITHIN: Duration = Duration::from_secs(120);
+
+/// Puts a volume into its slot; the guest knows nothing of it yet.
+pub(crate) async fn put_in(
+    host: &Arc<Host>,
+    paths: &VmPaths,
+    ledger: &Ledger,
+    vm: &Arc<dyn Vm>,
+    mount: &VolumeMount,
+) -> Result<(), Error> {
+    if ledger.state().volumes.get(&mount.slot) != Some(mount) {
+        ledger.append(Entry::VolumeAttaching { mount: mount.clone() }).await?;
+    }
+    let (volumes, dir, asked) = (Arc::clone(&host.volumes), paths.dir.clone(), mount.clone());
+    let open = blocking(move || volumes.open(&asked, &dir)).await?;
+    let most = most_file_bytes(open.size_bytes);
+    Ok(vm.attach_volume(mount.slot, &open.disk, most, EXCHANGED_WITHIN).await?)
+}
+
+/// Has the guest mount what is in its slot.
+pub(crate) async fn mount_in(link: &GuestLink, mount: &VolumeMount) -> Result<(), Error> {
+    link.mount(mount, MOUNTED_WITHIN).await.map_err(Error::Guest)
+}
+
+/// Takes a volume that the guest has let go, or never had, out of its slot.
+async fn take_out(
+    host: &Arc<Host>,
+    paths: &VmPaths,
+    ledger: &Ledger,
+    vm: &Arc<dyn Vm>,
+    mount: &VolumeMount,
+) -> Result<(), Error> {
+    vm.detach_volume(mount.slot, EXCHANGED_WITHIN).await?;
+    let (volumes, dir, held) = (Arc::clone(&host.volumes), paths.dir.clone(), mount.clone());
+    blocking(move || volumes.close(&held, &dir, Scratch::Remove)).await?;
+    ledger.append(Entry::VolumeDetached { slot: mount.slot }).await
+}
+
+impl Owner {
+    pub(super) async fn attach_volume(
+        &mut self,
+        incarnation: Incarnation,
+        mount: &VolumeMount,
+    ) -> Result<(), NodeError> {
+        self.require(Capability::Volumes, "attaching volumes")?;
+        let (ledger, vm, link) = self.running_guest(incarnation).await?;
+        let (host, paths) = (Arc::clone(&self.host), self.paths.clone());
+        let attached = async {
+            put_in(&host, &paths, &ledger, &vm, mount).await?;
+            mount_in(&link, mount).await
+        };
+        let Err(error) = attached.await else { return Ok(()) };
+        // What the guest has mounted although its answer was lost is unmounted first; one that refuses
+        // keeps it until its end, and the ledger says so.
+        let undone = async {
+            link.unmount(mount, MOUNTED_WITHIN).await.map_err(Error::Guest)?;
+            take_out(&host, &paths, &ledger, &vm, mount).await
+        };
+        if let Err(error) = undone.await {
+            StepFailed { step: "detach_volume", error }.report("giving up a volume");
+        }
+        Err(StepFailed { step: "attach_volume", error }.report("attaching a volume"))
+    }
+
+    pub(super) async fn detach_volume(
+        &mut self,
+        incarnation: Incarnation,
+        volume_id: VolumeId,
+    ) -> Result<(), NodeError> {
+        let (ledger, vm, link) = self.running_guest(incarnation).await?;
+        let state = ledger.state();
+        let held = state.volumes.values().find(|mount| mount.volume_id == volume_id);
+        let Some(mount) = held else { return Ok(()) };
+        link.unmount(mount, MOUNTED_WITHIN).await?;
+        let (host, paths) = (Arc::clone(&self.host), self.paths.clone());
+        take_out(&host, &paths, &ledger, &vm, mount)
+            .await
+            .map_err(StepFailed::at("detach_volume"))
+            .map_err(|failed| failed.report("detaching a volume"))
+    }
+
+    /// Whether volumes are in the VM, or may be.
+    pub(super) fn has_volumes(&self) -> bool {
+        self.ledger.as_ref().is_some_and(|ledger| !ledger.state().volumes.is_empty())
+    }
+
+    async fn running_guest(
+        &mut self,
+        incarnation: Incarnation,
+    ) -> Result<(Ledger, Arc<dyn Vm>, Arc<GuestLink>), NodeError> {
+        if self.phase_of_start(incarnation)? != VmPhase::Running {
+            return Err(NodeError::NotRunning);
+        }
+        let failed = |error| {
+            StepFailed { step: "reach_guest", error }.report("reaching a guest for its volumes")
+        };
+        let link = self.reach().await.map_err(failed)?;
+        match (&self.ledger, &self.running) {
+            (Some(ledger), Some(running)) => Ok((ledger.clone(), Arc::clone(&running.vm), link)),
+            (_, _) => Err(NodeError::NotRunning),
+        }
+    }
+}

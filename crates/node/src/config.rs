@@ -4,7 +4,12 @@ use std::{fmt, num::NonZero, path::PathBuf, sync::Arc, time::Duration};
 
 use skerry_model::{Shape, Timestamp, spec::ImageRef};
 
-use crate::{faults::Faults, images::KernelChoice, network::AddressPrefix, seal::Seal};
+use crate::{
+    faults::Faults,
+    images::{KernelChoice, PullPolicy},
+    network::{AddressPrefix, UplinkSettings},
+    seal::Seal,
+};
 
 /// A range of uids that belong to the node alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +104,10 @@ pub struct NodeConfig {
     pub network: NetworkChoice,
     /// From where workspaces get their private addresses.
     pub network_prefix: AddressPrefix,
+    /// The way out to the world; used with a network only.
+    pub uplink: UplinkSettings,
+    /// From which registries images are pulled, and how.
+    pub pull: PullPolicy,
     /// Planned failures, for tests: empty in production.
     pub faults: Faults,
 }
@@ -131,6 +140,8 @@ impl NodeConfig {
             pool_memory_mib: None,
             network: NetworkChoice::default(),
             network_prefix: AddressPrefix::DEFAULT,
+            uplink: UplinkSettings::default(),
+            pull: PullPolicy::default(),
             faults: Faults::default(),
         }
     }

@@ -167,6 +167,8 @@ pub fn node_config(config: &Config) -> NodeConfig {
     node.pool_memory_mib = config.pool_memory_mib;
     node.network = config.network;
     node.network_prefix = config.network_prefix;
+    node.pull.clone_from(&config.image_pull);
+    node.uplink = config.uplink.clone();
     let preset = |template: &TemplateSettings| TemplatePreset {
         image: ImageRef(template.image.clone()),
         shape: template.shape(config.plan.as_ref()),

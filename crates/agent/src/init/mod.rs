@@ -11,7 +11,7 @@ mod port;
 mod power;
 mod process;
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
 use tokio::time::Instant;
 
@@ -71,6 +71,10 @@ fn boot_and_serve() -> Result<(), AgentError> {
         Ok(Some(addresses)) => {
             if let Err(error) = network::bring_up_card(addresses) {
                 log(&format!("network card: {error}"));
+            }
+            let resolvers = Path::new(network::RESOLVERS);
+            if let Err(error) = network::name_resolver(addresses, resolvers) {
+                log(&format!("name resolver: {error}"));
             }
         }
         Err(argument) => log(&format!("network card: {argument:?} is not understood")),

@@ -5,9 +5,10 @@
 //! they are on the kernel's command line.
 
 use std::{
-    io, mem,
+    fs, io, mem,
     net::Ipv4Addr,
     os::fd::{AsRawFd, OwnedFd},
+    path::Path,
 };
 
 use nix::{
@@ -82,6 +83,20 @@ pub(super) fn bring_up_card(addresses: Addresses) -> io::Result<()> {
     Ok(())
 }
 
+/// Where the C library and others look for whom to ask for names (resolv.conf(5)).
+pub(super) const RESOLVERS: &str = "/etc/resolv.conf";
+
+/// Names are asked of the gateway, unless the image names somebody else.
+pub(super) fn name_resolver(addresses: Addresses, file: &Path) -> io::Result<()> {
+    match fs::read(file) {
+        Ok(content) if !content.trim_ascii().is_empty() => return Ok(()),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    fs::write(file, format!("nameserver {}\n", addresses.gateway))
+}
+
 fn set_up(socket: &OwnedFd, name: &[u8]) -> io::Result<()> {
     let mut request = interface(name);
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
@@ -124,6 +139,22 @@ mod tests {
         assert_eq!(addresses.mask, Ipv4Addr::new(255, 255, 255, 0));
         assert_eq!(addresses.gateway, Ipv4Addr::new(10, 0, 2, 1));
         assert_eq!(Addresses::in_arguments("quiet"), Ok(None));
+    }
+
+    #[test]
+    fn the_gateway_is_asked_for_names_unless_the_image_says_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("resolv.conf");
+        let addresses =
+            Addresses::in_arguments("skerry.net=10.0.2.15/24,10.0.2.1").unwrap().unwrap();
+        let after = |before: Option<&str>| {
+            before.into_iter().for_each(|text| fs::write(&file, text).unwrap());
+            name_resolver(addresses, &file).unwrap();
+            fs::read_to_string(&file).unwrap()
+        };
+        assert_eq!(after(None), "nameserver 10.0.2.1\n");
+        assert_eq!(after(Some("\n")), "nameserver 10.0.2.1\n");
+        assert_eq!(after(Some("nameserver 192.0.2.1\n")), "nameserver 192.0.2.1\n");
     }
 
     #[test]

@@ -187,6 +187,12 @@ impl Ipv4Network {
         Self(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), bits))
     }
 
+    /// The network of this length (32 at most) around an address.
+    #[must_use]
+    pub fn around(address: Ipv4Addr, prefix_bits: u8) -> Self {
+        Self(Ipv4Net::new_assert(address, prefix_bits.min(32)).trunc())
+    }
+
     /// Checks `text`; an address alone is a network of 32 bits.
     ///
     /// # Errors

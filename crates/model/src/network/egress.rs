@@ -113,6 +113,18 @@ impl NetworkPolicy {
         })
     }
 
+    /// Whether a rule for the whole internet permits connections to this port.
+    #[must_use]
+    pub fn permits_anywhere(&self, transport: Transport, port: u16) -> bool {
+        self.egress.iter().any(|rule| match rule.to {
+            Destination::Anywhere => {
+                rule.transports().contains(&transport)
+                    && (rule.ports.first()..=rule.ports.last()).contains(&port)
+            }
+            Destination::Network(_) | Destination::Name(_) => false,
+        })
+    }
+
     /// The rules whose pattern means `name`.
     pub fn rules_for(&self, name: &HostName) -> impl Iterator<Item = &EgressRule> {
         self.egress.iter().filter(|rule| match &rule.to {

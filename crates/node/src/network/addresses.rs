@@ -43,10 +43,20 @@ impl AddressBook {
         self.prefix.at(1)
     }
 
+    /// The end of the uplink that is not ours: the last of the prefix, which is nobody's.
+    pub fn beyond(&self) -> Ipv4Addr {
+        self.prefix.at(self.prefix.size() - 1)
+    }
+
+    /// Where all of them are from.
+    pub fn prefix(&self) -> AddressPrefix {
+        self.prefix
+    }
+
     /// One that is nobody's.
     pub fn lease(&self) -> Result<AddressLease, Error> {
         let mut leased = self.leased.lock().unwrap_or_else(PoisonError::into_inner);
-        // The first is the prefix's own, the second the gateway, the last is left alone.
+        // The first is the prefix's own, the second the gateway, the last the uplink's other end.
         let offsets = 2..self.prefix.size() - 1;
         let from = leased.next.clamp(offsets.start, offsets.end);
         let found = (from..offsets.end)

@@ -6,10 +6,10 @@
 
 mod rule;
 
-use std::{io, net::Ipv4Addr};
+use std::{io, net::Ipv4Addr, time::Duration};
 
 use netlink_bindings::{
-    nftables::{Chained, Nfgenmsg, Request, SetFlags},
+    nftables::{Chained, Nfgenmsg, PushSetelemListElemAttrs, Request, SetFlags},
     traits::Pusher,
     utils::{finalize_nested_header, push_header, push_nested_header},
 };
@@ -51,6 +51,10 @@ pub(super) enum Hook {
     Input,
     /// What passes through.
     Forward,
+    /// What passes through, before [`Hook::Forward`] is asked.
+    BeforeForward,
+    /// What the namespace itself sends.
+    Output,
     /// The destination of new connections is chosen.
     DestinationNat,
     /// The source of new connections is chosen.
@@ -65,6 +69,8 @@ impl Hook {
             Self::Prerouting => (libc::NF_INET_PRE_ROUTING as u32, -300, "filter"),
             Self::Input => (libc::NF_INET_LOCAL_IN as u32, 0, "filter"),
             Self::Forward => (libc::NF_INET_FORWARD as u32, 0, "filter"),
+            Self::BeforeForward => (libc::NF_INET_FORWARD as u32, -10, "filter"),
+            Self::Output => (libc::NF_INET_LOCAL_OUT as u32, 0, "filter"),
             Self::DestinationNat => (libc::NF_INET_PRE_ROUTING as u32, -100, "nat"),
             Self::SourceNat => (libc::NF_INET_POST_ROUTING as u32, 100, "nat"),
         }
@@ -85,59 +91,99 @@ pub(super) enum Otherwise {
 pub(super) enum Elements {
     /// IPv4 addresses.
     Addresses(Vec<Ipv4Addr>),
-    /// IPv4 address, protocol, first and last port. No two of one address and protocol overlap.
-    Services(Vec<(Ipv4Addr, u8, u16, u16)>),
+    /// No two of them overlap.
+    Services(Vec<Services>),
+    /// IPv4 addresses, each for its time.
+    Expiring(Vec<(Ipv4Addr, Duration)>),
+}
+
+impl Elements {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Addresses(addresses) => addresses.is_empty(),
+            Self::Services(services) => services.is_empty(),
+            Self::Expiring(addresses) => addresses.is_empty(),
+        }
+    }
+}
+
+/// First and last address, protocol and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Services {
+    pub addresses: (Ipv4Addr, Ipv4Addr),
+    pub protocols: (u8, u8),
+    pub ports: (u16, u16),
 }
 
 /// Attributes of which the bindings have other numbers than the kernel, because the description that
 /// they are made from leaves one out before them.
 const NFTA_SET_ELEM_KEY_END: u16 = 10;
+/// Big-endian for the kernel, host order in the bindings.
+const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 const NFTA_DATA_VALUE: u16 = 1;
 
 /// A table under construction.
 pub(super) struct Transaction {
     chained: Chained<'static>,
     family: Family,
-    table: &'static str,
+    table: String,
     messages: u32,
 }
 
 impl Transaction {
     /// Changes an existing table.
-    pub fn change(family: Family, table: &'static str) -> Self {
-        let mut transaction = Self { chained: Chained::new(1), family, table, messages: 1 };
+    pub fn change(family: Family, table: &str) -> Self {
+        let mut transaction =
+            Self { chained: Chained::new(1), family, table: table.to_owned(), messages: 1 };
         let header = batch_header();
         transaction.chained.request().op_batch_begin_do(&header);
         transaction
     }
 
     /// Makes a table, in place of one of this name that may be there.
-    pub fn replace(family: Family, table: &'static str) -> Self {
+    pub fn replace(family: Family, table: &str) -> Self {
         let mut transaction = Self::change(family, table);
         // Removing what is not there would be an error.
-        transaction.make_table();
-        let header = transaction.header();
-        let request = transaction.next();
-        request.op_deltable_do(&header).encode().push_name_bytes(table.as_bytes());
-        transaction.make_table();
+        transaction.replace_also(table);
         transaction
     }
 
+    /// From here on about another table, in place of one of this name that may be there.
+    pub fn replace_also(&mut self, table: &str) {
+        table.clone_into(&mut self.table);
+        self.make_table();
+        self.remove_table();
+        self.make_table();
+    }
+
+    /// Removes a table that may be there.
+    pub fn remove(family: Family, table: &str) -> Self {
+        let mut transaction = Self::change(family, table);
+        transaction.make_table();
+        transaction.remove_table();
+        transaction
+    }
+
+    fn remove_table(&mut self) {
+        let (header, table) = (self.header(), self.table.clone());
+        self.next().op_deltable_do(&header).encode().push_name_bytes(table.as_bytes());
+    }
+
     fn make_table(&mut self) {
-        let (header, table) = (self.header(), self.table);
+        let (header, table) = (self.header(), self.table.clone());
         self.next().set_create().op_newtable_do(&header).encode().push_name_bytes(table.as_bytes());
     }
 
     /// A chain that only rules lead to.
     pub fn chain(&mut self, name: &str) {
-        let (header, table) = (self.header(), self.table);
+        let (header, table) = (self.header(), self.table.clone());
         let mut request = self.next().set_create().op_newchain_do(&header);
         request.encode().push_table_bytes(table.as_bytes()).push_name_bytes(name.as_bytes());
     }
 
     /// A chain that gets its packets from `hook`.
     pub fn base_chain(&mut self, name: &str, hook: Hook, otherwise: Otherwise) {
-        let (header, table) = (self.header(), self.table);
+        let (header, table) = (self.header(), self.table.clone());
         let (number, priority, kind) = hook.facts();
         let policy = match otherwise {
             Otherwise::Accept => libc::NF_ACCEPT,
@@ -163,7 +209,7 @@ impl Transaction {
         const IPV4_ADDR: u32 = 7;
         const INET_PROTO: u32 = 12;
         const INET_SERVICE: u32 = 13;
-        let (header, table) = (self.header(), self.table);
+        let (header, table) = (self.header(), self.table.clone());
         let mut request = self.next().set_create().op_newset_do(&header);
         let set = request
             .encode()
@@ -173,6 +219,9 @@ impl Transaction {
         match elements {
             Elements::Addresses(_) => {
                 set.push_key_type(IPV4_ADDR).push_key_len(4);
+            }
+            Elements::Expiring(_) => {
+                set.push_flags(SetFlags::Timeout as u32).push_key_type(IPV4_ADDR).push_key_len(4);
             }
             Elements::Services(_) => {
                 set.push_flags(SetFlags::Interval as u32 | SetFlags::Concat as u32)
@@ -195,61 +244,51 @@ impl Transaction {
 
     /// Puts `elements` in place of what a set holds.
     pub fn refill(&mut self, name: &str, elements: &Elements) {
-        let (header, table) = (self.header(), self.table);
+        let (header, table) = (self.header(), self.table.clone());
         let mut request = self.next().op_delsetelem_do(&header);
         request.encode().push_table_bytes(table.as_bytes()).push_set_bytes(name.as_bytes());
         self.add_elements(name, elements);
     }
 
-    fn add_elements(&mut self, name: &str, elements: &Elements) {
-        let empty = match elements {
-            Elements::Addresses(addresses) => addresses.is_empty(),
-            Elements::Services(services) => services.is_empty(),
-        };
-        if empty {
+    /// Puts `elements` into a set, or keeps those that are there for as long as is said now.
+    pub fn renew(&mut self, name: &str, elements: &Elements) {
+        if elements.is_empty() {
             return;
         }
-        let (header, table) = (self.header(), self.table);
-        let mut request = self.next().set_create().op_newsetelem_do(&header);
-        let mut list = request
+        // An element that is there would keep its old time, and one that is not cannot be removed.
+        self.add_elements(name, elements);
+        self.remove_elements(name, elements);
+        self.add_elements(name, elements);
+    }
+
+    fn remove_elements(&mut self, name: &str, elements: &Elements) {
+        let (header, table) = (self.header(), self.table.clone());
+        let mut request = self.next().op_delsetelem_do(&header);
+        let list = request
             .encode()
             .push_table_bytes(table.as_bytes())
             .push_set_bytes(name.as_bytes())
             .nested_elements();
-        match elements {
-            Elements::Addresses(addresses) => {
-                for address in addresses {
-                    list = list
-                        .nested_elem()
-                        .nested_key()
-                        .push_value(&address.octets())
-                        .end_nested()
-                        .end_nested();
-                }
-            }
-            Elements::Services(services) => {
-                for (address, protocol, first, last) in services {
-                    let mut element = list
-                        .nested_elem()
-                        .nested_key()
-                        .push_value(&service_key(*address, *protocol, *first))
-                        .end_nested();
-                    // Its number in netlink-bindings 0.3.5 is not the kernel's either.
-                    let bytes = element.as_vec_mut();
-                    let key_end = push_nested_header(bytes, NFTA_SET_ELEM_KEY_END);
-                    let last = service_key(*address, *protocol, *last);
-                    push_header(bytes, NFTA_DATA_VALUE, KEY_BYTES);
-                    bytes.extend_from_slice(&last);
-                    finalize_nested_header(bytes, key_end);
-                    list = element.end_nested();
-                }
-            }
+        push_elements(list, elements);
+    }
+
+    fn add_elements(&mut self, name: &str, elements: &Elements) {
+        if elements.is_empty() {
+            return;
         }
+        let (header, table) = (self.header(), self.table.clone());
+        let mut request = self.next().set_create().op_newsetelem_do(&header);
+        let list = request
+            .encode()
+            .push_table_bytes(table.as_bytes())
+            .push_set_bytes(name.as_bytes())
+            .nested_elements();
+        push_elements(list, elements);
     }
 
     /// A rule at the end of a chain.
     pub fn rule(&mut self, chain: &str) -> Rule<'_> {
-        let (header, table) = (self.header(), self.table);
+        let (header, table) = (self.header(), self.table.clone());
         let expressions = self
             .next()
             .set_append()
@@ -292,6 +331,43 @@ impl Transaction {
         let mut header = Nfgenmsg::new();
         header.nfgen_family = self.family.number();
         header
+    }
+}
+
+/// Writes elements into a message that adds or removes them.
+fn push_elements<P: Pusher>(mut list: PushSetelemListElemAttrs<P>, elements: &Elements) {
+    match elements {
+        Elements::Addresses(addresses) => {
+            for address in addresses {
+                let key = list.nested_elem().nested_key().push_value(&address.octets());
+                list = key.end_nested().end_nested();
+            }
+        }
+        Elements::Expiring(addresses) => {
+            for (address, time) in addresses {
+                let key = list.nested_elem().nested_key().push_value(&address.octets());
+                let mut element = key.end_nested();
+                let bytes = element.as_vec_mut();
+                push_header(bytes, NFTA_SET_ELEM_TIMEOUT, 8);
+                let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                bytes.extend_from_slice(&milliseconds.to_be_bytes());
+                list = element.end_nested();
+            }
+        }
+        Elements::Services(services) => {
+            for Services { addresses, protocols, ports } in services {
+                let first = service_key(addresses.0, protocols.0, ports.0);
+                let last = service_key(addresses.1, protocols.1, ports.1);
+                let mut element = list.nested_elem().nested_key().push_value(&first).end_nested();
+                // Its number in netlink-bindings 0.3.5 is not the kernel's either.
+                let bytes = element.as_vec_mut();
+                let key_end = push_nested_header(bytes, NFTA_SET_ELEM_KEY_END);
+                push_header(bytes, NFTA_DATA_VALUE, KEY_BYTES);
+                bytes.extend_from_slice(&last);
+                finalize_nested_header(bytes, key_end);
+                list = element.end_nested();
+            }
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use netlink_bindings::{
 };
 use netlink_socket2::NetlinkSocket;
 use nix::libc;
+use skerry_model::Ipv4Network;
 
 /// An open rtnetlink socket of one namespace.
 pub(super) struct Links {
@@ -105,6 +106,25 @@ impl Links {
         }
     }
 
+    /// The longest IP packet that an interface carries, in bytes.
+    pub fn mtu(&mut self, name: &str) -> io::Result<u32> {
+        let mut request = rt_link::Request::new().op_getlink_do(&Ifinfomsg::new());
+        request.encode().push_ifname_bytes(name.as_bytes());
+        let mut reply = self.socket.request(&request)?;
+        let (_, attributes) = reply.recv_one().map_err(io::Error::from)?;
+        attributes.get_mtu().map_err(io::Error::other)
+    }
+
+    /// Sets the longest IP packet that an interface carries.
+    pub fn set_mtu(&mut self, name: &str, bytes: u32) -> io::Result<()> {
+        let mut header = Ifinfomsg::new();
+        header.ifi_index = self.must_index(name)?.cast_signed();
+        let mut request = rt_link::Request::new().op_setlink_do(&header);
+        request.encode().push_mtu(bytes);
+        self.socket.request(&request)?.recv_ack()?;
+        Ok(())
+    }
+
     /// Sets an interface in operation.
     pub fn up(&mut self, name: &str) -> io::Result<()> {
         let up = rt_link::IfinfoFlags::Up as u32;
@@ -148,11 +168,20 @@ impl Links {
 
     /// Sends everything else through an interface to `gateway`.
     pub fn add_default_route(&mut self, name: &str, gateway: Ipv4Addr) -> io::Result<()> {
+        self.add_route(name, Ipv4Network::ALL, gateway)
+    }
+
+    /// Sends what is for a network through an interface to `gateway`.
+    pub fn add_route(&mut self, name: &str, to: Ipv4Network, gateway: Ipv4Addr) -> io::Result<()> {
         let index = self.must_index(name)?;
-        let header = route_header(0, libc::RT_SCOPE_UNIVERSE);
+        let header = route_header(to.prefix_bits(), libc::RT_SCOPE_UNIVERSE);
         let mut request =
             rt_route::Request::new().set_create().set_replace().op_newroute_do(&header);
-        request.encode().push_gateway(IpAddr::V4(gateway)).push_oif(index);
+        let mut route = request.encode();
+        if to != Ipv4Network::ALL {
+            route = route.push_dst(IpAddr::V4(to.first()));
+        }
+        route.push_gateway(IpAddr::V4(gateway)).push_oif(index);
         self.socket.request(&request)?.recv_ack()?;
         Ok(())
     }

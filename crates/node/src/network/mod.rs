@@ -1,5 +1,5 @@
-//! The network of the node's VMs: a namespace for each, made ahead, joined by a hub of our own; the
-//! host's own namespace is never touched.
+//! The network of the node's VMs: a namespace for each, made ahead, joined by a hub of our own. The
+//! host's own namespace is touched only where it is the uplink ([`UplinkChoice`]).
 //!
 //! Nothing passes but what a VM's [`NetworkPolicy`] says. What there is of a VM carries a number:
 //! namespace `skerry-<tag>-<number>`, hub's interface `vm<number>`. Both are in the VM's ledger before
@@ -7,33 +7,47 @@
 
 mod addresses;
 mod filter;
+mod guards;
+mod inspector;
 mod links;
+mod names;
 mod namespace;
+mod outside;
 mod prefix;
 mod rules;
 mod slots;
 mod tap;
 #[cfg(test)]
 mod tests;
+mod uplink;
 mod wiring;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use skerry_internal_api::EgressRefusals;
 use skerry_model::{NetworkPolicy, PrivateAddress};
-use tokio_util::sync::CancellationToken;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     addresses::{AddressBook, AddressLease},
+    guards::Guards,
+    inspector::Inspector,
+    names::{Answers, Names},
     namespace::Namespace,
+    outside::Doors,
+    rules::Terrain,
     slots::Slots,
+    uplink::{Cable, Outer},
 };
 use crate::{
     Error,
@@ -42,6 +56,7 @@ use crate::{
 
 pub(crate) use self::wiring::{GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX_BITS};
 pub use prefix::AddressPrefix;
+pub use uplink::{UplinkChoice, UplinkSettings};
 
 /// What of the host a VM's place on the network is, as its ledger has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,10 +96,24 @@ pub(crate) enum Reserved {
 pub(crate) struct Network {
     tag: String,
     hub: Namespace,
+    terrain: Terrain,
+    cable: Cable,
+    /// The namespace through which guests reach the world, if they do.
+    outer: Option<Arc<Outer>>,
+    guards: Arc<Guards>,
+    /// What guests are served at the hub; taken by who serves it.
+    service: Mutex<Option<Service>>,
     addresses: AddressBook,
     /// By the directories of the VMs that have them.
     assigned: Mutex<BTreeMap<PathBuf, AddressLease>>,
     slots: Slots,
+}
+
+/// What guests are served at the hub, and whom it is asked of.
+#[derive(Debug)]
+struct Service {
+    servers: Vec<IpAddr>,
+    doors: Doors,
 }
 
 /// A place that is somebody's, but not yet in a ledger: given back when dropped before it is.
@@ -121,26 +150,48 @@ impl Drop for Reservation {
 const ADDRESS_FILE: &str = "private-address";
 
 impl Network {
-    /// Makes or finds the hub of the node that is known by `tag`, eight hexadecimal digits. `ahead`
-    /// is how many places are kept ready. Blocks.
+    /// Makes or finds the hub of the node that is known by `tag`, eight hexadecimal digits, and joins
+    /// it to the world. `ahead` is how many places are kept ready. Blocks.
     ///
     /// # Errors
-    /// When the host does not permit it: [`Network::unavailable`] says why beforehand.
-    pub fn open(tag: &str, prefix: AddressPrefix, ahead: usize) -> Result<Self, Error> {
+    /// When the host does not permit it ([`Network::unavailable`] says why beforehand), or when there
+    /// is no such uplink.
+    pub fn open(
+        tag: &str,
+        prefix: AddressPrefix,
+        ahead: usize,
+        uplink: &UplinkSettings,
+        data_dir: &Path,
+    ) -> Result<Self, Error> {
         let addresses = AddressBook::new(prefix);
-        let hub = wiring::open_hub(&hub_name(tag), addresses.gateway())?;
+        let terrain = Terrain {
+            own: prefix.network(),
+            gateway: addresses.gateway(),
+            uplink: uplink.choice != UplinkChoice::None,
+            private_networks: uplink.private_networks.clone(),
+        };
+        let hub = wiring::open_hub(&hub_name(tag), &terrain)?;
+        let cable = Cable::of(tag, data_dir);
+        let outer = cable.plug_in(&hub, &addresses, &uplink.choice)?.map(Arc::new);
+        let service = match &outer {
+            None => None,
+            Some(_) => Some(Service {
+                servers: names::servers_of(uplink)?,
+                doors: hub.enter(|| Doors::open(terrain.gateway))?,
+            }),
+        };
         Ok(Self {
             tag: tag.to_owned(),
             hub,
+            terrain,
+            cable,
+            outer,
+            guards: Arc::default(),
+            service: Mutex::new(service),
             addresses,
             assigned: Mutex::default(),
             slots: Slots::new(ahead),
         })
-    }
-
-    /// Whether VMs may reach the world by it.
-    pub fn has_uplink(&self) -> bool {
-        false
     }
 
     /// Why VMs cannot have a network here, where they cannot. Makes nothing.
@@ -264,18 +315,47 @@ impl Network {
         policy: &NetworkPolicy,
     ) -> Result<(), Error> {
         let namespace = Namespace::open(&holding.namespace)?;
-        let gateway = self.addresses.gateway();
-        wiring::dress(&namespace, &holding.port, &self.hub, gateway, address, policy)
+        let (hub, terrain) = (&self.hub, &self.terrain);
+        // What was known of its last owner is not about this one.
+        self.guards.place(address, &holding.namespace).change(terrain, policy, |pinned| {
+            wiring::dress(&namespace, &holding.port, hub, terrain, address, policy, pinned)
+        })
+    }
+
+    /// Whether there is a way out to the world.
+    pub fn has_uplink(&self) -> bool {
+        self.outer.is_some()
+    }
+
+    /// Why a policy cannot be honoured here; `None` when it can.
+    pub fn unsupported(&self, policy: &NetworkPolicy) -> Option<&'static str> {
+        (!policy.egress.is_empty() && self.outer.is_none())
+            .then_some("egress: the node has no uplink")
+    }
+
+    /// What the VM with this address wanted of names and was refused.
+    pub fn egress_refusals(&self, address: PrivateAddress) -> Option<EgressRefusals> {
+        Some(self.guards.at(address.0)?.refusals())
     }
 
     /// Changes what a VM may do while it runs, all at the same moment. What is not permitted any more
     /// ends, also in connections that exist; the others go on. Blocks.
-    pub fn apply(&self, holding: &NetworkHolding, policy: &NetworkPolicy) -> Result<(), Error> {
-        Namespace::open(&holding.namespace)?.enter(|| rules::apply(policy))
+    pub fn apply(
+        &self,
+        holding: &NetworkHolding,
+        address: PrivateAddress,
+        policy: &NetworkPolicy,
+    ) -> Result<(), Error> {
+        let namespace = Namespace::open(&holding.namespace)?;
+        let terrain = &self.terrain;
+        self.guards.of(address, &holding.namespace).change(terrain, policy, |pinned| {
+            namespace.enter(|| rules::apply(terrain, policy, pinned))
+        })
     }
 
     /// Undoes [`Network::make`] and everything after it; that nothing is there is a success. Blocks.
     pub fn release(&self, holding: &NetworkHolding) -> Result<(), Error> {
+        self.guards.dismiss(&holding.namespace);
         release(holding)?;
         if let Some(number) = self.number_of(&holding.namespace) {
             self.slots.give_back(number);
@@ -352,6 +432,54 @@ impl Network {
         }
     }
 
+    /// Serves guests names, and connections by name, until one of `ends` is cancelled. Without an
+    /// uplink there is nothing to serve.
+    ///
+    /// # Errors
+    /// When the sockets cannot be used.
+    pub async fn serve(self: Arc<Self>, ends: [CancellationToken; 2]) -> Result<(), Error> {
+        let service = self.service.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (Some(Service { servers, doors }), Some(outer)) = (service, &self.outer) else {
+            return Ok(());
+        };
+        if servers.is_empty() {
+            tracing::warn!("the uplink has no name servers: guests resolve nothing");
+        }
+        let names = Arc::new(Names::new(Arc::clone(outer), &servers)?);
+        let (guards, terrain) = (Arc::clone(&self.guards), self.terrain.clone());
+        let answers = Answers { names: Arc::clone(&names), guards, terrain };
+        let failed = Error::io("serving guests at the hub");
+        let mut server = hickory_server::Server::new(answers);
+        let inspector = Arc::new(Inspector {
+            names,
+            guards: Arc::clone(&self.guards),
+            hub: Arc::new(Outer::Named(Namespace::open(self.hub.name())?)),
+            end: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let listen = || -> io::Result<Vec<(u16, TcpListener)>> {
+            server.register_socket(outside::from_std(doors.names_udp)?);
+            let names_tcp = TcpListener::from_std(doors.names_tcp)?;
+            server.register_listener(names_tcp, Duration::from_secs(10), 32);
+            let inspected = doors.inspected.into_iter();
+            inspected.map(|(port, door)| Ok((port, TcpListener::from_std(door)?))).collect()
+        };
+        for (port, listener) in listen().map_err(failed)? {
+            inspector.tasks.spawn(Arc::clone(&inspector).serve(listener, port));
+        }
+        let [one, other] = ends;
+        tokio::select! {
+            () = one.cancelled() => {}
+            () = other.cancelled() => {}
+        }
+        inspector.end.cancel();
+        inspector.tasks.close();
+        inspector.tasks.wait().await;
+        // Answers under way are not waited for: who asked asks again.
+        drop(server);
+        Ok(())
+    }
+
     /// Removes the places that wait and the hub. For the end of a node whose VMs have all ended;
     /// with VMs running, only the places. Blocks.
     pub fn close(&self) -> Result<(), Error> {
@@ -359,6 +487,7 @@ impl Network {
             self.release(&self.names(place.number))?;
         }
         if self.slots.numbers().is_empty() {
+            self.cable.pull_out(&self.hub)?;
             Namespace::remove(self.hub.name())?;
         }
         Ok(())
@@ -366,7 +495,8 @@ impl Network {
 
     fn make_place(&self, number: u32) -> Result<Place, Error> {
         let names = self.names(number);
-        let (_, tap) = wiring::make_vm_side(&names.namespace, &names.port, &self.hub)?;
+        let (_, tap) =
+            wiring::make_vm_side(&names.namespace, &names.port, &self.hub, &self.terrain)?;
         Ok(Place { number, tap })
     }
 
@@ -384,8 +514,8 @@ impl Network {
 }
 
 /// Removes what a node that has no network any more has of one: every place but those in `held`, and
-/// the hub when there are none. Blocks.
-pub(crate) fn clear(tag: &str, held: &[NetworkHolding]) -> Result<(), Error> {
+/// the hub and its uplink when there are none. Blocks.
+pub(crate) fn clear(tag: &str, data_dir: &Path, held: &[NetworkHolding]) -> Result<(), Error> {
     for namespace in Namespace::names(&format!("{}-", hub_name(tag)))? {
         let Some((_, number)) = namespace.rsplit_once('-') else { continue };
         let port = format!("{}{number}", wiring::HUB_PORT_PREFIX);
@@ -396,7 +526,12 @@ pub(crate) fn clear(tag: &str, held: &[NetworkHolding]) -> Result<(), Error> {
         }
     }
     match held {
-        [] if Namespace::exists(&hub_name(tag)) => Namespace::remove(&hub_name(tag)),
+        [] => {
+            if Namespace::exists(&hub_name(tag)) {
+                Namespace::remove(&hub_name(tag))?;
+            }
+            Cable::of(tag, data_dir).undo()
+        }
         _ => Ok(()),
     }
 }

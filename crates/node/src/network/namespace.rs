@@ -111,7 +111,7 @@ fn path_of(name: &str) -> PathBuf {
     Path::new(NAMES_DIR).join(name)
 }
 
-fn in_new_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub(super) fn in_new_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let worker = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
         worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

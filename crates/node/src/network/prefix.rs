@@ -2,6 +2,8 @@
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
+use skerry_model::Ipv4Network;
+
 /// The range from which workspaces get their private addresses: 8 to 29 bits long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressPrefix {
@@ -27,6 +29,11 @@ impl AddressPrefix {
     pub(crate) fn offset_of(self, address: Ipv4Addr) -> Option<u32> {
         let offset = address.to_bits().wrapping_sub(self.network.to_bits());
         (offset < self.size()).then_some(offset)
+    }
+
+    /// The same as the model has it.
+    pub(crate) fn network(self) -> Ipv4Network {
+        Ipv4Network::around(self.network, self.bits)
     }
 
     fn overlaps(self, other: Self) -> bool {

@@ -4,7 +4,12 @@ use std::{fs, io, net::Ipv4Addr, os::fd::AsFd, os::fd::OwnedFd, path::Path};
 
 use skerry_model::{NetworkPolicy, PrivateAddress};
 
-use super::{links::Links, namespace::Namespace, rules, tap};
+use super::{
+    links::Links,
+    namespace::Namespace,
+    rules::{self, Pinned, Terrain},
+    tap,
+};
 use crate::Error;
 
 /// Every guest's own address, and its prefix length: a clone needs no new one.
@@ -19,11 +24,13 @@ pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x0a, 0x02, 0x0f];
 /// Interfaces of a VM's namespace.
 pub(super) const TAP: &str = "tap0";
 pub(super) const UPLINK: &str = "up0";
+/// The hub's end of the cable to the world.
+pub(super) const OUTSIDE: &str = "out0";
 /// What the hub's ends are called, with a number behind.
 pub(super) const HUB_PORT_PREFIX: &str = "vm";
 
-/// The hub, made or found: forwards between VMs and has no other way out. Blocks.
-pub(super) fn open_hub(name: &str, gateway: Ipv4Addr) -> Result<Namespace, Error> {
+/// The hub, made or found: forwards between VMs, and has another way out only when it gets one. Blocks.
+pub(super) fn open_hub(name: &str, terrain: &Terrain) -> Result<Namespace, Error> {
     let hub = match Namespace::exists(name) {
         false => Namespace::make(name)?,
         true => match Namespace::open(name) {
@@ -37,7 +44,7 @@ pub(super) fn open_hub(name: &str, gateway: Ipv4Addr) -> Result<Namespace, Error
     };
     hub.enter(|| {
         // Rules first: from the moment it forwards, it forwards only this.
-        rules::install_in_hub()?;
+        rules::install_in_hub(terrain)?;
         no_ipv6()?;
         set("ipv4/conf/all/rp_filter", "1")?;
         set("ipv4/conf/default/rp_filter", "1")?;
@@ -46,7 +53,7 @@ pub(super) fn open_hub(name: &str, gateway: Ipv4Addr) -> Result<Namespace, Error
         set("ipv4/conf/default/send_redirects", "0")?;
         let mut links = Links::open();
         links.up("lo")?;
-        links.add_address("lo", gateway, 32)?;
+        links.add_address("lo", terrain.gateway, 32)?;
         set("ipv4/ip_forward", "1")
     })?;
     Ok(hub)
@@ -57,12 +64,13 @@ pub(super) fn make_vm_side(
     name: &str,
     port: &str,
     hub: &Namespace,
+    terrain: &Terrain,
 ) -> Result<(Namespace, OwnedFd), Error> {
     let namespace = Namespace::make(name)?;
     let tap = namespace.enter(|| {
         no_ipv6()?;
         let tap = tap::make(TAP)?;
-        rules::install_in_vm()?;
+        rules::install_in_vm(terrain)?;
         let mut links = Links::open();
         links.make_pair(UPLINK, port, hub.as_fd())?;
         links.add_address(TAP, GUEST_GATEWAY, GUEST_PREFIX_BITS)?;
@@ -83,12 +91,14 @@ pub(super) fn dress(
     namespace: &Namespace,
     port: &str,
     hub: &Namespace,
-    gateway: Ipv4Addr,
+    terrain: &Terrain,
     address: PrivateAddress,
     policy: &NetworkPolicy,
+    pinned: &Pinned,
 ) -> Result<(), Error> {
+    let gateway = terrain.gateway;
     namespace.enter(|| {
-        rules::apply(policy)?;
+        rules::apply(terrain, policy, pinned)?;
         let mut links = Links::open();
         links.add_address(UPLINK, address.0, 32)?;
         links.add_route_on_link(UPLINK, gateway)?;
@@ -105,7 +115,7 @@ pub(super) fn remove_vm_side(name: &str, port: &str, hub: &Namespace) -> Result<
     Namespace::remove(name)
 }
 
-fn no_ipv6() -> io::Result<()> {
+pub(super) fn no_ipv6() -> io::Result<()> {
     for which in ["all", "default"] {
         match set(&format!("ipv6/conf/{which}/disable_ipv6"), "1") {
             // This kernel has none.
@@ -117,7 +127,7 @@ fn no_ipv6() -> io::Result<()> {
 }
 
 /// Sets a parameter of the calling thread's namespace.
-fn set(parameter: &str, value: &str) -> io::Result<()> {
+pub(super) fn set(parameter: &str, value: &str) -> io::Result<()> {
     let path = Path::new("/proc/sys/net").join(parameter);
     fs::write(&path, value)
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))

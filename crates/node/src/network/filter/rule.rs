@@ -11,6 +11,7 @@ use netlink_bindings::{
     utils::{RequestBuf, push_header},
 };
 use nix::libc;
+use skerry_model::{Ipv4Network, PortRange};
 
 /// Another number in netlink-bindings 0.3.5 than in the kernel; see the parent module.
 const NFTA_LOOKUP_SREG: u16 = 2;
@@ -103,6 +104,11 @@ impl<'a> Rule<'a> {
         self.ct(CtKeys::Direction).equals(&[direction as u8])
     }
 
+    /// Its connection exists already.
+    pub fn established(self) -> Self {
+        self.ct_state(2)
+    }
+
     /// Its connection could not be told.
     pub fn invalid(self) -> Self {
         self.ct_state(1)
@@ -142,6 +148,52 @@ impl<'a> Rule<'a> {
         self.payload(PayloadBase::NetworkHeader, end.address_offset(), length).equals(octets)
     }
 
+    /// One end of the IPv4 packet is in this network.
+    pub fn address_within(self, end: End, network: Ipv4Network) -> Self {
+        let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix_bits())).unwrap_or(0);
+        self.payload(PayloadBase::NetworkHeader, end.address_offset(), 4)
+            .masked(&mask.to_be_bytes())
+            .equals(&network.first().octets())
+    }
+
+    /// It is of this protocol (IANA's number).
+    pub fn protocol(self, number: u8) -> Self {
+        self.meta(MetaKeys::L4Proto).equals(&[number])
+    }
+
+    /// One of its ports is this one.
+    pub fn port(self, end: End, port: u16) -> Self {
+        self.payload(PayloadBase::TransportHeader, end.port_offset(), 2).equals(&port.to_be_bytes())
+    }
+
+    /// One of its ports is one of these.
+    pub fn port_within(self, end: End, ports: PortRange) -> Self {
+        self.payload(PayloadBase::TransportHeader, end.port_offset(), 2)
+            .compare(CmpOps::Gte, &ports.first().to_be_bytes())
+            .compare(CmpOps::Lte, &ports.last().to_be_bytes())
+    }
+
+    /// An earlier rule marked it.
+    pub fn marked(self, mark: u32) -> Self {
+        self.meta(MetaKeys::Mark).equals(&mark.to_ne_bytes())
+    }
+
+    /// Marks it for a later rule. Marks do not leave the namespace.
+    pub fn mark(mut self, mark: u32) {
+        self.expressions = self
+            .expressions
+            .nested_elem()
+            .nested_data_immediate()
+            .push_dreg(REGISTER)
+            .nested_data()
+            .push_value(&mark.to_ne_bytes())
+            .end_nested()
+            .end_nested()
+            .end_nested();
+        let meta = self.expressions.nested_elem().nested_data_meta();
+        meta.push_key(MetaKeys::Mark as u32).push_sreg(REGISTER);
+    }
+
     /// One end of the IPv4 packet is in a set of addresses.
     pub fn address_in(self, end: End, set: &str) -> Self {
         self.payload(PayloadBase::NetworkHeader, end.address_offset(), 4).found_in(set)
@@ -165,6 +217,11 @@ impl<'a> Rule<'a> {
     /// The packet goes on.
     pub fn accept(self) {
         self.verdict(VerdictCode::Accept, None);
+    }
+
+    /// This chain does not decide: the one that it was asked by goes on.
+    pub fn back(self) {
+        self.verdict(VerdictCode::Return, None);
     }
 
     /// The packet is gone.
@@ -230,8 +287,12 @@ impl<'a> Rule<'a> {
 
     /// `bit` as in `NF_CT_STATE_BIT`: host byte order.
     fn ct_state(self, bit: u32) -> Self {
-        let mut loaded = self.ct(CtKeys::State);
-        loaded.expressions = loaded
+        self.ct(CtKeys::State).masked(&bit.to_ne_bytes()).differs_from(&[0; 4])
+    }
+
+    /// Leaves of what was loaded the bits of `mask`.
+    fn masked(mut self, mask: &[u8; 4]) -> Self {
+        self.expressions = self
             .expressions
             .nested_elem()
             .nested_data_bitwise()
@@ -239,14 +300,14 @@ impl<'a> Rule<'a> {
             .push_dreg(REGISTER)
             .push_len(4)
             .nested_mask()
-            .push_value(&bit.to_ne_bytes())
+            .push_value(mask)
             .end_nested()
             .nested_xor()
             .push_value(&[0; 4])
             .end_nested()
             .end_nested()
             .end_nested();
-        loaded.differs_from(&[0; 4])
+        self
     }
 
     fn payload(self, base: PayloadBase, offset: u32, length: u32) -> Self {

@@ -4,7 +4,10 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, OwnedFd},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -15,15 +18,18 @@ use nix::{
 };
 use skerry_model::{NetworkPolicy, Opening, PortRange, PrivateAddress, Transport};
 
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
 use super::super::{
     GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX_BITS, Namespace, Network, NetworkHolding,
-    Place, addresses::AddressLease, links::Links, tap,
+    Place, UplinkSettings, addresses::AddressLease, links::Links, tap,
 };
 
 const VNET_HEADER_BYTES: usize = 10;
 
 /// How long what has to come may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 const PATIENCE_MS: u16 = 20_000;
 /// How long nothing has to come.
 const SILENCE: Duration = Duration::from_millis(400);
@@ -32,8 +38,11 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// A network of its own, gone when dropped.
 pub(super) struct Ground {
-    pub network: Network,
+    pub network: Arc<Network>,
     pub tag: String,
+    uplink: UplinkSettings,
+    data_dir: TempDir,
+    serving: Option<(CancellationToken, JoinHandle<()>)>,
 }
 
 impl Ground {
@@ -42,11 +51,43 @@ impl Ground {
     }
 
     pub fn with_places_ahead(ahead: usize) -> Self {
+        Self::with(ahead, UplinkSettings::default())
+    }
+
+    /// One that is joined to a world.
+    pub fn joined(uplink: UplinkSettings) -> Self {
+        Self::with(0, uplink)
+    }
+
+    fn with(ahead: usize, uplink: UplinkSettings) -> Self {
         assert_eq!(Network::unavailable(), None, "these tests make network namespaces");
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let tag = format!("{:05x}{number:03x}", std::process::id() & 0xf_ffff);
-        let network = Network::open(&tag, "10.201.0.0/16".parse().unwrap(), ahead).unwrap();
-        Self { network, tag }
+        let data_dir = tempfile::tempdir().unwrap();
+        let prefix = "10.201.0.0/16".parse().unwrap();
+        let network = Network::open(&tag, prefix, ahead, &uplink, data_dir.path()).unwrap();
+        let network = Arc::new(network);
+        Self { network, tag, uplink, data_dir, serving: None }
+    }
+
+    /// One that is joined to a world and serves names.
+    pub fn serving(uplink: UplinkSettings) -> Self {
+        let mut ground = Self::joined(uplink);
+        let (network, end) = (Arc::clone(&ground.network), CancellationToken::new());
+        let ends = [end.clone(), end.clone()];
+        let server = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(network.serve(ends)).unwrap();
+        });
+        ground.serving = Some((end, server));
+        ground
+    }
+
+    /// The same network as the next server has it: this one's sockets are gone.
+    pub fn reopened(&self) -> Network {
+        self.network.service.lock().unwrap().take();
+        let prefix = "10.201.0.0/16".parse().unwrap();
+        Network::open(&self.tag, prefix, 0, &self.uplink, self.data_dir.path()).unwrap()
     }
 
     /// A VM's place with an address, and the guest in it.
@@ -74,6 +115,10 @@ impl Ground {
 
 impl Drop for Ground {
     fn drop(&mut self) {
+        if let Some((end, server)) = self.serving.take() {
+            end.cancel();
+            server.join().unwrap();
+        }
         for number in self.network.slots.numbers() {
             let holding = self.network.names(number);
             let _ = self.network.release(&holding);
@@ -96,7 +141,7 @@ impl<'a> Guest<'a> {
     }
 
     pub fn apply(&self, policy: &NetworkPolicy) {
-        self.network.apply(&self.holding, policy).unwrap();
+        self.network.apply(&self.holding, self.address(), policy).unwrap();
     }
 
     /// Does something in the namespace around the guest.

@@ -2,12 +2,12 @@
 
 use std::{fs, io};
 
-use skerry_model::NetworkPolicy;
+use skerry_model::{NetworkPolicy, PrivateAddress};
 
 use super::{
     super::{
-        Namespace, Network, NetworkHolding, filter, links::Links, missing_capability,
-        number_of_port, rules, tap, wiring,
+        Namespace, NetworkHolding, filter, links::Links, missing_capability, number_of_port, rules,
+        tap, wiring,
     },
     ground::Ground,
 };
@@ -34,7 +34,7 @@ fn after_two_hundred_lives_nothing_is_left() {
 #[test]
 fn whatever_a_server_died_making_is_swept_away_by_the_next() {
     let ground = Ground::new();
-    let hub = &ground.network.hub;
+    let (hub, terrain) = (&ground.network.hub, &ground.network.terrain);
     let at = |number| ground.network.names(number);
     let NetworkHolding { namespace, .. } = at(0);
     fs::write(format!("/run/netns/{namespace}"), "").unwrap();
@@ -45,13 +45,13 @@ fn whatever_a_server_died_making_is_swept_away_by_the_next() {
     let port = at(3).port;
     joined.enter(|| Links::open().make_pair("up0", &port, std::os::fd::AsFd::as_fd(hub))).unwrap();
     let whole = at(4);
-    drop(wiring::make_vm_side(&whole.namespace, &whole.port, hub).unwrap());
+    drop(wiring::make_vm_side(&whole.namespace, &whole.port, hub, terrain).unwrap());
     // The cable is gone, the name is not: half of an undoing.
     let half = at(5);
-    drop(wiring::make_vm_side(&half.namespace, &half.port, hub).unwrap());
+    drop(wiring::make_vm_side(&half.namespace, &half.port, hub, terrain).unwrap());
     hub.enter(|| Links::open().remove(&half.port)).unwrap();
 
-    let next = Network::open(&ground.tag, "10.201.0.0/16".parse().unwrap(), 0).unwrap();
+    let next = ground.reopened();
     next.adopt(&whole);
     next.sweep().unwrap();
     assert_eq!(ground.namespaces(), [format!("skerry-{}", ground.tag), whole.namespace.clone()]);
@@ -66,15 +66,16 @@ fn a_vm_goes_on_while_its_server_is_replaced_and_can_be_told_a_new_policy() {
     let ground = Ground::new();
     let (client, server) =
         (ground.guest(&NetworkPolicy::default()), ground.guest(&NetworkPolicy::default()));
-    let next = Network::open(&ground.tag, "10.201.0.0/16".parse().unwrap(), 0).unwrap();
+    let next = ground.reopened();
     for guest in [&client, &server] {
         next.adopt(&guest.holding);
         assert!(next.addresses().claim(guest.address()).is_some());
     }
     next.sweep().unwrap();
     let open = [(client.address(), skerry_model::Transport::Tcp, 80, 80)];
-    next.apply(&server.holding, &super::ground::policy(&[], &open)).unwrap();
-    next.apply(&client.holding, &super::ground::policy(&[server.address()], &[])).unwrap();
+    next.apply(&server.holding, server.address(), &super::ground::policy(&[], &open)).unwrap();
+    next.apply(&client.holding, client.address(), &super::ground::policy(&[server.address()], &[]))
+        .unwrap();
     let (client, server) = (client.boot(), server.boot());
     let _listening = server.listen(80);
     client.connect(server.address().0, 80).unwrap();
@@ -120,7 +121,7 @@ fn a_transaction_of_any_length_that_is_refused_changes_nothing_and_says_so() {
             Ok(())
         });
     }
-    guest.around(|| rules::apply(&NetworkPolicy::default()));
+    guest.around(|| rules::apply(&ground.network.terrain, &NetworkPolicy::default(), &Vec::new()));
 }
 
 #[test]
@@ -135,8 +136,9 @@ fn a_server_without_the_capabilities_is_told_which() {
 fn a_namespace_that_is_not_there_is_an_error_that_names_it() {
     let ground = Ground::new();
     let holding = ground.network.names(7);
-    let Err(Error::Io { context, .. }) = ground.network.apply(&holding, &NetworkPolicy::default())
-    else {
+    let address = PrivateAddress(std::net::Ipv4Addr::new(10, 201, 0, 9));
+    let apply = |holding| ground.network.apply(holding, address, &NetworkPolicy::default());
+    let Err(Error::Io { context, .. }) = apply(&holding) else {
         panic!("there is no such namespace")
     };
     assert!(context.contains(&holding.namespace), "{context}");

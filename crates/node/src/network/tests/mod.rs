@@ -3,5 +3,7 @@
 
 mod ground;
 mod lives;
+mod names;
 mod passage;
 mod spoofing;
+mod world;

@@ -1,0 +1,219 @@
+//! What is known of each VM that runs: who may ask for which names, which addresses those names have
+//! turned out to have, and what was refused.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use skerry_internal_api::{EgressRefusal, EgressRefusals, RefusedEgress};
+use skerry_model::{HostName, NetworkPolicy, PrivateAddress, network::Reachable};
+use tokio::sync::{Semaphore, watch};
+
+use super::{
+    namespace::Namespace,
+    rules::{self, Pinned, Terrain},
+};
+use crate::Error;
+
+/// How long an address may be connected to at the least and at the most, whatever its record says:
+/// a resolver in the guest keeps what is shorter, and names move.
+const SHORTEST_PIN: Duration = Duration::from_secs(60);
+const LONGEST_PIN: Duration = Duration::from_secs(3600);
+/// The most addresses that are remembered for one VM; what ends first goes first.
+const MAX_PINS: usize = 1024;
+/// The most refusals that are remembered for one VM.
+const MAX_REFUSALS: usize = 64;
+/// Connections of one VM that are inspected at a time.
+const MAX_INSPECTED: usize = 256;
+
+/// Every VM's guard.
+#[derive(Debug, Default)]
+pub(super) struct Guards {
+    by_address: Mutex<BTreeMap<Ipv4Addr, Arc<Guard>>>,
+}
+
+/// One VM's.
+#[derive(Debug)]
+pub(super) struct Guard {
+    namespace: String,
+    policy: watch::Sender<Arc<NetworkPolicy>>,
+    /// Held while the kernel is told: what it is told last is what holds.
+    pins: Mutex<Pins>,
+    refusals: Mutex<Refusals>,
+    pub inspected: Arc<Semaphore>,
+}
+
+/// Until when which name's address may be connected to.
+type Pins = BTreeMap<(HostName, Ipv4Addr), Instant>;
+
+#[derive(Debug, Default)]
+struct Refusals {
+    total: u64,
+    last: VecDeque<EgressRefusal>,
+}
+
+impl Guards {
+    /// The guard of a VM, for packets that come from its address.
+    pub fn at(&self, address: Ipv4Addr) -> Option<Arc<Guard>> {
+        self.lock().get(&address).cloned()
+    }
+
+    /// A new one: what was known of the address was about somebody else.
+    pub fn place(&self, address: PrivateAddress, namespace: &str) -> Arc<Guard> {
+        let guard = Arc::new(Guard {
+            namespace: namespace.to_owned(),
+            policy: watch::Sender::new(Arc::default()),
+            pins: Mutex::default(),
+            refusals: Mutex::default(),
+            inspected: Arc::new(Semaphore::new(MAX_INSPECTED)),
+        });
+        self.lock().insert(address.0, Arc::clone(&guard));
+        guard
+    }
+
+    /// The one of the VM in this namespace, which gets one if it has none.
+    pub fn of(&self, address: PrivateAddress, namespace: &str) -> Arc<Guard> {
+        match self.at(address.0).filter(|guard| guard.namespace == namespace) {
+            Some(guard) => guard,
+            None => self.place(address, namespace),
+        }
+    }
+
+    /// The VM is gone; what goes on in its name ends.
+    pub fn dismiss(&self, namespace: &str) {
+        self.lock().retain(|_, guard| {
+            let gone = guard.namespace == namespace;
+            if gone {
+                guard.policy.send_replace(Arc::default());
+            }
+            !gone
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Ipv4Addr, Arc<Guard>>> {
+        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Guard {
+    /// What holds now, and every change of it.
+    pub fn policy(&self) -> watch::Receiver<Arc<NetworkPolicy>> {
+        self.policy.subscribe()
+    }
+
+    /// Puts a policy in force by `tell`, which tells the kernel. Blocks.
+    pub fn change(
+        &self,
+        terrain: &Terrain,
+        policy: &NetworkPolicy,
+        tell: impl FnOnce(&Pinned) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut pins = self.pins();
+        pins.retain(|(name, _), _| policy.rules_for(name).next().is_some());
+        tell(&pinned(&policy.reach(terrain.own), &pins, Instant::now()))?;
+        self.policy.send_replace(Arc::new(policy.clone()));
+        Ok(())
+    }
+
+    /// The name has these addresses for so long: from when this returns the guest may connect to them
+    /// as far as its policy permits it for the name. Blocks.
+    pub fn pin(
+        &self,
+        terrain: &Terrain,
+        name: &HostName,
+        addresses: &[Ipv4Addr],
+        time_to_live: Duration,
+    ) -> Result<(), Error> {
+        let mut pins = self.pins();
+        let policy = Arc::clone(&self.policy.borrow());
+        if addresses.is_empty() || policy.rules_for(name).next().is_none() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let until = now + time_to_live.clamp(SHORTEST_PIN, LONGEST_PIN);
+        let new: Pins = addresses.iter().map(|one| ((name.clone(), *one), until)).collect();
+        let pinned = pinned(&policy.reach(terrain.own), &new, now);
+        Namespace::open(&self.namespace)?.enter(|| rules::pin(&pinned))?;
+        pins.extend(new);
+        while pins.len() > MAX_PINS {
+            let Some(first) = pins.iter().min_by_key(|(_, until)| **until) else { break };
+            let first = first.0.clone();
+            pins.remove(&first);
+        }
+        Ok(())
+    }
+
+    /// Notes a refusal.
+    pub fn refused(&self, what: RefusedEgress, name: Option<HostName>) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        refusals.total += 1;
+        match refusals.last.back_mut() {
+            Some(last) if (last.what, &last.name) == (what, &name) => last.times += 1,
+            Some(_) | None => {
+                if refusals.last.len() == MAX_REFUSALS {
+                    refusals.last.pop_front();
+                }
+                refusals.last.push_back(EgressRefusal { what, name, times: 1 });
+            }
+        }
+    }
+
+    /// How many refusals there were, and the last of them, the newest at the end.
+    pub fn refusals(&self) -> EgressRefusals {
+        let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        EgressRefusals { total: refusals.total, last: refusals.last.iter().cloned().collect() }
+    }
+
+    fn pins(&self) -> MutexGuard<'_, Pins> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the kernel is to know of `pins`.
+fn pinned(reach: &[Reachable], pins: &Pins, now: Instant) -> Pinned {
+    let of_class = |class: &Reachable| {
+        let mut addresses: BTreeMap<Ipv4Addr, Duration> = BTreeMap::new();
+        for ((name, address), until) in pins {
+            if class.names.iter().any(|pattern| pattern.matches(name)) {
+                let left = addresses.entry(*address).or_default();
+                *left = (*left).max(until.saturating_duration_since(now));
+            }
+        }
+        addresses.into_iter().collect()
+    };
+    reach.iter().map(of_class).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_counted_and_only_the_last_are_kept() {
+        let guards = Guards::default();
+        let guard = guards.place(PrivateAddress(Ipv4Addr::LOCALHOST), "x");
+        for port in 0..100 {
+            guard.refused(RefusedEgress::Connection(port), None);
+            guard.refused(RefusedEgress::Connection(port), None);
+        }
+        let EgressRefusals { total, last } = guard.refusals();
+        assert_eq!((total, last.len(), last[63].times), (200, MAX_REFUSALS, 2));
+        assert_eq!(last[63].what, RefusedEgress::Connection(99));
+    }
+
+    #[test]
+    fn a_guard_goes_with_its_namespace_and_what_it_permitted_ends() {
+        let guards = Guards::default();
+        let address = PrivateAddress(Ipv4Addr::LOCALHOST);
+        let policy = guards.place(address, "x").policy();
+        guards.dismiss("y");
+        assert!(guards.at(address.0).is_some() && !policy.has_changed().unwrap());
+        guards.dismiss("x");
+        assert!(guards.at(address.0).is_none());
+        let again = guards.of(address, "z");
+        assert!(Arc::ptr_eq(&again, &guards.of(address, "z")));
+    }
+}

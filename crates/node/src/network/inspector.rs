@@ -1,0 +1,312 @@
+//! Connections that a policy permits only by name, at the ports where a client says whom it means:
+//! HTTP (`Host`) and TLS (server name indication). Many names share an address, so an address alone
+//! does not tell.
+//!
+//! The client's own idea of the address does not count: the name that it gives is looked up again, and
+//! the connection goes there. TLS is then passed through unread; HTTP is asked request by request, for
+//! a connection may be used for another name later.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header, uri::Authority};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::server::Acceptor;
+use skerry_internal_api::RefusedEgress;
+use skerry_model::{HostName, NetworkPolicy, Transport};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    guards::{Guard, Guards},
+    names::Names,
+    outside,
+    uplink::Outer,
+};
+
+/// How long a client may take to say whom it means.
+const SAID_WITHIN: Duration = Duration::from_secs(10);
+/// The longest ClientHello: one with post-quantum keys has less than 4 KiB.
+const MAX_HELLO_BYTES: usize = 16 * 1024;
+/// The port of HTTP without TLS.
+const HTTP_PORT: u16 = 80;
+
+/// What inspected connections are made with.
+pub(super) struct Inspector {
+    pub names: Arc<Names>,
+    pub guards: Arc<Guards>,
+    /// The hub: what goes out from there is held to what guests themselves are.
+    pub hub: Arc<Outer>,
+    /// Ends all of it.
+    pub end: CancellationToken,
+    /// Every connection, and every half of one.
+    pub tasks: TaskTracker,
+}
+
+type Body = BoxBody<Bytes, hyper::Error>;
+
+impl Inspector {
+    /// Serves one port until the end; connections end then, too, as the tasks that they are.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, port: u16) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.end.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Too many open files, mostly: the next attempt may find some.
+                    tracing::warn!(%error, "a guest's connection was not accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let IpAddr::V4(address) = from.ip() else { continue };
+            let Some(guard) = self.guards.at(address) else { continue };
+            let Ok(permit) = Arc::clone(&guard.inspected).try_acquire_owned() else {
+                guard.refused(RefusedEgress::Connection(port), None);
+                continue;
+            };
+            let this = Arc::clone(&self);
+            self.spawn(async move {
+                // How it failed is between the guest and whom it speaks with.
+                let _ = this.connection(stream, port, guard).await;
+                drop(permit);
+            });
+        }
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let end = self.end.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    async fn connection(&self, stream: TcpStream, port: u16, guard: Arc<Guard>) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        match port {
+            HTTP_PORT => self.http(stream, guard).await,
+            _ => self.tls(stream, port, &guard).await,
+        }
+    }
+
+    async fn tls(&self, mut client: TcpStream, port: u16, guard: &Guard) -> io::Result<()> {
+        let heard = timeout(SAID_WITHIN, hello(&mut client)).await;
+        let Ok(Ok((name, said))) = heard else {
+            guard.refused(RefusedEgress::Connection(port), None);
+            return Ok(());
+        };
+        let policy = guard.policy();
+        if !name.as_ref().is_some_and(|name| permits(&policy.borrow(), name, port)) {
+            guard.refused(RefusedEgress::Connection(port), name);
+            return Ok(());
+        }
+        let Some(name) = name else { return Ok(()) };
+        let mut server = self.connect(&name, port).await?;
+        server.set_nodelay(true)?;
+        server.write_all(&said).await?;
+        tokio::select! {
+            spliced = copy_bidirectional(&mut client, &mut server) => spliced.map(drop),
+            () = taken_back(policy, &name, port) => Ok(()),
+        }
+    }
+
+    async fn http(&self, client: TcpStream, guard: Arc<Guard>) -> io::Result<()> {
+        let service = service_fn(|request| self.request(request, Arc::clone(&guard)));
+        let mut server = hyper::server::conn::http1::Builder::new();
+        server.timer(TokioTimer::new()).header_read_timeout(SAID_WITHIN).preserve_header_case(true);
+        // A client may have said all that it wants to and still listen.
+        server.half_close(true);
+        let served = server.serve_connection(TokioIo::new(client), service).with_upgrades();
+        served.await.map_err(io::Error::other)
+    }
+
+    /// One request, over a connection of its own: the next may be for another name.
+    async fn request(
+        &self,
+        mut request: Request<Incoming>,
+        guard: Arc<Guard>,
+    ) -> Result<Response<Body>, hyper::Error> {
+        let policy = guard.policy();
+        let is_permitted = |name: &HostName| permits(&policy.borrow(), name, HTTP_PORT);
+        let name = match host_of(&request) {
+            Some(name) if is_permitted(&name) => name,
+            name => {
+                guard.refused(RefusedEgress::Connection(HTTP_PORT), name);
+                return Ok(plain(StatusCode::FORBIDDEN, "forbidden by the workspace's policy\n"));
+            }
+        };
+        let Ok(server) = self.connect(&name, HTTP_PORT).await else {
+            return Ok(plain(StatusCode::BAD_GATEWAY, "the host cannot be reached\n"));
+        };
+        let mut client = hyper::client::conn::http1::Builder::new();
+        client.preserve_header_case(true);
+        let (mut sender, connection) = client.handshake(TokioIo::new(server)).await?;
+        let by_client = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+        // Ends when the answer has been read, with the policy, or with what it upgraded to.
+        let connection = connection.with_upgrades();
+        let watching = policy.clone();
+        let named = name.clone();
+        self.spawn(async move {
+            tokio::select! {
+                _ = connection => {}
+                () = taken_back(watching, &named, HTTP_PORT) => {}
+            }
+        });
+        to_origin_form(&mut request);
+        let mut response = sender.send_request(request).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(by_client) = by_client
+        {
+            let by_server = hyper::upgrade::on(&mut response);
+            self.spawn(async move {
+                let (Ok(client), Ok(server)) = tokio::join!(by_client, by_server) else { return };
+                let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+                tokio::select! {
+                    _ = copy_bidirectional(&mut client, &mut server) => {}
+                    () = taken_back(policy, &name, HTTP_PORT) => {}
+                }
+            });
+        }
+        Ok(response.map(BodyExt::boxed))
+    }
+
+    /// A connection to one of the addresses that the name has now.
+    async fn connect(&self, name: &HostName, port: u16) -> io::Result<TcpStream> {
+        let addresses: Vec<Ipv4Addr> =
+            self.names.addresses(name).await.map_err(io::Error::other)?;
+        let mut failed = io::Error::from(io::ErrorKind::NotFound);
+        // A few, so that a long list does not become a long wait.
+        for address in addresses.into_iter().take(4) {
+            match outside::connect(&self.hub, SocketAddr::from((address, port))).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+}
+
+/// Completes when a connection to the name is not permitted any more.
+async fn taken_back(mut policy: watch::Receiver<Arc<NetworkPolicy>>, name: &HostName, port: u16) {
+    // That the guard is gone is a change, too.
+    let _ = policy.wait_for(|policy| !permits(policy, name, port)).await;
+}
+
+fn permits(policy: &NetworkPolicy, name: &HostName, port: u16) -> bool {
+    policy.permits_by_name(name, Transport::Tcp, port)
+        || policy.permits_anywhere(Transport::Tcp, port)
+}
+
+/// The name in a ClientHello (RFC 6066, RFC 8446), and every byte that was read.
+async fn hello(client: &mut TcpStream) -> io::Result<(Option<HostName>, Vec<u8>)> {
+    let mut acceptor = Acceptor::default();
+    let mut said = Vec::with_capacity(2048);
+    loop {
+        let begin = said.len();
+        if begin >= MAX_HELLO_BYTES {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        if client.read_buf(&mut said).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut new = said.get(begin..).unwrap_or_default();
+        while !new.is_empty() {
+            acceptor.read_tls(&mut new)?;
+            match acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(accepted)) => {
+                    let name = accepted.client_hello().server_name().map(str::to_owned);
+                    return Ok((name.and_then(|name| HostName::parse(&name).ok()), said));
+                }
+                Err(_) => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+    }
+}
+
+/// Whom a request is for (RFC 9112, 3.3): the target's authority if it has one, else `Host`, of which
+/// there must be one. A port other than ours, and a name that is none, is nobody.
+fn host_of<B>(request: &Request<B>) -> Option<HostName> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let said: Authority = hosts.next()?.to_str().ok()?.parse().ok()?;
+    if hosts.next().is_some() || said.as_str().contains('@') {
+        return None;
+    }
+    let target = request.uri().authority();
+    let agrees = target.is_none_or(|target| target.as_str().eq_ignore_ascii_case(said.as_str()));
+    let ours = said.port().is_none_or(|port| port.as_str() == "80");
+    (agrees && ours).then(|| HostName::parse(said.host()).ok())?
+}
+
+/// A target as origin servers are asked (RFC 9112, 3.2.1).
+fn to_origin_form<B>(request: &mut Request<B>) {
+    if request.uri().authority().is_some() {
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        if let Ok(uri) = path.parse() {
+            *request.uri_mut() = uri;
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
+    let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {});
+    let mut response = Response::new(body.boxed());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(target: &str, hosts: &[&str]) -> Option<String> {
+        let mut request = Request::builder().uri(target);
+        for host in hosts {
+            request = request.header(header::HOST, *host);
+        }
+        host_of(&request.body(()).unwrap()).map(|name| name.to_string())
+    }
+
+    #[test]
+    fn a_request_is_for_the_one_host_that_it_names() {
+        assert_eq!(asked("/", &["Example.org"]).as_deref(), Some("example.org"));
+        assert_eq!(asked("/", &["example.org:80"]).as_deref(), Some("example.org"));
+        assert_eq!(asked("http://example.org/a", &["example.org"]).as_deref(), Some("example.org"));
+    }
+
+    #[test]
+    fn a_request_that_names_none_or_two_is_for_nobody() {
+        assert_eq!(asked("/", &[]), None);
+        assert_eq!(asked("/", &["a.example", "b.example"]), None);
+        assert_eq!(asked("http://a.example/", &["b.example"]), None);
+        for bad in ["", "198.18.0.1", "a.example:8080", "user@a.example", "a.example, b.example"] {
+            assert_eq!(asked("/", &[bad]), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_sent_on_as_origin_servers_are_asked() {
+        let mut request = Request::builder().uri("http://example.org/a?b=c").body(()).unwrap();
+        to_origin_form(&mut request);
+        assert_eq!(request.uri(), "/a?b=c");
+    }
+}

@@ -69,6 +69,8 @@ pub struct ApiState {
     /// Configuration.
     pub config: Arc<ApiConfig>,
     pub(crate) output_budget: output_budget::OutputBudget,
+    pub(crate) executions: dialects::instavm::Executions,
+    pub(crate) terminals: dialects::instavm::Terminals,
     shutdown: CancellationToken,
     ssh: Option<Arc<SshEndpoint>>,
 }
@@ -92,6 +94,8 @@ impl ApiState {
             control,
             config: Arc::new(config),
             output_budget: output_budget::OutputBudget::default(),
+            executions: dialects::instavm::Executions::default(),
+            terminals: dialects::instavm::Terminals::default(),
             shutdown,
             ssh: None,
         }
@@ -125,6 +129,12 @@ impl ApiState {
                 "the server is shutting down; what was asked for goes on when it is back".to_owned(),
             ))),
         }
+    }
+
+    /// Resolves when nothing that was begun by a call runs on without it. To be awaited after the listener
+    /// has ended.
+    pub async fn ended(&self) {
+        tokio::join!(self.executions.ended(), self.terminals.ended());
     }
 
     /// Resolves when the server is to stop, for streams and sockets that must end then.

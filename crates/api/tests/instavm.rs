@@ -11,7 +11,7 @@ use front::{As, Front};
 use serde_json::{Value, json};
 use skerry_control::{
     internal_api::NodeError,
-    sim_node::Point,
+    sim_node::{Point, SimCommand},
     testing::{self, KEY},
 };
 use skerry_model::{Pool, Range, State};
@@ -223,6 +223,9 @@ async fn bad_values_are_reported_field_by_field_and_make_nothing() {
         ("POST /execute", "{}"),
         ("POST /execute", r#"{"command":"x","session_id":"s","timeout":601,"language":"perl"}"#),
         ("POST /execute", r#"{"command":"x","session_id":"s"}"#),
+        ("POST /execute_async", r#"{"command":"x","session_id":"s","timeout":0}"#),
+        ("POST /upload", r#"{"file":"x"}"#),
+        ("POST /download", "filename=a%00b"),
         ("POST /execute", r#"{"command":"x","session_id":"s","language":"bash"}"#),
     ] {
         let answer = front.call_on("localhost", As::Admin, line, Some(body)).await;
@@ -330,17 +333,237 @@ async fn a_session_whose_vm_was_stopped_gets_one_by_executing() {
 }
 
 #[tokio::test]
+async fn code_of_no_said_language_goes_to_the_sessions_kernel_and_is_given_all_of_its_time() {
+    let mut front = Front::open().await;
+    let (_, session) = create(&mut front, json!({})).await;
+    let body = |language: Value| {
+        Some(json!({ "code": "x = 41\nx + 1", "session_id": session, "language": language }))
+    };
+    // This guest has no Python.
+    let answer = front.call(As::Admin, "POST /execute", body(json!("python"))).await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.body["detail"]),
+        (501, &json!("the VM's image has no python3; send language \"bash\""),)
+    );
+    let answered = SimCommand { stdout: b"42\n".to_vec(), stderr: b"!".to_vec(), code: 3 };
+    front.guest(&session).program("python3", answered);
+    for language in [json!("python"), json!(null)] {
+        let answer = front.call(As::Admin, "POST /execute", body(language)).await.body;
+        assert_eq!((&answer["stdout"], &answer["stderr"]), (&json!("42\n"), &json!("!")));
+        assert_eq!(answer["exit_code"], 3);
+    }
+}
+
+#[tokio::test]
+async fn what_runs_without_its_caller_is_found_by_the_account_until_it_has_ended_and_after() {
+    let mut front = Front::open().await;
+    let (_, session) = create(&mut front, json!({})).await;
+    let body = json!({ "command": "echo hi; exit 3", "session_id": session, "language": "bash" });
+    let begun = front.call(As::Admin, "POST /execute_async", Some(body.clone())).await.body;
+    assert_eq!((&begun["status"], &begun["session_id"]), (&json!("running"), &json!(session)));
+    let task = begun["task_id"].as_str().expect("an id").to_owned();
+    let line = format!("GET /v1/executions/{task}");
+    let ended = async {
+        loop {
+            let record = front.beside(As::Admin, &line, None).await.body;
+            if record["is_complete"] == json!(true) {
+                return record;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let record = tokio::time::timeout(Duration::from_secs(60), ended).await.expect("an end");
+    assert_eq!(
+        (&record["serialized_stdout"], &record["serialized_stderr"]),
+        (&json!("hi\n"), &json!(""))
+    );
+    assert_eq!((&record["exit_code"], &record["status"]), (&json!(3), &json!("completed")));
+    assert!(record["execution_time"].as_f64().is_some_and(|seconds| seconds >= 0.0));
+    let listed = get(&mut front, "/v1/executions/").await;
+    assert_eq!((&listed[0]["task_id"], listed.as_array().map(Vec::len)), (&json!(task), Some(1)));
+    assert_eq!(listed[0]["serialized_stdout"], json!(null));
+    assert_eq!(front.call(As::Other, &line, None).await.status, 404);
+    assert_eq!(front.call(As::Other, "GET /v1/executions/", None).await.body, json!([]));
+    assert_eq!(front.call(As::Other, "POST /execute_async", Some(body)).await.status, 404);
+}
+
+#[tokio::test]
+async fn files_go_in_and_come_out_relative_to_app_or_absolute() {
+    let mut front = Front::open().await;
+    let (_, session) = create(&mut front, json!({})).await;
+    let form = |path: &str, content: &str| {
+        let field = |name: &str, value: &str| {
+            format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+        };
+        format!(
+            "{}{}{}--b\r\nContent-Disposition: form-data; name=\"file\"; \
+             filename=\"/home/me/x\"\r\n\r\n{content}\r\n--b--\r\n",
+            field("remote_path", path),
+            field("session_id", &session),
+            field("recursive", "false"),
+        )
+    };
+    let multipart = "multipart/form-data; boundary=b";
+    for (path, full, content) in
+        [("a/b.txt", "/app/a/b.txt", "hello"), ("/srv/empty", "/srv/empty", "")]
+    {
+        let answer = front.send(As::Admin, "POST /upload", multipart, form(path, content)).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_eq!(
+            (&answer.body["remote_path"], &answer.body["size"]),
+            (&json!(full), &json!(content.len()))
+        );
+        let body = format!("filename={path}&session_id={session}");
+        let urlencoded = "application/x-www-form-urlencoded";
+        let answer = front.send(As::Admin, "POST /download", urlencoded, body.clone()).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let encoded = if content.is_empty() { "\n" } else { "aGVsbG8=" };
+        assert_eq!(
+            answer.body,
+            json!({ "filename": full, "content": encoded, "size": content.len() })
+        );
+        assert_eq!(front.send(As::Other, "POST /download", urlencoded, body).await.status, 404);
+    }
+    let urlencoded = "application/x-www-form-urlencoded";
+    let missing = format!("filename=none&session_id={session}");
+    assert_eq!(front.send(As::Admin, "POST /download", urlencoded, missing).await.status, 404);
+    let directory = format!("filename=/srv&session_id={session}");
+    assert_eq!(front.send(As::Admin, "POST /download", urlencoded, directory).await.status, 409);
+    // Broken off: nothing is there afterwards.
+    let whole = form("half", "content");
+    let half = whole[..whole.len() - 12].to_owned();
+    let answer = front.send(As::Admin, "POST /upload", multipart, half).await;
+    assert!(answer.status.is_client_error(), "{}", answer.body);
+    assert!(front.guest(&session).file("/app/half").is_none());
+    // The key may be a field.
+    let body = format!("filename=/srv/empty&session_id={session}&api_key={KEY}");
+    assert_eq!(front.send(As::Nobody, "POST /download", urlencoded, body).await.status, 200);
+}
+
+#[tokio::test]
 async fn the_account_is_shown() {
     let mut front = Front::open().await;
     get(&mut front, "/v1/users/me").await;
-    get(&mut front, "/v1/ssh-keys").await;
-    let body = Some(json!({ "public_key": "ssh-ed25519 AAAA" }));
-    assert_eq!(front.call(As::Admin, "POST /v1/ssh-keys", body).await.status, 501);
     insta::assert_snapshot!(front.transcript());
 }
 
+#[tokio::test]
+async fn keys_are_added_listed_and_removed_by_whole_numbers() {
+    const KEY_LINE: &str = "ssh-ed25519 \
+        AAAAC3NzaC1lZDI1NTE5AAAAIKHEChAmwHBWfYXtYs4ZUu6kd2aXYuQxTJ2lzGWnNNPM ada@laptop";
+    let mut front = Front::open().await;
+    let body = Some(json!({ "public_key": KEY_LINE }));
+    let added = front.call(As::Admin, "POST /v1/ssh-keys", body.clone()).await;
+    assert_eq!(added.status, 200, "{}", added.body);
+    let id = added.body["id"].as_u64().expect("a whole number");
+    assert!(id < 1 << 53 && added.body["comment"] == "ada@laptop");
+    assert!(added.body["fingerprint"].as_str().is_some_and(|text| text.starts_with("SHA256:")));
+    assert_eq!(get(&mut front, "/v1/ssh-keys").await, json!({ "keys": [added.body] }));
+    assert_eq!(front.call(As::Admin, "POST /v1/ssh-keys", body).await.status, 409);
+    let wrong = Some(json!({ "public_key": "ssh-ed25519 AAAA" }));
+    assert_eq!(front.call(As::Admin, "POST /v1/ssh-keys", wrong).await.status, 422);
+    let line = format!("DELETE /v1/ssh-keys/{id}");
+    assert_eq!(front.call(As::Other, &line, None).await.status, 404);
+    assert_eq!(front.call(As::Admin, &line, None).await.body, json!({ "status": "deleted" }));
+    assert_eq!(front.call(As::Admin, &line, None).await.status, 404);
+    assert_eq!(get(&mut front, "/v1/ssh-keys").await, json!({ "keys": [] }));
+
+    let body = Some(json!({ "description": "for ci" }));
+    let made = front.call(As::Admin, "POST /v1/api-keys/", body).await.body;
+    let (id, key) = (made["id"].as_u64().expect("a number"), made["key"].as_str().expect("a key"));
+    assert!(
+        made["description"] == "for ci"
+            && key.ends_with(made["key_hint"].as_str().expect("a hint"))
+    );
+    let shown = get(&mut front, &format!("/v1/api-keys/{id}")).await;
+    assert_eq!((&shown["description"], &shown["key"]), (&json!("for ci"), &json!(null)));
+    assert_eq!(get(&mut front, "/v1/api-keys/").await.as_array().map(Vec::len), Some(2));
+    let line = format!("DELETE /v1/api-keys/{id}");
+    assert_eq!(front.call(As::Other, &line, None).await.status, 404);
+    assert_eq!(front.call(As::Admin, &line, None).await.status, 200);
+    assert_eq!(front.call(As::Admin, &line, None).await.status, 404);
+}
+
+#[tokio::test]
+async fn sandboxes_are_found_by_what_their_metadata_contains() {
+    let mut front = Front::open().await;
+    let metadata = json!({ "team": "red", "tags": ["a", "b"], "at": { "x": 1, "y": 2 } });
+    let (_, session) = create(&mut front, json!({ "metadata": metadata })).await;
+    create(&mut front, json!({ "metadata": { "team": "blue" } })).await;
+    for (query, found) in [
+        ("", 2),
+        ("?limit=1", 1),
+        ("?metadata=%7B%22team%22%3A%22red%22%7D", 1),
+        ("?metadata=%7B%22tags%22%3A%5B%22b%22%5D%2C%22at%22%3A%7B%22y%22%3A2%7D%7D", 1),
+        ("?metadata=%7B%22team%22%3A%22green%22%7D", 0),
+    ] {
+        let listed = get(&mut front, &format!("/v1/sessions/sandboxes{query}")).await;
+        assert_eq!(listed.as_array().map(Vec::len), Some(found), "{query}");
+    }
+    let listed =
+        get(&mut front, "/v1/sessions/sandboxes?metadata=%7B%22team%22%3A%22red%22%7D").await;
+    assert_eq!(
+        (&listed[0]["sandbox_id"], &listed[0]["status"]),
+        (&json!(session), &json!("active"))
+    );
+    for wrong in ["?limit=0", "?limit=x", "?metadata=5", "?metadata=%7B"] {
+        let line = format!("GET /v1/sessions/sandboxes{wrong}");
+        assert_eq!(front.call(As::Admin, &line, None).await.status, 422, "{wrong}");
+    }
+    assert_eq!(front.call(As::Other, "GET /v1/sessions/sandboxes", None).await.body, json!([]));
+}
+
+#[tokio::test]
+async fn what_a_session_uses_is_what_its_guest_says() {
+    let mut front = Front::open().await;
+    let (vm, session) = create(&mut front, json!({ "memory_mb": 1024, "vcpu_count": 1 })).await;
+    let usage = get(&mut front, &format!("/v1/sessions/usage/{session}")).await;
+    assert_eq!(
+        (&usage["memory_mb"], &usage["vcpu_count"], &usage["vm_id"]),
+        (&json!(1024), &json!(1), &json!(vm))
+    );
+    assert!(usage["memory_used_bytes"].is_u64() && usage["cpu_seconds"].is_number());
+    front.call(As::Admin, &format!("POST /v1/vms/{vm}/suspend"), None).await;
+    let usage = get(&mut front, &format!("/v1/sessions/usage/{session}")).await;
+    assert_eq!((&usage["status"], &usage["cpu_seconds"]), (&json!("suspended"), &json!(null)));
+    let line = format!("GET /v1/sessions/usage/{session}");
+    assert_eq!(front.call(As::Other, &line, None).await.status, 404);
+}
+
+#[tokio::test]
+async fn staged_variables_are_in_the_guests_memory_and_read_by_its_login_shells() {
+    let mut front = Front::open().await;
+    let (vm, session) = create(&mut front, json!({})).await;
+    let line = format!("POST /v1/vms/{vm}/stage-env");
+    let entries = |name: &str, value: &str| {
+        Some(json!({ "entries": [{ "env_name": name, "value": value }] }))
+    };
+    for (name, value) in [("TOKEN", "it's secret"), ("OTHER", "2")] {
+        let answer = front.call(As::Admin, &line, entries(name, value)).await;
+        assert_eq!(answer.body, json!({ "status": "ok", "staged": [name] }));
+    }
+    let file = |path: &str| {
+        front.guest(&session).file(path).map(|text| String::from_utf8_lossy(&text).into_owned())
+    };
+    let staged = file("/run/skerry-staged-env.sh").expect("staged");
+    assert_eq!(staged, "export TOKEN='it'\\''s secret'\nexport OTHER='2'\n");
+    assert!(
+        file("/etc/profile.d/skerry-staged-env.sh").is_some_and(|text| !text.contains("secret"))
+    );
+    for body in [
+        json!({}),
+        json!({ "entries": [] }),
+        json!({ "entries": [{ "env_name": "1", "value": "hidden" }] }),
+    ] {
+        let answer = front.call(As::Admin, &line, Some(body)).await;
+        assert_eq!(answer.status, 422);
+        assert!(!answer.body.to_string().contains("hidden"));
+    }
+    assert_eq!(front.call(As::Other, &line, entries("A", "1")).await.status, 404);
+}
+
 /// Every route, as method and path.
-const ROUTES: [&str; 19] = [
+const ROUTES: [&str; 36] = [
     "POST /v1/vms",
     "GET /v1/vms",
     "GET /v1/vms/",
@@ -360,6 +583,23 @@ const ROUTES: [&str; 19] = [
     "GET /v1/sessions/status/{session}",
     "POST /kill",
     "POST /execute",
+    "POST /execute_async",
+    "GET /v1/executions/",
+    "GET /v1/executions/{vm}",
+    "GET /v1/sessions/usage/{session}",
+    "GET /v1/sessions/sandboxes",
+    "POST /v1/vms/{vm}/stage-env",
+    "GET /v1/vms/{vm}/pty/sessions",
+    "POST /v1/sessions/{session}/pty/sessions",
+    "GET /v1/sessions/{session}/pty/sessions/one",
+    "DELETE /v1/sessions/{session}/pty/sessions/one",
+    "POST /v1/sessions/{session}/pty/sessions/one/resize",
+    "GET /v1/sessions/{session}/pty/one/connect",
+    "DELETE /v1/ssh-keys/1",
+    "GET /v1/api-keys/",
+    "POST /v1/api-keys/",
+    "GET /v1/api-keys/1",
+    "DELETE /v1/api-keys/1",
 ];
 
 #[tokio::test]
@@ -407,10 +647,11 @@ async fn what_is_not_there_is_told_from_what_is_not_served() {
         "PUT /v1/vms",
         "POST /v1/vms/",
         "POST /v1/vms/vm_none/suspend",
-        "POST /v1/vms/vm_none/stage-env",
+        "GET /v1/vms/vm_none/stage-env",
         "GET /v1/vms/vm_none/suspend",
         "GET /v1/volumes/1/files",
-        "POST /execute_async",
+        "GET /execute_async",
+        "GET /v1/executions/exec_0_1",
         "GET /v1/nonsense",
         "GET /execute",
     ] {

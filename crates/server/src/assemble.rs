@@ -37,6 +37,8 @@ pub struct Assembled {
     pub router: Router,
     /// What carries those.
     pub previews: Previews,
+    /// What calls have begun that goes on without them.
+    pub api: ApiState,
     /// The SSH gateway, if the configuration has one.
     pub ssh: Option<Ssh>,
 }
@@ -108,8 +110,8 @@ pub async fn assemble(
         }
         None => None,
     };
-    let router = previews.beside(skerry_api::router(state));
-    Ok(Assembled { control, node, router, previews, ssh })
+    let router = previews.beside(skerry_api::router(state.clone()));
+    Ok(Assembled { control, node, router, previews, api: state, ssh })
 }
 
 /// Where published ports are visited: below the preview domain, and below the hosts that clients of

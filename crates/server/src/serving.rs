@@ -36,7 +36,7 @@ pub async fn serve_until(
     config: &Config,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let Assembled { control, node, router, previews, ssh } = assembled;
+    let Assembled { control, node, router, previews, api, ssh } = assembled;
     // The reconciler outlives the listener: stopping workspaces at the end is its work too.
     let background = CancellationToken::new();
     let reconciling = tokio::spawn({
@@ -48,6 +48,9 @@ pub async fn serve_until(
         tokio::spawn(skerry_gateway::ssh::serve(listener, routes, keys, shutdown.clone()))
     });
     let listened = listen(listener, router, shutdown).await;
+    if tokio::time::timeout(SETTLE, api.ended()).await.is_err() {
+        tracing::error!("what calls had begun did not end within {SETTLE:?}");
+    }
     if tokio::time::timeout(SETTLE, previews.ended()).await.is_err() {
         tracing::error!("visits of published ports did not end within {SETTLE:?}");
     }

@@ -117,7 +117,23 @@ impl Front {
         self.ask("localhost", caller, line, text.as_deref()).await
     }
 
+    /// Calls with a body of this type. The transcript does not have it.
+    pub async fn send(&self, caller: As, line: &str, content_type: &str, body: String) -> Answer {
+        self.ask_with("localhost", caller, line, Some((content_type, &body))).await
+    }
+
     async fn ask(&self, host: &str, caller: As, line: &str, body: Option<&str>) -> Answer {
+        let body = body.map(|text| ("application/json", text));
+        self.ask_with(host, caller, line, body).await
+    }
+
+    async fn ask_with(
+        &self,
+        host: &str,
+        caller: As,
+        line: &str,
+        body: Option<(&str, &str)>,
+    ) -> Answer {
         let (method, path) = line.split_once(' ').expect("a method and a path");
         let method: Method = method.parse().expect("a method");
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
@@ -130,11 +146,11 @@ impl Front {
         if let Some(key) = key {
             request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
         }
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+        if let Some((content_type, _)) = body {
+            request = request.header(header::CONTENT_TYPE, content_type);
         }
         let request = request
-            .body(body.map_or_else(Body::empty, |text| Body::from(text.to_owned())))
+            .body(body.map_or_else(Body::empty, |(_, text)| Body::from(text.to_owned())))
             .expect("a request");
         let answer = tokio::time::timeout(BOUND, async {
             let response = self.router.clone().oneshot(request).await.expect("infallible");
@@ -148,6 +164,15 @@ impl Front {
             json => serde_json::from_slice(json).expect("JSON"),
         };
         Answer { status, body }
+    }
+
+    /// Listens on a socket, too, for as long as the test runs.
+    pub async fn listen(&self) -> std::net::SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let router = self.router.clone();
+        tokio::spawn(async move { axum::serve(listener, router).await.expect("serve") });
+        address
     }
 
     /// Everything that was said so far.
@@ -198,6 +223,12 @@ impl Front {
             Ok(deleted) => assert!(deleted.complete, "the deletion ends in time"),
             Err(error) => assert!(is_not_found(&error), "{error}"),
         }
+    }
+
+    /// The inside of a VM that runs.
+    pub fn guest(&self, id: &str) -> std::sync::Arc<skerry_control::sim_node::SimGuest> {
+        let id = skerry_api::ids::parse_workspace_id(id).expect("an id");
+        self.test.node.sim_guest(id).expect("a VM")
     }
 
     fn which(&self, id: &str) -> WorkspaceRef {

@@ -32,6 +32,8 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// More environment.
     pub environment: Vec<(String, String)>,
+    /// Where its images are, if not where those of all tests are.
+    pub image_dir: Option<PathBuf>,
 }
 
 impl Options {
@@ -40,7 +42,7 @@ impl Options {
     #[must_use]
     pub fn booting() -> Self {
         let arguments = ["--template-budget-mib", "0", "--pool-max-warm", "0"];
-        Self { arguments: arguments.map(str::to_owned).into(), environment: Vec::new() }
+        Self { arguments: arguments.map(str::to_owned).into(), environment: Vec::new(), image_dir: None }
     }
 }
 
@@ -106,7 +108,7 @@ impl Server {
             .arg("--data-dir")
             .arg(self.data_dir())
             .arg("--image-dir")
-            .arg(crate::image_dir())
+            .arg(self.options.image_dir.clone().unwrap_or_else(crate::image_dir))
             .arg("--memory-dir")
             .arg(self.memory_dir())
             .env("SKERRY_KERNEL", crate::kernel())

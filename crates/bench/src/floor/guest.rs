@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use skerry_internal_api::{ExecControl, ExecExit, ExecOutput, ExecRequest, GuestApi, User};
-use skerry_node::guest::{Dial, Frozen, GuestHello, GuestLink};
+use skerry_node::guest::{Dial, Frozen, GuestHello, GuestLink, Unsaid};
 use skerry_vmm::{BootSpec, Channel, SaveProgress, SavedMemory, Vm, VmmError};
 
 use super::{Floor, GUEST_WITHIN, STEP_WITHIN, VmFiles};
@@ -58,6 +58,7 @@ impl Identity {
             hostname: hostname.to_owned(),
             machine_id,
             env: BTreeMap::new(),
+            unsaid: Unsaid::default(),
             incarnation: 1,
             fresh: Arc::new(ambient::fresh),
         }

@@ -266,11 +266,11 @@ pub struct ProcessArgs {
     #[arg(value_name = "NAME")]
     pub workspace: String,
 
-    /// Login name in the workspace
-    #[arg(short, long, default_value = "root")]
-    pub user: String,
+    /// Login name in the workspace [default: the image's user, else root]
+    #[arg(short, long)]
+    pub user: Option<String>,
 
-    /// Working directory [default: the user's home]
+    /// Working directory [default: the image's, else the user's home]
     #[arg(short, long, value_name = "PATH")]
     pub workdir: Option<String>,
 

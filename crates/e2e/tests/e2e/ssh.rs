@@ -87,7 +87,7 @@ async fn post(server: &Server, path: &str, body: Value) -> Result<Value> {
 #[tokio::test]
 async fn plain_openssh_works_in_a_workspace_without_an_ssh_server() -> Result<()> {
     let arguments = ["--ssh-listen", "127.0.0.1:0"].map(str::to_owned).into();
-    let mut server = Server::start(Options { arguments, environment: Vec::new() }).await?;
+    let mut server = Server::start(Options { arguments, ..Options::default() }).await?;
     let (client, stranger) = (Client::new().await?, Client::new().await?);
     client.configure(&server)?;
     stranger.configure(&server)?;

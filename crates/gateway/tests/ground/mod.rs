@@ -20,7 +20,7 @@ use skerry_internal_api::{
     RouteApi, RouteCredential, RouteError,
 };
 use skerry_model::WorkspaceId;
-use skerry_node::guest::{Dial, Fresh, GuestHello, GuestLink};
+use skerry_node::guest::{Dial, Fresh, GuestHello, GuestLink, Unsaid};
 use skerry_vmm::{Channel, VmmError};
 use tempfile::TempDir;
 use tokio::{
@@ -110,6 +110,7 @@ fn hello() -> GuestHello {
         hostname: NAME.to_owned(),
         machine_id: "0123456789abcdef".repeat(2),
         env: BTreeMap::from([("FROM_WORKSPACE".to_owned(), "yes".to_owned())]),
+        unsaid: Unsaid::default(),
         incarnation: 1,
         fresh: Arc::new(|| Fresh {
             entropy: vec![7; 64],

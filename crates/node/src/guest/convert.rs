@@ -5,12 +5,17 @@ use skerry_internal_api::{
     ExecExit, ExecRequest, FileKind, FileStat, GuestStats, ListeningPort, User, WriteMode,
 };
 
-pub(super) fn exec(request: ExecRequest) -> message::Exec {
+use super::Unsaid;
+
+pub(super) fn exec(request: ExecRequest, unsaid: &Unsaid) -> message::Exec {
     message::Exec {
         argv: request.argv,
         env: request.env,
-        working_dir: request.working_dir,
-        user: user(request.user),
+        working_dir: request.working_dir.or_else(|| unsaid.working_dir.clone()),
+        user: match (request.user, &unsaid.user) {
+            (User::OfImage, Some(name)) => message::User::Named(name.clone()),
+            (said, _) => user(said),
+        },
         terminal: request.pty.map(|pty| message::Terminal { columns: pty.columns, rows: pty.rows }),
         timeout_ms: request
             .timeout
@@ -28,7 +33,7 @@ pub(super) fn exit(end: message::ExecEnd) -> ExecExit {
 
 pub(super) fn user(user: User) -> message::User {
     match user {
-        User::Root => message::User::Root,
+        User::Root | User::OfImage => message::User::Root,
         User::Named(name) => message::User::Named(name),
     }
 }

@@ -47,7 +47,7 @@ impl GuestLink {
         let (finished, hung_up) = (CancellationToken::new(), CancellationToken::new());
         let input_end =
             InputEnd { finished: finished.clone(), _hang_up: hung_up.clone().drop_guard() };
-        let head = head_of(&convert::exec(request))?;
+        let head = head_of(&convert::exec(request, &shared.hello().1.unsaid))?;
         let body = streaming(head, input(to_command, finished, hung_up));
         let answer = send(&mut requests, path::EXEC, body);
         let answer = bounded(&shared.hold, path::EXEC, ANSWER_BEGINS_WITHIN, answer).await?;

@@ -229,6 +229,7 @@ impl Builder<'_> {
                 built_at: self.context.now,
                 recipe_digest,
                 packages,
+                oci: None,
             })
         })?;
         // Only the disk and, for a parent, its tree leave the staging directory.
@@ -346,7 +347,7 @@ impl Hooks<'_> {
 }
 
 /// 2024-01-01: a fixed time, so that two builds of the same packages differ in as little as possible.
-const EPOCH_SECONDS: &str = "1704067200";
+pub(super) const EPOCH_SECONDS: &str = "1704067200";
 
 /// Removes what belongs to the build or must differ between workspaces. Not `/tmp`: `mmdebstrap`
 /// keeps the configuration there that makes its last `apt-get` work on the tree and not on the host.
@@ -393,12 +394,12 @@ mv "$1.ext4" "$1/{BUILD_DIRECTORY}-disk"
 }
 
 /// Enough for a disk that is grown to some tens of gigabytes.
-const JOURNAL_MIB: u32 = 32;
+pub(super) const JOURNAL_MIB: u32 = 32;
 /// Group descriptors, and room for them to grow.
-const TABLES_MIB: u32 = 16;
+pub(super) const TABLES_MIB: u32 = 16;
 
 /// The file system's UUID: the same for every build of an image. Guests never see two at once.
-fn uuid_for(name: &ImageRef) -> String {
+pub(super) fn uuid_for(name: &ImageRef) -> String {
     let digest = digest_bytes(format!("skerry image {name}").as_bytes()).0;
     let digits = digest.trim_start_matches("sha256:");
     let part = |from: usize, to: usize| digits.get(from..to).unwrap_or_default();
@@ -407,7 +408,7 @@ fn uuid_for(name: &ImageRef) -> String {
 }
 
 /// Gives blocks of zeros back to the host. Without it the disk works and takes more space.
-fn make_sparse(disk: &Path) {
+pub(super) fn make_sparse(disk: &Path) {
     let outcome = HostProgram::new("fallocate", "util-linux")
         .arg("--dig-holes")
         .arg(disk)

@@ -14,7 +14,7 @@ use skerry_model::{
     spec::{ImageDigest, ImageRef},
 };
 
-use super::ImageError;
+use super::{ImageDefaults, ImageError};
 
 /// The layout of the manifests below. A store written by another version is rebuilt, not guessed at.
 pub(super) const FORMAT: u32 = 1;
@@ -90,6 +90,17 @@ pub struct ImageManifest {
     pub recipe_digest: String,
     /// The installed Debian packages, `name=version`, sorted.
     pub packages: Vec<String>,
+    /// For an image from a registry; its `recipe_digest` is that of its manifest there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciOrigin>,
+}
+
+/// What an image from a registry brings along.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OciOrigin {
+    /// What its configuration says about programs.
+    pub defaults: ImageDefaults,
 }
 
 /// `boot.json` beside a kernel and its initial file system.

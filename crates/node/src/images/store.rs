@@ -8,6 +8,8 @@
 //! <store>/boot@91c0.../boot.json, vmlinux, initramfs.cpio
 //! <store>/small-kernel -> small-kernel@77e2...        if one was built
 //! <store>/small-kernel@77e2.../kernel.json, vmlinux, config
+//! <store>/pulled-61b0...@3f2a...    an image from a registry, named by digests of reference and disk
+//! <store>/pulls/...                 what is being pulled, or was broken off and can be continued
 //! <store>/.staging-*                a build under way; without a lock holder it is rubbish
 //! ```
 //!
@@ -27,9 +29,9 @@ use skerry_internal_api::ImageInfo;
 use skerry_model::spec::{ImageDigest, ImageRef};
 
 use super::{
-    ImageError, ImageManifest, KernelChoice,
+    ImageDefaults, ImageError, ImageManifest, KernelChoice,
     boot_files::BOOT_PREFIXES,
-    manifest::{digest_file, read_manifest},
+    manifest::{digest_bytes, digest_file, read_manifest},
 };
 
 pub(super) const DISK_FILE: &str = "root.ext4";
@@ -63,6 +65,12 @@ impl StoredImage {
             size_bytes: allocated_bytes,
             built_at,
         }
+    }
+
+    /// What the image says about the programs in it; nothing for one that was built here.
+    #[must_use]
+    pub fn defaults(&self) -> ImageDefaults {
+        self.manifest.oci.as_ref().map(|oci| oci.defaults.clone()).unwrap_or_default()
     }
 
     /// The content digest, which is the image's identity.
@@ -189,7 +197,7 @@ impl ImageStore {
         let directory = self.directory.join(directory_name);
         let manifest: ImageManifest = read_manifest(&directory.join(IMAGE_MANIFEST_FILE))?;
         let ending = directory_ending(&manifest.disk.digest)?;
-        if directory_name != format!("{}{ending}", manifest.name) {
+        if directory_name != format!("{}{ending}", directory_stem(&manifest.name)) {
             return Err(format!("its manifest is that of {}{ending}", manifest.name));
         }
         let disk = directory.join(DISK_FILE);
@@ -266,6 +274,18 @@ pub(super) fn directory_ending(digest: &ImageDigest) -> Result<String, String> {
     Ok(format!("@{}", &digits[..DIGEST_DIGITS_IN_NAME]))
 }
 
+/// What a directory's name begins with: the catalogue name, or for a reference to a registry, which has
+/// slashes and colons in it, some digits of its digest.
+fn directory_stem(name: &ImageRef) -> String {
+    let plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+    if name.0.bytes().all(plain) {
+        return name.0.clone();
+    }
+    let digest = digest_bytes(name.0.as_bytes()).0;
+    let digits = digest.trim_start_matches("sha256:").chars().take(DIGEST_DIGITS_IN_NAME);
+    format!("pulled-{}", digits.collect::<String>())
+}
+
 pub(super) fn unavailable(what: &str, reason: impl Into<String>) -> ImageError {
     ImageError::Unavailable { what: what.to_owned(), reason: reason.into() }
 }
@@ -302,7 +322,7 @@ impl BuildLock<'_> {
         seal(&staging.path, &[DISK_FILE], IMAGE_MANIFEST_FILE, manifest)?;
         let digest = &manifest.disk.digest;
         let ending = directory_ending(digest).map_err(|reason| unavailable("new image", reason))?;
-        let name = format!("{}{ending}", manifest.name);
+        let name = format!("{}{ending}", directory_stem(&manifest.name));
         if self.store.read_image(&name).is_err() {
             self.put_in_place(staging, &name)?;
         }

@@ -34,6 +34,7 @@ fn publish(store: &ImageStore, name: &str, content: &[u8], second: i64) -> Store
         built_at: skerry_model::Timestamp::from_second(second).unwrap(),
         recipe_digest: "sha256:recipe".into(),
         packages: vec!["bash=5".into()],
+        oci: None,
     };
     lock.publish_image(staging, &manifest).unwrap()
 }

@@ -17,6 +17,7 @@ use crate::{
     guest::GuestLink,
     host::{Host, StepFailed},
     identity::GuestIdentity,
+    images::ImageDefaults,
     layout::VmPaths,
     ledger::Ledger,
     templates::Template,
@@ -182,7 +183,9 @@ async fn exercise(host: &Host, parked: &mut Waiting) -> Result<(), StepFailed> {
         // Who it will be is known but for the name: what a claim has to do shrinks to that, and goes
         // through what has been gone through before.
         let spec = parked.spec();
-        link::claim(&link, &spec, &parked.identity, &host.environment, bound).await?;
+        let defaults = ImageDefaults::default();
+        let tenant = link::Tenant { spec: &spec, identity: &parked.identity, defaults: &defaults };
+        link::claim(&link, tenant, &host.environment, bound).await?;
         run_once(&link).await
     };
     exercised.await.map_err(Error::Guest).map_err(StepFailed::at("slot_warmed"))?;

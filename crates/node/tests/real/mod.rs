@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use skerry_internal_api::{ExecControl, ExecExit, ExecOutput, ExecRequest, GuestApi, Pty, User};
 use skerry_model::{MemMib, Timestamp, VcpuCount, spec::CpuKind};
-use skerry_node::guest::{Dial, Fresh, GuestHello, GuestLink};
+use skerry_node::guest::{Dial, Fresh, GuestHello, GuestLink, Unsaid};
 use skerry_vmm::{
     BootSpec, Channel, CpuModel, DiskSpec, Sandbox, Vm, VmmError,
     qemu::{AcceleratorChoice, QemuConfig, QemuVmm},
@@ -119,6 +119,7 @@ pub fn hello_of(digit: u8) -> GuestHello {
         hostname: format!("real-guest-{digit}"),
         machine_id: format!("{digit:x}123456789abcdef").repeat(2),
         env: BTreeMap::from([(String::from("FROM_WORKSPACE"), digit.to_string())]),
+        unsaid: Unsaid::default(),
         incarnation: u64::from(digit),
         fresh: Arc::new(move || Fresh {
             entropy: vec![digit; 64],

@@ -310,6 +310,7 @@ fn write_images(store: &Path) -> ImageDigest {
         built_at: Timestamp::UNIX_EPOCH,
         recipe_digest: "none".into(),
         packages: Vec::new(),
+        oci: None,
     };
     fs::write(image_dir.join("image.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
     write_boot(store, "boot@0000000000000000", b"kernel");

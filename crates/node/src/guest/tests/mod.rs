@@ -26,7 +26,7 @@ use skerry_vmm::{Channel, VmmError};
 use tokio::{io::AsyncWriteExt, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dial, Fresh, Frozen, GuestHello, GuestLink};
+use super::{Dial, Fresh, Frozen, GuestHello, GuestLink, Unsaid};
 
 /// Every test ends within this.
 const TEST_WITHIN: Duration = Duration::from_secs(60);
@@ -94,6 +94,7 @@ fn hello() -> GuestHello {
         hostname: String::from("lab"),
         machine_id: "0123456789abcdef".repeat(2),
         env: BTreeMap::from([(String::from("FROM_WORKSPACE"), String::from("yes"))]),
+        unsaid: Unsaid::default(),
         incarnation: 3,
         fresh: Arc::new(|| Fresh {
             entropy: vec![7; 64],

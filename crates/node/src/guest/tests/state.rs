@@ -9,6 +9,7 @@ fn other_hello() -> GuestHello {
         hostname: String::from("other"),
         machine_id: "f".repeat(32),
         env: BTreeMap::from([(String::from("FROM_WORKSPACE"), String::from("other"))]),
+        unsaid: Unsaid::default(),
         incarnation: 9,
         ..hello()
     }

@@ -30,6 +30,42 @@ pub struct Image {
     pub built_at: String,
 }
 
+/// An image to be pulled.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PullImage {
+    /// The image in its registry: `alpine`, `docker.io/library/debian:12`,
+    /// `ghcr.io/owner/name@sha256:...`.
+    pub reference: String,
+}
+
+/// A pull that is under way or has ended.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ImagePull {
+    /// The reference in full: the image's name.
+    pub reference: String,
+    /// `pulling`, `ready` or `failed`.
+    pub state: &'static str,
+    /// How far it is, or was when it ended: `waiting`, `resolving`, `downloading`, `unpacking`,
+    /// `building`.
+    pub step: &'static str,
+    /// Bytes of it that are here.
+    pub done_bytes: u64,
+    /// Bytes that are transferred in all; 0 while that is not known.
+    pub total_bytes: u64,
+    /// The image, when it is ready.
+    pub image: Option<Image>,
+    /// Why it failed.
+    pub error: Option<ErrorDetail>,
+}
+
+/// Pulls under way, and the last that ended.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ImagePullList {
+    /// By reference.
+    pub pulls: Vec<ImagePull>,
+}
+
 /// The account's API keys.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeyList {

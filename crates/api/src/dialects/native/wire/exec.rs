@@ -30,9 +30,9 @@ pub struct ExecRequest {
     /// Added to the workspace's own environment.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Absent: the user's home.
+    /// Absent: the image's, else the user's home.
     pub working_dir: Option<String>,
-    /// Login name; absent: `root`.
+    /// Login name; absent: the image's user, else `root`.
     pub user: Option<String>,
     /// Standard input as text. At most one of the two.
     pub stdin: Option<String>,
@@ -91,9 +91,9 @@ pub struct ExecStart {
     /// Added to the workspace's own environment.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Absent: the user's home.
+    /// Absent: the image's, else the user's home.
     pub working_dir: Option<String>,
-    /// Login name; absent: `root`.
+    /// Login name; absent: the image's user, else `root`.
     pub user: Option<String>,
     /// A terminal of this size; absent: three pipes.
     pub pty: Option<Pty>,

@@ -213,7 +213,6 @@ async fn bad_values_are_reported_field_by_field_and_make_nothing() {
         ("POST /v1/vms", r#"{"vm_lifetime_seconds":99999999}"#),
         ("POST /v1/vms", r#"{"egress_policy":{"allow_https":true}}"#),
         ("POST /v1/vms", r#"{"egress_policy":{"allowed_domains":["a.example"]}}"#),
-        ("POST /v1/vms", r#"{"share":{"port":8000}}"#),
         ("POST /v1/vms", r#"{"custom_domain":{"domain":"a.example"}}"#),
         ("POST /v1/vms", r#"{"volumes":[{"name":"v","mount_path":"/data"}]}"#),
         ("POST /v1/vms", r#"{"vault_ids":["vlt_1"]}"#),

@@ -37,6 +37,8 @@ async fn drive(server: &Server, program: &Path, script: &Path, success: &str) ->
         .arg(script)
         .env("HOME", home.path())
         .env("SKERRY_URL", &server.url)
+        .env("SKERRY_CLIENT_SCRIPTS", Path::new(env!("CARGO_MANIFEST_DIR")).join("clients"))
+        .env("SKERRY_DIALECT_DOCS", repository().join("docs/dialects/instavm.md"))
         .env("SKERRY_KEY", skerry_e2e::server::KEY))
     .await
     .with_context(|| server.log())?;
@@ -90,5 +92,29 @@ async fn the_instavm_package_parks_resumes_and_clones_vms_and_makes_them_from_sn
     let python = python_with_instavm().await?;
     let server = Server::start(Options::default()).await?;
     drive(&server, &python, &client("instavm_life.py"), "instavm life: ok").await?;
+    server.finish().await
+}
+
+#[tokio::test]
+async fn the_instavm_package_runs_python_in_one_kernel_moves_files_and_leaves_tasks() -> Result<()> {
+    let python = python_with_instavm().await?;
+    let server = Server::start(Options::default()).await?;
+    drive(&server, &python, &client("instavm_inside.py"), "instavm inside: ok").await?;
+    server.finish().await
+}
+
+#[tokio::test]
+async fn the_instavm_package_opens_terminals_and_manages_keys() -> Result<()> {
+    let python = python_with_instavm().await?;
+    let server = Server::start(Options::default()).await?;
+    drive(&server, &python, &client("instavm_account.py"), "instavm account: ok").await?;
+    server.finish().await
+}
+
+#[tokio::test]
+async fn the_table_of_the_instavm_packages_methods_is_whole_and_true() -> Result<()> {
+    let python = python_with_instavm().await?;
+    let server = Server::start(Options::default()).await?;
+    drive(&server, &python, &client("instavm_methods.py"), "instavm methods: ok").await?;
     server.finish().await
 }

@@ -13,7 +13,7 @@ use skerry_model::{
 
 async fn networked() -> Front {
     let front = Front::open().await;
-    front.test.node.set_network(Some(SimNode::some_network(true)));
+    front.test.node.set_network(Some(SimNode::NETWORK));
     front
 }
 
@@ -261,7 +261,7 @@ async fn without_a_network_or_a_way_out_what_asks_for_it_is_refused_in_each_dial
     front.call(As::Admin, &format!("GET /workspace/{id}/network"), None).await;
     let body = json!({ "ingress_ports": [80] });
     front.call(As::Admin, &format!("PATCH /workspace/{id}/network"), Some(body)).await;
-    front.test.node.set_network(Some(SimNode::some_network(false)));
+    front.test.node.set_network(Some(SimNode::NETWORK_WITHOUT_UPLINK));
     let body = json!({ "allow_internet": true });
     front.call(As::Admin, &format!("PATCH /workspace/{id}/network"), Some(body)).await;
     let body =

@@ -199,7 +199,7 @@ async fn a_workspace_rests_is_saved_restored_and_forked() {
 #[tokio::test]
 async fn networks_are_shown_and_changed() {
     let server = Server::start().await;
-    server.test.node.set_network(Some(SimNode::some_network(true)));
+    server.test.node.set_network(Some(SimNode::NETWORK));
     let lines = [
         "create web --slug web-slug",
         "create worker --slug worker-slug",

@@ -21,7 +21,7 @@ use skerry_model::{
 
 async fn networked() -> TestControl {
     let test = testing::open().await;
-    test.node.set_network(Some(SimNode::some_network(true)));
+    test.node.set_network(Some(SimNode::NETWORK));
     test
 }
 
@@ -314,7 +314,7 @@ async fn a_server_without_a_network_or_uplink_refuses_what_asks_for_it() {
     create(&test, &caller, with(NetworkWish::default())).await;
     assert_eq!(test.node.calls(), ["ensure_running #1", "ensure_running #1"]);
 
-    test.node.set_network(Some(SimNode::some_network(false)));
+    test.node.set_network(Some(SimNode::NETWORK_WITHOUT_UPLINK));
     assert_eq!(invalid(&ask(everything).await.unwrap_err()), "egress");
     let server = create(&test, &caller, with(admitting(&[made.id]))).await;
     assert!(server.private_address.is_some());
@@ -336,7 +336,7 @@ async fn a_network_that_is_switched_off_gives_nobody_an_address_until_it_is_back
     }
     let started = test.control.start_workspace(&caller, &by_id(&client), LONG).await.unwrap();
     assert_eq!((is_running(&started), started.private_address), (true, None));
-    test.node.set_network(Some(SimNode::some_network(true)));
+    test.node.set_network(Some(SimNode::NETWORK));
     let test = test.reopen().await;
     test.compared().await;
     test.quiet().await;

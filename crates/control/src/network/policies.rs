@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use skerry_internal_api::NodeError;
+use skerry_internal_api::{NodeError, VmReport};
 use skerry_model::{
     ErrorKind, Incarnation, NetworkPolicy, NetworkWish, PrivateAddress, State, Workspace,
     WorkspaceId,
@@ -93,6 +93,13 @@ pub(crate) struct Place {
     pub(crate) address: Option<PrivateAddress>,
 }
 
+impl Place {
+    /// As the node says.
+    pub(crate) fn of(report: &VmReport) -> Self {
+        Self { incarnation: report.incarnation, address: report.private_address }
+    }
+}
+
 impl Inner {
     /// Brings the policy of the workspace's VM, if it has one, to what follows from the store.
     pub(crate) async fn apply_policy(&self, id: WorkspaceId) -> Result<(), Error> {
@@ -152,7 +159,7 @@ impl Inner {
     pub(crate) async fn compare_address(
         self: &Arc<Self>,
         workspace: &Workspace,
-        reported: Option<Option<PrivateAddress>>,
+        reported: Option<Place>,
     ) -> Result<(), Error> {
         let is_settled = match workspace.state {
             State::Running { .. } | State::Paused { .. } => true,
@@ -167,7 +174,7 @@ impl Inner {
         };
         let known = workspace.private_address;
         let address = match reported {
-            Some(address) if is_settled => address,
+            Some(place) if is_settled => place.address,
             Some(_) | None if self.node.network().is_none() => None,
             Some(_) | None => known,
         };

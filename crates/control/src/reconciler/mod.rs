@@ -25,13 +25,11 @@ mod worker;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use skerry_internal_api::{NodeEvent, VmExit, VmPhase, VmReport};
-use skerry_model::{
-    Incarnation, NodeView, PrivateAddress, Step, VmEnd, VmViewPhase, WorkspaceId, next_step,
-};
+use skerry_model::{NodeView, Step, VmEnd, VmViewPhase, WorkspaceId, next_step};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Control, Error, control::Inner};
+use crate::{Control, Error, control::Inner, network::Place};
 
 pub(crate) use attend::{Subject, work};
 pub(crate) use registry::{KeyUses, Watchers, Workers};
@@ -101,10 +99,10 @@ impl Inner {
     /// never a VM without a record. The worker looks again before it acts.
     async fn sweep(self: &Arc<Self>) -> Result<(), Error> {
         let reports = self.bounded("list", self.node.list()).await?;
-        let addresses: HashMap<(WorkspaceId, Incarnation), Option<PrivateAddress>> = reports
+        let places: HashMap<WorkspaceId, Place> = reports
             .iter()
             .filter(|report| is_up(report))
-            .map(|of| ((of.workspace_id, of.incarnation), of.private_address))
+            .map(|of| (of.workspace_id, Place::of(of)))
             .collect();
         let mut views: HashMap<WorkspaceId, NodeView> =
             reports.iter().map(|report| (report.workspace_id, view(report))).collect();
@@ -119,8 +117,9 @@ impl Inner {
                 if next_step(workspace, observed.as_ref(), now) != Step::Nothing {
                     self.wake(workspace.id);
                 }
-                let at = addresses.get(&(workspace.id, workspace.incarnation)).copied();
-                self.compare_address(workspace, at).await?;
+                let place = places.get(&workspace.id).copied();
+                let place = place.filter(|place| place.incarnation == workspace.incarnation);
+                self.compare_address(workspace, place).await?;
                 let networked = workspace.private_address.is_some() && workspace.state.has_vm();
                 if networked && !self.policies.knows(workspace.id) {
                     self.wake_policy(workspace.id);

@@ -144,3 +144,31 @@ async fn a_disk_of_the_most_layers_takes_no_further_snapshot_and_says_why() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_a_disk_of_the_most_layers_is_taken_as_soon_as_they_can_become_one() {
+    bounded(async {
+        let world = World::new();
+        let node = running(&world).await;
+        for _ in 0..DiskSpec::MAX_LAYERS {
+            world.host.inject_at(Step::FlattenDisk, StepFault::Refuse);
+        }
+        for number in 0..DiskSpec::MAX_LAYERS as u128 {
+            take(&node, 100 + number, SnapshotContents::Disk).await.unwrap();
+            world.write(1, 9);
+        }
+        // Each that is refused has tried, so what stands in the way comes to its end.
+        let mut taken = Err(NodeError::Cancelled);
+        for number in 0..=DiskSpec::MAX_LAYERS as u128 {
+            taken = take(&node, 200 + number, SnapshotContents::Disk).await;
+            match &taken {
+                Ok(_) => break,
+                Err(error) => assert!(matches!(error, NodeError::NoCapacity(_)), "{error:?}"),
+            }
+        }
+        taken.unwrap();
+        assert_eq!(world.recorded_disk(1).len(), 2);
+        assert_eq!(world.written(1), [9]);
+    })
+    .await;
+}

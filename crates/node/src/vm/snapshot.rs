@@ -157,7 +157,6 @@ impl Owner {
             return Err(StepFailed { step: "snapshot_drafted", error });
         }
         self.flatten_if_full(cancel).await?;
-        self.flatten_if_full(cancel).await?;
         self.leave_flattening().await;
         let disk = self.disk();
         let vm = Arc::clone(&self.process("snapshot_drafted")?.vm);

@@ -16,7 +16,7 @@ use support::{
 const ID: WorkspaceId = WorkspaceId::from_u128(1);
 
 /// The steps of a start at which a crash leaves something to be rolled back.
-const UP: [&str; 12] = [
+const UP: [&str; 13] = [
     "reserve",
     "vm_directory",
     "ledger_intent",
@@ -29,13 +29,15 @@ const UP: [&str; 12] = [
     "boot_commit",
     "boot",
     "guest_ready",
+    "mount_volumes",
 ];
 /// The undos of a stop.
-const DOWN: [&str; 8] = [
+const DOWN: [&str; 9] = [
     "release_process",
     "release_memory_file",
     "release_cgroup",
     "release_network",
+    "release_volumes",
     "release_run_directory",
     "release_uid",
     "release_replacement",

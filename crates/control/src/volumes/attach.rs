@@ -22,7 +22,7 @@ impl Control {
     /// has it in a way that excludes this, the workspace has it already, has another volume there, or
     /// has as many as it can have; `RefusedByState` while the workspace is paused, suspended or
     /// changing; what the guest says when it cannot mount it. On an error the workspace does not have
-    /// it.
+    /// it, unless the node cannot be asked: then it may, and is listed as having it.
     pub async fn attach_volume(
         &self,
         caller: &Caller,
@@ -41,7 +41,7 @@ impl Control {
                 match inner.bring_in(workspace.id, &mount).await {
                     Ok(()) => Ok(mount),
                     Err(error) => {
-                        inner.store.detach_volume(workspace.id, mount.volume_id).await?;
+                        inner.give_up(workspace.id, &mount).await?;
                         Err(error)
                     }
                 }
@@ -183,6 +183,31 @@ impl Inner {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Undoes an attachment that failed. An answer may be all that was lost: the record goes only when
+    /// the VM surely does not have the volume.
+    async fn give_up(&self, workspace_id: WorkspaceId, mount: &VolumeMount) -> Result<(), Error> {
+        let found = self.store.workspace(workspace_id).await?;
+        if let Some(workspace) = found
+            && let State::Running { .. } = workspace.state
+        {
+            let start = workspace.incarnation;
+            let call = self.node.ensure_volume_detached(workspace_id, start, mount.volume_id);
+            match self.bounded("ensure_volume_detached", call).await {
+                Ok(Ok(()) | Err(NodeError::NotRunning | NodeError::NoSuchVm)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(workspace.id = %workspace_id, %error, "a volume stays attached");
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::warn!(workspace.id = %workspace_id, %error, "a volume stays attached");
+                    return Ok(());
+                }
+            }
+        }
+        self.store.detach_volume(workspace_id, mount.volume_id).await?;
+        Ok(())
     }
 
     /// A workspace for an error: it is the same account's.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{BringUp, Whose, source::Source};
 use crate::{
-    error::Error,
+    error::{Error, blocking},
     vm::volumes::{mount_in, put_in},
 };
 
@@ -21,8 +21,9 @@ impl BringUp<'_> {
 
     /// Into a guest that has answered, and mounted before anybody else hears of it.
     pub(super) async fn mount_volumes(&mut self) -> Result<(), Error> {
-        if self.spec.volumes.is_empty() || self.whose == Whose::Nobody {
-            return Ok(());
+        match self.whose {
+            Whose::Workspace => {}
+            Whose::Nobody => return Ok(()),
         }
         match self.source()? {
             // They are mounted.
@@ -32,6 +33,12 @@ impl BringUp<'_> {
             | Source::Pool { .. }
             | Source::SnapshotMemory(_)
             | Source::SnapshotDisk(_) => {}
+        }
+        let ledger = self.ledger.as_ref().ok_or(Error::StepMissing("ledger_intent"))?;
+        if ledger.state().volumes.is_empty() {
+            // Of a suspended guest that did not go on.
+            let (volumes, dir) = (Arc::clone(&self.host.volumes), self.paths.dir.clone());
+            blocking(move || volumes.forget_scratch(&dir)).await?;
         }
         self.attach_volumes().await?;
         let link = Arc::clone(self.link.as_ref().ok_or(Error::StepMissing("guest_ready"))?);

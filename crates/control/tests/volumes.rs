@@ -39,7 +39,7 @@ fn mounted(test: &TestControl, workspace: &Workspace) -> Vec<String> {
     mounts.iter().map(words).collect()
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_volume_is_there_at_create_and_goes_on_to_the_next_workspace() {
     let test = testing::open().await;
     let caller = test.caller().await;
@@ -69,7 +69,7 @@ async fn a_volume_is_there_at_create_and_goes_on_to_the_next_workspace() {
     assert_eq!(gone.kind(), &ErrorKind::NotFound { what: "volume" });
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_volume_comes_to_a_workspace_that_runs_and_goes_again() {
     let test = testing::open().await;
     let caller = test.caller().await;
@@ -119,7 +119,7 @@ async fn a_volume_comes_to_a_workspace_that_runs_and_goes_again() {
     assert_eq!(not_its.kind(), &ErrorKind::NotFound { what: "volume" });
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_workspace_that_rests_keeps_its_volumes_and_has_them_at_its_next_start() {
     let test = testing::open().await;
     let caller = test.caller().await;
@@ -152,7 +152,7 @@ async fn a_workspace_that_rests_keeps_its_volumes_and_has_them_at_its_next_start
     until(&test, &made, |workspace| !is_running(workspace)).await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn names_are_unique_sizes_and_sums_have_limits_and_others_see_nothing() {
     let plan = Plan { max_volumes: 3, max_volume_mib: 200, ..testing::plan() };
     let config = skerry_control::ControlConfig { plan, ..testing::config() };
@@ -197,7 +197,7 @@ async fn names_are_unique_sizes_and_sums_have_limits_and_others_see_nothing() {
     );
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_volume_that_cannot_be_made_or_is_lost_has_failed_and_can_be_deleted() {
     let test = testing::open().await;
     let caller = test.caller().await;

@@ -206,8 +206,10 @@ async fn a_server_that_dies_finds_its_volumes_where_they_are() {
         let mut node = node;
         for (point, incarnation) in [("guest_ready", 2), ("mount_volumes", 3)] {
             let spec = VmSpec { incarnation: Incarnation(incarnation), ..spec.clone() };
-            let dying = node.clone();
-            die_at(&world, node, point, dying.ensure_running(spec)).await;
+            {
+                let dying = node.clone();
+                die_at(&world, node, point, dying.ensure_running(spec)).await;
+            }
             node = world.open().await;
             assert_free(&world);
         }

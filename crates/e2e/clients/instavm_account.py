@@ -80,6 +80,12 @@ assert client.get_vm_egress(vm)["allow_https"] is False
 client.set_session_egress(session, **nothing)
 assert client.get_session_egress(session)["allowed_domains"] == []
 
+# A session of its own, from the client's own call.
+client.session_id = None
+assert client.start_session() == client.session_id != session
+client.kill()
+client.session_id = session
+
 # Keys.
 made = client.api_keys.create(description="for ci")
 assert InstaVM(api_key=made["key"], base_url=URL, auto_start_session=False).vms.list()[0]["vm_id"] == vm

@@ -13,7 +13,7 @@ from pathlib import Path
 import requests
 from instavm import InstaVM, InstaVMError
 
-HERE = ["works", "deviates", "refused", "local"]
+HERE = ["works", "deviates", "served", "refused", "local"]
 warnings.simplefilter("ignore")
 client = InstaVM(api_key=os.environ["SKERRY_KEY"], base_url=os.environ["SKERRY_URL"], auto_start_session=False)
 # A session that cannot be there: what is not refused as a whole says 404.

@@ -48,6 +48,27 @@ fn the_kernel_can_be_chosen_and_is_the_small_one_if_present_otherwise() {
 }
 
 #[test]
+fn there_is_no_way_out_unless_one_is_chosen_and_what_it_opens_is_checked() {
+    let uplink = |text: &str| file(text).resolve().unwrap().uplink;
+    assert_eq!(uplink("").choice, UplinkChoice::None);
+    let chosen = uplink(
+        "uplink = 'netns:world'\nprivate_networks = ['192.168.7.0/24']\nname_servers = ['198.18.0.1']",
+    );
+    assert_eq!(chosen.choice, UplinkChoice::Namespace("world".to_owned()));
+    assert_eq!(chosen.private_networks[0].to_string(), "192.168.7.0/24");
+    assert_eq!(chosen.name_servers[0].to_string(), "198.18.0.1");
+    for (setting, bad) in [
+        ("uplink", "'a/b'"),
+        ("private_networks", "['198.18.0.0/24']"),
+        ("private_networks", "['169.254.0.0/16']"),
+        ("name_servers", "['ns.example.org']"),
+    ] {
+        let refused = file(&format!("{setting} = {bad}")).resolve().unwrap_err();
+        assert!(refused.to_string().starts_with(&format!("{setting}: ")), "{refused}");
+    }
+}
+
+#[test]
 fn workspaces_have_no_network_unless_it_is_switched_on_and_its_prefix_is_one() {
     let network = |text: &str| {
         let config = file(text).resolve().unwrap();

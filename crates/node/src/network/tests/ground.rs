@@ -245,6 +245,14 @@ impl<'a> Booted<'a> {
         Ok(stream)
     }
 
+    /// Connects to what is expected to be refused: how the program is told.
+    pub fn told(&self, to: impl Into<Ipv4Addr>, port: u16) -> io::ErrorKind {
+        match self.connect(to, port) {
+            Ok(stream) => panic!("{stream:?} answers"),
+            Err(error) => error.kind(),
+        }
+    }
+
     /// Connects to what is expected not to answer.
     pub fn knock(&self, to: impl Into<Ipv4Addr>, port: u16) -> io::ErrorKind {
         let to = SocketAddr::from((to.into(), port));

@@ -223,17 +223,17 @@ fn an_address_can_be_connected_to_when_its_name_was_resolved_and_only_that_one()
     let world = NamedWorld::new();
     let ground = world.ground();
     let guest = ground.guest(&permits([EgressRule::tcp(name("site.test"), 8080).unwrap()])).boot();
-    assert_eq!(guest.knock(SITE, 8080), io::ErrorKind::HostUnreachable);
+    assert_eq!(guest.told(SITE, 8080), io::ErrorKind::HostUnreachable);
     assert_eq!(guest.resolve("site.test."), Ok(vec![SITE]));
     assert_eq!(guest.exchange(SITE, 8080, b"who"), "site");
-    assert_eq!(guest.knock(OTHER_SITE, 8080), io::ErrorKind::HostUnreachable);
+    assert_eq!(guest.told(OTHER_SITE, 8080), io::ErrorKind::HostUnreachable);
     // What is inspected is not opened by a pin, nor is anything else.
     for port in [80, 443, 8081] {
-        assert_eq!(guest.knock(SITE, port), io::ErrorKind::HostUnreachable, "{port}");
+        assert_eq!(guest.told(SITE, port), io::ErrorKind::HostUnreachable, "{port}");
     }
     // Another's pin is his own.
     let neighbour = ground.guest(&permits([EgressRule::tcp(name("site.test"), 8080).unwrap()]));
-    assert_eq!(neighbour.boot().knock(SITE, 8080), io::ErrorKind::HostUnreachable);
+    assert_eq!(neighbour.boot().told(SITE, 8080), io::ErrorKind::HostUnreachable);
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn what_was_resolved_stays_known_when_the_policy_changes_as_far_as_it_is_still_p
     kept.read_exact(&mut heard).unwrap();
     assert_eq!(&heard, b"site");
     assert_eq!(guest.exchange(SITE, 8080, b"who"), "site");
-    assert_eq!(guest.knock(OTHER_SITE, 8080), io::ErrorKind::HostUnreachable);
+    assert_eq!(guest.told(OTHER_SITE, 8080), io::ErrorKind::HostUnreachable);
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn answers_that_lead_to_private_networks_are_not_passed_on() {
     assert_eq!(guest.resolve("inside.test."), Ok(Vec::new()));
     guest.guest.apply(&only(&["inside.test"]));
     assert_eq!(guest.resolve("inside.test."), Ok(Vec::new()));
-    assert_eq!(guest.knock(INTERNAL, 8080), io::ErrorKind::HostUnreachable);
+    assert_eq!(guest.told(INTERNAL, 8080), io::ErrorKind::HostUnreachable);
     // Nor does the one that connects in the guest's name go there.
     assert!(guest.exchange(INTERNAL, 80, get("inside.test").as_bytes()).contains("502"));
     assert_eq!(guest.exchange(INTERNAL, 443, &client_hello(Some("inside.test"))), "");
@@ -358,7 +358,7 @@ fn no_other_resolver_and_no_quic_goes_round_the_names() {
         let _ = own.send_to(b"hello", (address, port));
     }
     for port in [53, 853] {
-        assert_eq!(guest.knock(OTHER_SITE, port), io::ErrorKind::HostUnreachable, "{port}");
+        assert_eq!(guest.told(OTHER_SITE, port), io::ErrorKind::HostUnreachable, "{port}");
     }
     // QUIC to a name needs a rule that says so. What was sent before would be here before this.
     let rule = EgressRule {

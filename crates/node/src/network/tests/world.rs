@@ -97,7 +97,7 @@ fn a_guest_reaches_nothing_of_the_world_until_a_rule_says_so() {
     let ground = Ground::joined(world.uplink());
     let _listening = world.listen(SITE, 8080);
     let guest = ground.guest(&NetworkPolicy::default()).boot();
-    assert_eq!(guest.knock(SITE, 8080), io::ErrorKind::HostUnreachable);
+    assert_eq!(guest.told(SITE, 8080), io::ErrorKind::HostUnreachable);
     guest.guest.apply(&everything());
     guest.connect(SITE, 8080).unwrap();
 }
@@ -181,7 +181,7 @@ fn rules_open_their_ports_and_protocols_of_their_networks_and_no_others() {
         guest.connect(address, port).unwrap();
     }
     for (address, port) in [(SITE, 8021), (OTHER_SITE, 8000)] {
-        assert_eq!(guest.knock(address, port), io::ErrorKind::HostUnreachable, "{address}:{port}");
+        assert_eq!(guest.told(address, port), io::ErrorKind::HostUnreachable, "{address}:{port}");
     }
     let (sockets, own) = ([world.udp(OTHER_SITE, 9), world.udp(SITE, 9)], guest.udp(9));
     for address in [OTHER_SITE, SITE] {
@@ -230,7 +230,7 @@ fn a_policy_as_large_as_can_be_is_put_in_force_at_once() {
     policy.check().unwrap();
     let guest = ground.guest(&policy).boot();
     guest.connect(SITE, 8080).unwrap();
-    assert_eq!(guest.knock(SITE, 8081), io::ErrorKind::HostUnreachable);
+    assert_eq!(guest.told(SITE, 8081), io::ErrorKind::HostUnreachable);
 }
 
 #[test]

@@ -17,6 +17,5 @@ mod kernel;
 mod many;
 mod networks;
 mod official_clients;
-mod previews;
 mod server;
 mod ssh;

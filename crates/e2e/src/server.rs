@@ -42,7 +42,11 @@ impl Options {
     #[must_use]
     pub fn booting() -> Self {
         let arguments = ["--template-budget-mib", "0", "--pool-max-warm", "0"];
-        Self { arguments: arguments.map(str::to_owned).into(), environment: Vec::new(), image_dir: None }
+        Self {
+            arguments: arguments.map(str::to_owned).into(),
+            environment: Vec::new(),
+            image_dir: None,
+        }
     }
 }
 

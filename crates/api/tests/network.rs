@@ -226,11 +226,11 @@ async fn every_dialect_shows_the_private_address() {
     let shown = front.beside(As::Admin, &format!("GET /v1/vms/{vm}"), None).await.body;
     assert_eq!(shown["private_ip"], "10.201.0.2");
     let of = id(&vm);
-    let line = format!("GET /v1/workspaces/{}", skerry_api::ids::uuid_text(of));
+    let line = format!("GET /workspaces/{}", skerry_api::ids::uuid_text(of));
     let shown = front.beside(As::Admin, &line, None).await.body;
     let aether = shown.pointer("/private_ip").or_else(|| shown.pointer("/workspace/private_ip"));
     assert_eq!(aether, Some(&json!("10.201.0.2")), "{shown}");
-    let line = format!("GET /workspaces/{}", skerry_api::ids::rigbox_workspace_id(of));
+    let line = format!("GET /api/v1/workspaces/{}", skerry_api::ids::rigbox_workspace_id(of));
     let shown = front.beside(As::Admin, &line, None).await.body;
     let rigbox = shown.pointer("/ip_address").or_else(|| shown.pointer("/vm/ip_address"));
     assert_eq!(rigbox, Some(&json!("10.201.0.2")), "{shown}");

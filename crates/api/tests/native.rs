@@ -259,6 +259,7 @@ async fn no_route_answers_without_a_credential_or_to_another_tenant() {
                 ("post", Some("mkdir")) => Some(json!({ "path": body["path"] })),
                 ("post", Some("rename")) => Some(json!({ "from": "/a", "to": "/b" })),
                 ("post", Some("restore")) => Some(json!({ "snapshot": "x" })),
+                ("put", Some("network")) => Some(json!({})),
                 ("patch", _) | ("post", Some("snapshots" | "fork" | "renew")) => Some(json!({})),
                 _ => None,
             };

@@ -15,7 +15,6 @@ mod instant_start;
 mod isolation;
 mod kernel;
 mod many;
-mod networks;
 mod official_clients;
 mod server;
 mod ssh;

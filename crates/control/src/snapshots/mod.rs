@@ -4,7 +4,6 @@
 mod create;
 mod manage;
 
-
 use std::collections::BTreeMap;
 
 use skerry_model::{Snapshot, SnapshotContents, SnapshotId, SnapshotPurpose, WorkspaceId};

@@ -1,0 +1,63 @@
+//! The volumes of a fake VM.
+
+use std::{collections::BTreeMap, io, path::Path};
+
+use skerry_model::VolumeSlot;
+
+use super::{Machine, VmState, refused};
+use crate::{DiskSpec, VmmError, fake::fault::Step};
+
+impl Machine {
+    pub(in crate::fake) fn volumes(&self) -> BTreeMap<VolumeSlot, DiskSpec> {
+        self.inside().volumes.clone()
+    }
+
+    /// As with the real one, the file that a process writes is written by no other.
+    pub(in crate::fake) fn attach_volume(
+        &self,
+        slot: VolumeSlot,
+        disk: &DiskSpec,
+    ) -> Result<(), VmmError> {
+        let refused = |reason| Err(refused(Step::AttachVolume, reason));
+        if self.state() == VmState::Parked {
+            return refused("it waits for its saved state");
+        }
+        if self.inside().disk.is_none() {
+            return refused("it has no slots");
+        }
+        if let Some(there) = self.inside().volumes.get(&slot) {
+            return match there.overlay == disk.overlay {
+                true => Ok(()),
+                false => refused("the slot has another volume"),
+            };
+        }
+        let host = self.host.upgrade().ok_or(VmmError::Gone)?;
+        if host.machines().iter().any(|other| other.writes(&disk.overlay)) {
+            return refused("another process writes the file");
+        }
+        if let Some(missing) =
+            [&disk.overlay, &disk.base].into_iter().chain(&disk.layers).find(|file| !file.exists())
+        {
+            let source = io::ErrorKind::NotFound.into();
+            return Err(VmmError::Io { context: format!("open {}", missing.display()), source });
+        }
+        self.inside().volumes.insert(slot, disk.clone());
+        Ok(())
+    }
+
+    fn writes(&self, file: &Path) -> bool {
+        let inside = self.inside();
+        let mut overlays = inside.volumes.values().map(|disk| disk.overlay.as_path());
+        !self.has_ended()
+            && (overlays.any(|overlay| overlay == file)
+                || inside.disk.as_ref().is_some_and(|disk| disk.overlay == file))
+    }
+
+    pub(in crate::fake) fn detach_volume(&self, slot: VolumeSlot) -> Result<(), VmmError> {
+        if self.state() == VmState::Parked {
+            return Err(refused(Step::DetachVolume, "it waits for its saved state"));
+        }
+        self.inside().volumes.remove(&slot);
+        Ok(())
+    }
+}

@@ -9,7 +9,7 @@ use skerry_model::{
     AccountId, ApiKeyId, Demand, ErrorKind, Plan, ProjectId, Secret, SnapshotId, Timestamp,
     VolumeId, Workspace, WorkspaceId,
 };
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Mutex, Notify, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -61,6 +61,8 @@ pub(crate) struct Inner {
     pub(crate) visited: Visited,
     /// Turns for writing memory to disk.
     pub(crate) saves: Semaphore,
+    /// Held while timers ring: from asking which are due until those they concern are woken.
+    pub(crate) ringing: Mutex<()>,
     /// How often records and VMs were compared.
     pub(crate) comparisons: watch::Sender<u64>,
     /// Rings when a record with a timer was written: the next one may have to ring earlier.
@@ -111,6 +113,7 @@ impl Control {
                 activity: Activity::default(),
                 visited: Visited::default(),
                 saves,
+                ringing: Mutex::default(),
                 comparisons: watch::Sender::new(0),
                 timers_changed: Notify::new(),
                 tasks: TaskTracker::new(),

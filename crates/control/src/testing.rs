@@ -188,7 +188,7 @@ pub async fn until(
     record
 }
 
-/// Waits until no timer is due and nobody is at work on a workspace or snapshot.
+/// Waits until no timer is due and nobody is at work on a workspace, snapshot, volume or policy.
 ///
 /// # Panics
 /// When that is not so within 20 s, or the store does not answer.
@@ -198,8 +198,11 @@ pub async fn quiet(control: &Control) {
     let quiet = async {
         loop {
             let due = inner.store.due_workspaces(inner.now(), 1).await.expect("timers");
+            // A timer that rings is not due any more before the one it concerns is woken.
+            drop(inner.ringing.lock().await);
             let idle = inner.workers.is_idle()
                 && inner.snapshot_workers.is_idle()
+                && inner.volume_workers.is_idle()
                 && inner.policy_workers.is_idle();
             if due.is_empty() && idle {
                 return;

@@ -53,6 +53,7 @@ impl Inner {
     }
 
     async fn ring_all(self: &Arc<Self>) -> Result<(), Error> {
+        let _ringing = self.ringing.lock().await;
         loop {
             let due = self.store.due_workspaces(self.now(), BATCH).await?;
             if due.is_empty() {

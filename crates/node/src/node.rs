@@ -1,8 +1,10 @@
 //! The node: the register of VMs and what control may ask.
 
+mod open;
+
 use std::{
     collections::{HashMap, hash_map},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -16,32 +18,23 @@ use skerry_model::{
     Incarnation, NetworkPolicy, NodeId, SnapshotId, VolumeId, VolumeMount, WorkspaceId,
 };
 use skerry_vmm::Vmm;
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    NetworkChoice, NodeConfig, NodeEnvironment,
-    capacity::{MemoryBooks, disk_free_mib, guest_memory_limit_mib},
-    cgroups::Cgroups,
+    NodeConfig, NodeEnvironment,
+    capacity::disk_free_mib,
     doctor,
     error::{Error, blocking, chain},
     guest::HANDSHAKE_WITHIN,
-    host::{Host, StartCounters, StepFailed},
-    images::{ImageStore, Puller},
-    layout::{Layout, node_id},
+    host::{Host, StepFailed},
     ledger::Ledger,
     logs,
-    network::{GUEST_GATEWAY, Network},
-    pool::{self, Pool},
-    promotion::Promotions,
+    network::GUEST_GATEWAY,
+    pool,
     recovery::{Recovered, recover},
-    saved::Storage,
     saving::{ended_by, replaced_by},
-    snapshots::{self, SnapshotsUnderWay},
-    spec_file,
-    templates::Templates,
-    turns::Turns,
-    uids::UidPool,
+    snapshots, spec_file,
     vm::{
         Answer, Request, Slot, Status, Undertaking,
         owner::{Found, Owner},
@@ -91,7 +84,7 @@ impl Node {
         vmm: Arc<dyn Vmm>,
         environment: NodeEnvironment,
     ) -> Result<Self, Error> {
-        let host = Arc::new(blocking(move || open_host(config, vmm, environment)).await?);
+        let host = Arc::new(blocking(move || open::host(config, vmm, environment)).await?);
         let last = Arc::new(AbandonOnDrop(host.abandon.clone()));
         let sealing = Arc::clone(&host);
         blocking(move || spec_file::seal_all(&sealing.layout, &*sealing.environment.seal)).await?;
@@ -294,92 +287,6 @@ impl Node {
     fn ending(&self) -> Option<NodeError> {
         let ending = self.host.shutdown.is_cancelled() || self.host.abandon.is_cancelled();
         ending.then_some(NodeError::Step { step: "node_shutdown" })
-    }
-}
-
-fn open_host(
-    config: NodeConfig,
-    vmm: Arc<dyn Vmm>,
-    environment: NodeEnvironment,
-) -> Result<Host, Error> {
-    if config.uids.count == 0 || config.uids.first.checked_add(config.uids.count).is_none() {
-        let problem = "the range of uids is empty or too long".to_owned();
-        return Err(Error::Config { setting: "uids", problem });
-    }
-    let layout = Layout::open(&config)?;
-    let storage = Storage::open(&layout, &config, &environment)?;
-    let volumes = Arc::new(Volumes::new(
-        layout.volumes_dir(),
-        storage.disks.clone(),
-        Arc::clone(&storage.layers),
-        storage.room.clone(),
-    ));
-    let images = ImageStore::open(&config.image_dir)
-        .map_err(|error| Error::Config { setting: "image_dir", problem: error.to_string() })?
-        .with_kernel_choice(config.kernel);
-    let cgroups = Cgroups::open(config.cgroups, &layout.tag);
-    if let Some(reason) = cgroups.reason() {
-        tracing::warn!(reason, "VMs run without cgroups");
-    }
-    let uids = UidPool::available(config.uids).map(|()| UidPool::new(config.uids));
-    if let Err(reason) = &uids {
-        tracing::warn!(reason, "VMs run without uids of their own");
-    }
-    let memory = MemoryBooks::new(guest_memory_limit_mib(&config, &layout.memory_dir));
-    let network = open_network(&config, &layout)?;
-    let (shutdown, abandon) = (CancellationToken::new(), CancellationToken::new());
-    let tasks = TaskTracker::new();
-    let puller = Arc::new(Puller::new(
-        images.clone(),
-        config.pull.clone(),
-        Arc::clone(&environment.now),
-        [shutdown.clone(), abandon.clone()],
-        tasks.clone(),
-    ));
-    puller.sweep();
-    let templates = Templates::new(config.template_budget_mib, &*vmm);
-    let promotions = Promotions::new(templates.off().is_none());
-    let pool = Pool::new(&config, memory.limit_mib(), &templates, &shutdown);
-    Ok(Host {
-        id: node_id(&layout.data_dir, &environment)?,
-        turns: Turns::new(&config),
-        config,
-        environment,
-        layout,
-        storage,
-        volumes,
-        vmm,
-        images,
-        puller,
-        cgroups,
-        uids,
-        memory,
-        templates,
-        pool,
-        promotions,
-        network,
-        starts: StartCounters::default(),
-        events: broadcast::Sender::new(EVENTS),
-        shutdown,
-        abandon,
-        tasks,
-        snapshots: SnapshotsUnderWay::default(),
-        flattening: Arc::new(Semaphore::new(1)),
-        repeated_boots: AtomicU64::new(0),
-    })
-}
-
-fn open_network(config: &NodeConfig, layout: &Layout) -> Result<Option<Arc<Network>>, Error> {
-    match (config.network, Network::unavailable()) {
-        (NetworkChoice::Off, _) => Ok(None),
-        (NetworkChoice::On, Some(problem)) => Err(Error::Config { setting: "network", problem }),
-        (NetworkChoice::On, None) => {
-            // A start that finds none waiting makes its own.
-            let ahead = usize::try_from(config.pool_max_warm).unwrap_or(usize::MAX).clamp(1, 16);
-            let (prefix, uplink) = (config.network_prefix, &config.uplink);
-            let network = Network::open(&layout.tag, prefix, ahead, uplink, &layout.data_dir)?;
-            Ok(Some(Arc::new(network)))
-        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Volumes in real guests: QEMU, the built kernel and agent, the base image.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it likes")]
 
-#[allow(dead_code, reason = "each suite uses what it needs")]
 mod support;
 
 use std::time::Instant;

@@ -18,7 +18,7 @@ use skerry_model::{
     limits::{Pool, Range},
 };
 use skerry_node::{
-    AddressPrefix, Faults, NetworkChoice,
+    AddressPrefix, Faults, NetworkChoice, UplinkChoice, UplinkSettings,
     images::{KernelChoice, PullPolicy},
 };
 

@@ -10,11 +10,11 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use clap::{Args, Subcommand, ValueEnum};
 
+pub use net::{DestinationArgs, Internet, LinkArgs, NetCommand, NetSetArgs};
 pub use ports::{PortCommand, PublishArgs, Visibility};
 pub use saved::{
     ForkArgs, LifeArgs, LifecycleArgs, RenewArgs, RestoreArgs, SnapshotCommand, SnapshotCreateArgs,
 };
-pub use net::{DestinationArgs, Internet, LinkArgs, NetCommand, NetSetArgs};
 pub use ssh::{SshArgs, SshKeyCommand};
 pub use values::{Bytes, EnvArg, Mebibytes, Place, Seconds};
 

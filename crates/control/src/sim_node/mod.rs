@@ -9,8 +9,10 @@
 mod boot;
 mod guest;
 mod network;
+mod point;
 mod saved;
 mod turns;
+mod vm;
 mod volumes;
 
 use std::{
@@ -38,56 +40,12 @@ use tokio::{
 };
 
 pub use guest::{SimCommand, SimGuest};
+pub use point::Point;
 
 use guest::{Disk, Memory};
 use saved::SimSnapshot;
+use vm::{Beginning, Begun, Job, Saved, SimVm};
 use volumes::SimVolumes;
-
-/// Where the simulated node can be made to fail or hang.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Point {
-    /// Bringing a VM up.
-    EnsureRunning,
-    /// Bringing a VM to a stop.
-    EnsureStopped,
-    /// Removing everything of a workspace.
-    EnsureDeleted,
-    /// Stopping virtual CPUs.
-    EnsurePaused,
-    /// Letting a VM run on.
-    EnsureResumed,
-    /// Saving memory. One that hangs is under way: a resume or stop cancels it.
-    EnsureSuspended,
-    /// Taking a snapshot.
-    TakeSnapshot,
-    /// Removing a snapshot.
-    EnsureSnapshotDeleted,
-    /// Making a volume.
-    EnsureVolume,
-    /// Putting a volume into a VM that runs.
-    AttachVolume,
-    /// Taking a volume out of a VM that runs.
-    DetachVolume,
-    /// Changing what a VM may do on the network.
-    SetNetworkPolicy,
-}
-
-impl Point {
-    const ALL: [Self; 12] = [
-        Self::EnsureRunning,
-        Self::EnsureStopped,
-        Self::EnsureDeleted,
-        Self::EnsurePaused,
-        Self::EnsureResumed,
-        Self::EnsureSuspended,
-        Self::TakeSnapshot,
-        Self::EnsureSnapshotDeleted,
-        Self::EnsureVolume,
-        Self::AttachVolume,
-        Self::DetachVolume,
-        Self::SetNetworkPolicy,
-    ];
-}
 
 /// The simulated node.
 pub struct SimNode {
@@ -134,55 +92,6 @@ impl SimState {
         self.calls.send_modify(|calls| calls.push(what));
         let failure = self.failures.get_mut(&point).and_then(VecDeque::pop_front);
         failure.map_or(Ok(()), Err)
-    }
-}
-
-struct SimVm {
-    report: VmReport,
-    spec: VmSpec,
-    /// The disk and the processes: files outlive a stop.
-    guest: Arc<SimGuest>,
-    console: Vec<u8>,
-    /// The bring-up or suspension under way.
-    job: Option<Job>,
-    /// What the bring-up under way begins with.
-    beginning: Beginning,
-    /// What a suspension saved.
-    saved: Option<Saved>,
-    /// Whether the VM came up with a network.
-    is_networked: bool,
-    /// What it may do on the network.
-    policy: NetworkPolicy,
-}
-
-/// What a bring-up makes of the guest once it succeeds.
-enum Beginning {
-    /// A VM of the pool, on a disk of its own.
-    Pool,
-    /// A boot from the disk as it is.
-    Disk,
-    /// The memory is as it was.
-    SavedMemory,
-    /// Both are a snapshot's, or its disk alone.
-    Snapshot(Disk, Option<Memory>),
-}
-
-struct Saved {
-    memory: Memory,
-    is_damaged: bool,
-}
-
-type Outcome = Option<Result<VmReport, NodeError>>;
-
-/// A bring-up or suspension under way; every caller waits for the same outcome.
-struct Job {
-    outcome: watch::Receiver<Outcome>,
-    task: AbortHandle,
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -372,60 +281,6 @@ impl SimNode {
                 vm.report.last_exit = None;
             }
         }
-    }
-}
-
-/// What became of a call that begins something.
-enum Begun {
-    Already(VmReport),
-    UnderWay(watch::Receiver<Outcome>),
-}
-
-impl Begun {
-    /// The outcome; `cancelled` when something else ended the work.
-    async fn outcome(self, cancelled: NodeError) -> Result<VmReport, NodeError> {
-        match self {
-            Self::Already(report) => Ok(report),
-            Self::UnderWay(mut outcome) => match outcome.wait_for(Option::is_some).await {
-                Ok(finished) => finished.clone().unwrap_or(Err(NodeError::NoSuchVm)),
-                Err(_) => Err(cancelled),
-            },
-        }
-    }
-}
-
-impl SimVm {
-    fn new(spec: VmSpec, phase: VmPhase, now: &Arc<dyn Fn() -> Timestamp + Send + Sync>) -> Self {
-        Self {
-            report: VmReport {
-                start_path: None,
-                workspace_id: spec.workspace_id,
-                incarnation: spec.incarnation,
-                phase,
-                ready_at: None,
-                pid: None,
-                last_exit: None,
-                private_address: None,
-            },
-            guest: SimGuest::new(&spec, Arc::clone(now)),
-            spec,
-            console: Vec::new(),
-            job: None,
-            beginning: Beginning::Disk,
-            saved: None,
-            is_networked: false,
-            policy: NetworkPolicy::default(),
-        }
-    }
-
-    /// There is no process any more, and nothing is under way.
-    fn put_down(&mut self, phase: VmPhase) {
-        self.job = None;
-        self.report.phase = phase;
-        self.report.pid = None;
-        self.report.ready_at = None;
-        self.report.start_path = None;
-        self.policy = NetworkPolicy::default();
     }
 }
 

@@ -96,7 +96,8 @@ async fn the_instavm_package_parks_resumes_and_clones_vms_and_makes_them_from_sn
 }
 
 #[tokio::test]
-async fn the_instavm_package_runs_python_in_one_kernel_moves_files_and_leaves_tasks() -> Result<()> {
+async fn the_instavm_package_runs_python_in_one_kernel_moves_files_and_leaves_tasks() -> Result<()>
+{
     let python = python_with_instavm().await?;
     let server = Server::start(Options::default()).await?;
     drive(&server, &python, &client("instavm_inside.py"), "instavm inside: ok").await?;

@@ -78,7 +78,6 @@ impl Previews {
 
     /// Both on one listener: visits here, every other host `front`. X-Forwarded-For is told the address
     /// in the request's [`ConnectInfo`].
-    #[must_use]
     pub fn beside(&self, front: Router) -> Router {
         let previews = self.clone();
         Router::new().fallback(async move |request: Request<Body>| {

@@ -41,9 +41,9 @@ const NO_LIST: &str = "null or an empty list";
 #[derive(Debug)]
 pub(super) enum VmRequest {
     /// A new session with a VM.
-    New(CreateWorkspace),
+    New(Box<CreateWorkspace>),
     /// A VM for a session that has none.
-    Attach(Attach),
+    Attach(Box<Attach>),
 }
 
 /// A VM for a session that has none: what changes, and what it begins with.
@@ -92,7 +92,7 @@ pub(super) fn vm_request(mut fields: Fields, wait: Wait) -> Result<VmRequest, Pr
 
     let Some(session_id) = session_id else {
         let request = shape.create(image, snapshot, &rules, wait);
-        return Ok(VmRequest::New(CreateWorkspace { volumes, ..request }));
+        return Ok(VmRequest::New(Box::new(CreateWorkspace { volumes, ..request })));
     };
     if !volumes.is_empty() {
         return Err(Problem::Unserved {
@@ -106,7 +106,8 @@ pub(super) fn vm_request(mut fields: Fields, wait: Wait) -> Result<VmRequest, Pr
             accepted: "\"standard\" or null: the session keeps its disk",
         });
     }
-    Ok(VmRequest::Attach(Attach { session_id, update: shape.update(), rules, snapshot }))
+    let attach = Attach { session_id, update: shape.update(), rules, snapshot };
+    Ok(VmRequest::Attach(Box::new(attach)))
 }
 
 /// The body of `POST /v1/sessions/session`.

@@ -144,7 +144,7 @@ fn a_silent_request_gets_two_cpus_and_half_a_gibibyte_for_good() {
     let mut expected = CreateWorkspace::new(StartPolicy::Now(Wait::No));
     expected.vcpu_count = Some(2);
     expected.memory_mib = Some(512);
-    assert_eq!(request, expected);
+    assert_eq!(*request, expected);
 }
 
 #[test]

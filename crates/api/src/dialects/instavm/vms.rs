@@ -40,7 +40,7 @@ pub(super) async fn create(
     let (workspace, made) = match convert::vm_request(fields, wait)? {
         VmRequest::New(request) => {
             let network = egress::wish_of_new(&state.control, policy)?;
-            let request = CreateWorkspace { network, ..request };
+            let request = CreateWorkspace { network, ..*request };
             let creating = state.control.create_workspace(&caller, request);
             let workspace = state.until_shutdown(creating).await.map_err(deleted_meanwhile)?;
             if let Some(failure) = convert::failure(&workspace) {
@@ -50,7 +50,7 @@ pub(super) async fn create(
             (workspace, Made::New)
         }
         VmRequest::Attach(request) => {
-            (attach(&state, &caller, request, policy, wait).await?, Made::Attached)
+            (attach(&state, &caller, *request, policy, wait).await?, Made::Attached)
         }
     };
     if workspace.desired == Desired::Deleted {

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{AttachVolume, IdlePolicy, LifecycleStatus, NetworkWish, Origin, RestartPolicy, SnapshotOnTerminate};
+use super::{
+    AttachVolume, IdlePolicy, LifecycleStatus, NetworkWish, Origin, RestartPolicy,
+    SnapshotOnTerminate,
+};
 
 /// A workspace.
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -1,0 +1,47 @@
+//! Where a test can stand in the way.
+
+/// Where the simulated node can be made to fail or hang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Point {
+    /// Bringing a VM up.
+    EnsureRunning,
+    /// Bringing a VM to a stop.
+    EnsureStopped,
+    /// Removing everything of a workspace.
+    EnsureDeleted,
+    /// Stopping virtual CPUs.
+    EnsurePaused,
+    /// Letting a VM run on.
+    EnsureResumed,
+    /// Saving memory. One that hangs is under way: a resume or stop cancels it.
+    EnsureSuspended,
+    /// Taking a snapshot.
+    TakeSnapshot,
+    /// Removing a snapshot.
+    EnsureSnapshotDeleted,
+    /// Making a volume.
+    EnsureVolume,
+    /// Putting a volume into a VM that runs.
+    AttachVolume,
+    /// Taking a volume out of a VM that runs.
+    DetachVolume,
+    /// Changing what a VM may do on the network.
+    SetNetworkPolicy,
+}
+
+impl Point {
+    pub(super) const ALL: [Self; 12] = [
+        Self::EnsureRunning,
+        Self::EnsureStopped,
+        Self::EnsureDeleted,
+        Self::EnsurePaused,
+        Self::EnsureResumed,
+        Self::EnsureSuspended,
+        Self::TakeSnapshot,
+        Self::EnsureSnapshotDeleted,
+        Self::EnsureVolume,
+        Self::AttachVolume,
+        Self::DetachVolume,
+        Self::SetNetworkPolicy,
+    ];
+}

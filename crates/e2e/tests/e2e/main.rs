@@ -15,6 +15,8 @@ mod instant_start;
 mod isolation;
 mod kernel;
 mod many;
+mod networks;
 mod official_clients;
+mod previews;
 mod server;
 mod ssh;

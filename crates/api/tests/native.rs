@@ -239,14 +239,15 @@ async fn no_route_answers_without_a_credential_or_to_another_tenant() {
             if methods.get(method).is_none() {
                 continue;
             }
-            let line = format!("{} {}", method.to_uppercase(), path.replace("{workspace}", &id));
+            let path = path.replace("{workspace}", &id).replace("{port}", "3000");
+            let line = format!("{} {path}", method.to_uppercase());
             for caller in [As::Nobody, As::Stranger] {
                 let answer = front.call(caller, &line, None).await;
                 assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{line}");
                 assert_eq!(answer.body["error"]["code"], "unauthenticated", "{line}");
             }
             checked += 1;
-            if !path.contains("{workspace}") || path.ends_with("/exec/stream") {
+            if !path.contains(&id) || path.ends_with("/exec/stream") {
                 continue;
             }
             let query = "?path=/tmp/x";
@@ -260,6 +261,8 @@ async fn no_route_answers_without_a_credential_or_to_another_tenant() {
                 ("post", Some("rename")) => Some(json!({ "from": "/a", "to": "/b" })),
                 ("post", Some("restore")) => Some(json!({ "snapshot": "x" })),
                 ("put", Some("network")) => Some(json!({})),
+                ("post", Some("published-ports")) => Some(json!({ "port": 3000 })),
+                ("post", Some("volumes")) => Some(json!({ "volume": "x", "mount_path": "/x" })),
                 ("patch", _) | ("post", Some("snapshots" | "fork" | "renew")) => Some(json!({})),
                 _ => None,
             };

@@ -213,6 +213,11 @@ pub async fn quiet(control: &Control) {
     tokio::time::timeout(Duration::from_secs(20), quiet).await.expect("quiet within 20 s");
 }
 
+/// Has the timers looked at, which nothing else does when a test sets the clock.
+pub fn clock_was_set(control: &Control) {
+    control.inner.timers_changed.notify_one();
+}
+
 impl TestControl {
     /// The bootstrap key's caller.
     ///
@@ -239,7 +244,7 @@ impl TestControl {
     /// Sets the clock forward and has the timers looked at.
     pub fn advance(&self, by: Duration) {
         self.clock.advance(by);
-        self.control.inner.timers_changed.notify_one();
+        clock_was_set(&self.control);
     }
 
     /// Returns once nobody is at work and no timer is due.

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import requests
 from instavm import InstaVM, InstaVMError
@@ -18,6 +19,12 @@ warnings.simplefilter("ignore")
 client = InstaVM(api_key=os.environ["SKERRY_KEY"], base_url=os.environ["SKERRY_URL"], auto_start_session=False)
 # A session that cannot be there: what is not refused as a whole says 404.
 client.session_id = "00000000-0000-4000-8000-000000000000"
+# What some methods want before they ask anybody, though their signature does not.
+ASKED_FOR = {"session_id": client.session_id, "selector": "x"}
+MANIFEST = SimpleNamespace(
+    kind="devbox", slug="x", version="1", vm=SimpleNamespace(vcpu_count=1, memory_mb=512),
+    build=(), app=None, terminal=None,
+)
 
 methods = {}
 for name, method in inspect.getmembers(client, inspect.ismethod):
@@ -55,16 +62,20 @@ for name, here in rows.items():
         ):
             kind = getattr(parameter.annotation, "__origin__", parameter.annotation)
             arguments[parameter.name] = kind() if kind in (dict, list) else values.get(kind, "x")
-    for file_path in {"file_path", "dir_or_manifest"} & arguments.keys():
-        arguments[file_path] = __file__ if file_path == "file_path" else {"slug": "x", "base_image": "x"}
+        elif parameter.name in ASKED_FOR:
+            arguments[parameter.name] = ASKED_FOR[parameter.name]
+    for needed, value in {"file_path": __file__, "dir_or_manifest": MANIFEST}.items():
+        if needed in arguments:
+            arguments[needed] = value
     try:
         answer = methods[name](**arguments)
     except requests.HTTPError as error:
-        refused = error.response.status_code in (400, 501)
+        refused = error.response.status_code in (400, 405, 501)
         said = str(error)
     except InstaVMError as error:
         said = str(error)
-        refused = "501" in said or "400 Client Error" in said
+        # Some ask without a credential, and are told only that.
+        refused = "501" in said or "400 Client Error" in said or "Invalid API key" in said
     else:
         refused, said = False, answer
     if not refused:

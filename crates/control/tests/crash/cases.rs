@@ -224,7 +224,9 @@ impl UseCase {
                 Ok(())
             }
             Self::RestartByPolicy => {
+                testing::quiet(control).await;
                 ground.clock.advance(Duration::from_secs(60));
+                testing::clock_was_set(control);
                 testing::until(&ground.control, workspace, |w| {
                     matches!(w.state, State::Running { .. })
                 })

@@ -301,7 +301,8 @@ dying_anywhere! {
     dying_anywhere_in_create_from_a_snapshot_loses_nothing: CreateFromSnapshot, 4;
     dying_anywhere_in_fork_loses_nothing: Fork, 9;
     dying_anywhere_in_the_end_of_a_time_to_live_loses_nothing: Expire, 4;
-    dying_anywhere_in_a_restart_by_policy_loses_nothing: RestartByPolicy, 4;
+    // One less when the comparison of records and VMs comes before the timer.
+    dying_anywhere_in_a_restart_by_policy_loses_nothing: RestartByPolicy, 3;
     dying_anywhere_in_a_deletion_that_leaves_a_snapshot_loses_nothing: DeleteLeavingSnapshot, 8;
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use skerry_e2e::{Options, Server, repository};
 use tokio::process::Command;
 
@@ -18,7 +18,9 @@ async fn run(command: &mut Command) -> Result<String> {
     let output = command.kill_on_drop(true).output().await.context("running it")?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
+    // What went wrong stands at the end of a trace.
+    let said = stderr.lines().rev().take(20).collect::<Vec<_>>();
+    ensure!(output.status.success(), "{}: {said:#?}\n{stdout}\n{command:?}", output.status);
     Ok(stdout)
 }
 
@@ -40,8 +42,8 @@ async fn drive(server: &Server, program: &Path, script: &Path, success: &str) ->
         .env("SKERRY_CLIENT_SCRIPTS", Path::new(env!("CARGO_MANIFEST_DIR")).join("clients"))
         .env("SKERRY_DIALECT_DOCS", repository().join("docs/dialects/instavm.md"))
         .env("SKERRY_KEY", skerry_e2e::server::KEY))
-    .await
-    .with_context(|| server.log())?;
+    .await;
+    let output = output.map_err(|error| anyhow!("{error:#}\n{}", server.log()))?;
     ensure!(output.contains(success), "{output}");
     Ok(())
 }

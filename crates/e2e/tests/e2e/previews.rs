@@ -52,7 +52,8 @@ async fn a_server_on_the_guests_loopback_is_visited_from_outside() -> Result<()>
     ensure!(said == "page of the guest\n", "{said}");
     let http2 = curl(&server, "front.localhost", "/", &["--http2-prior-knowledge"]).await?;
     ensure!(http2 == said, "{http2}");
-    let headers = curl(&server, "front.localhost", "/headers", &["-H", "X-Real-IP: 1.2.3.4"]).await?;
+    let headers =
+        curl(&server, "front.localhost", "/headers", &["-H", "X-Real-IP: 1.2.3.4"]).await?;
     ensure!(headers.contains("host: localhost:3000"), "{headers}");
     ensure!(headers.contains("x-forwarded-for: 127.0.0.1"), "{headers}");
     ensure!(!headers.contains("1.2.3.4"), "{headers}");
@@ -87,7 +88,8 @@ async fn a_server_on_the_guests_loopback_is_visited_from_outside() -> Result<()>
     let said = curl(&server, "front.localhost", &path, &["-L", "-b", ""]).await?;
     ensure!(said == "page of the guest\n", "{said}");
     server.expect(204, "DELETE", &format!("{ports}/3000"), None).await?;
-    let said = curl(&server, "front.localhost", "/", &["-o", "/dev/null", "-w", "%{http_code}"]).await?;
+    let said =
+        curl(&server, "front.localhost", "/", &["-o", "/dev/null", "-w", "%{http_code}"]).await?;
     ensure!(said == "404", "{said}");
     server.finish().await
 }

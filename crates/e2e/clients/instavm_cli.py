@@ -45,7 +45,7 @@ for args, words in [
     (["create", "--snapshot", "snap_1"], "Snapshot not found"),
     (["snapshot", "build", "python:3.11-slim"], "oci_image is not available"),
     (["vm", "update", vm, "--snapshot-name", "alone"], "goes with snapshot_on_terminate"),
-    (["create", "--volume", "v:/data"], "volumes is not available"),
+    (["create", "--volume", "v:/data"], "volume not found"),
     (["create", "--timeout", "99999999"], "VM lifetime cannot exceed 31536000s"),
     (["create", "--session", made["session_id"]], "already has a live VM"),
 ]:

@@ -160,6 +160,13 @@ async fn oblien_links_open_exactly_one_peer_and_the_object_shows_the_network() {
             "public_access": false, "ingress": [],
         })
     );
+    // What is shown can be sent back as it is, the field that asks for nothing included.
+    let line = format!("PATCH /workspace/{server}/network");
+    let network = shown["workspace"]["network"].clone();
+    let same = front.beside(As::Admin, &line, Some(network)).await;
+    assert_eq!(same.status, 200, "{}", same.body);
+    let ports = json!({ "egress_ports": [443] });
+    assert_eq!(front.beside(As::Admin, &line, Some(ports)).await.status, 400);
     let update = json!({ "config": { "network_config": { "allow_internet": true } } });
     let refused = front.beside(As::Admin, &format!("PUT /workspace/{server}"), Some(update)).await;
     assert_eq!(refused.body["details"]["field"], "config.network_config");

@@ -179,7 +179,8 @@ impl Asked {
                 self.private_links = Some(field.list(value, entry)?.into_iter().collect());
             }
             "outbound_mode" if value == "managed" => {}
-            "public_access" | "public_ingress" | "custom_proxy" | "outbound_mode" => {
+            "egress_ports" | "public_access" | "public_ingress" | "custom_proxy"
+            | "outbound_mode" => {
                 if asks {
                     let problem = "is not available on this server yet";
                     return Err(field.refusal(problem, "leave it out, null or false"));

@@ -7,7 +7,10 @@ mod front;
 
 use std::time::Duration;
 
-use front::{As, Front};
+use front::{
+    As, Front,
+    instavm::{create, get},
+};
 use serde_json::{Value, json};
 use skerry_control::{
     internal_api::NodeError,
@@ -15,17 +18,6 @@ use skerry_control::{
     testing::{self, KEY},
 };
 use skerry_model::{Pool, Range, State};
-
-async fn create(front: &mut Front, body: Value) -> (String, String) {
-    let answer = front.call(As::Admin, "POST /v1/vms", Some(body)).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    let text = |field: &str| answer.body[field].as_str().expect("an id").to_owned();
-    (text("vm_id"), text("session_id"))
-}
-
-async fn get(front: &mut Front, path: &str) -> Value {
-    front.call(As::Admin, &format!("GET {path}"), None).await.body
-}
 
 #[tokio::test]
 async fn a_vm_is_created_shown_listed_and_deleted() {

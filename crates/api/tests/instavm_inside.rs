@@ -4,20 +4,12 @@
 #[allow(dead_code, reason = "each dialect's tests use what they need")]
 mod front;
 
-use front::{As, Front};
-use serde_json::{Value, json};
+use front::{
+    As, Front,
+    instavm::{create, get},
+};
+use serde_json::json;
 use skerry_control::testing::KEY;
-
-async fn create(front: &mut Front, body: Value) -> (String, String) {
-    let answer = front.call(As::Admin, "POST /v1/vms", Some(body)).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    let text = |field: &str| answer.body[field].as_str().expect("an id").to_owned();
-    (text("vm_id"), text("session_id"))
-}
-
-async fn get(front: &mut Front, path: &str) -> Value {
-    front.call(As::Admin, &format!("GET {path}"), None).await.body
-}
 
 #[tokio::test]
 async fn files_go_in_and_come_out_relative_to_app_or_absolute() {

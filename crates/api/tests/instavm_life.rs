@@ -7,7 +7,10 @@ mod front;
 
 use std::{sync::Arc, time::Duration};
 
-use front::{As, Front};
+use front::{
+    As, Front,
+    instavm::{create, get},
+};
 use serde_json::{Value, json};
 use skerry_control::{
     Wait,
@@ -20,15 +23,6 @@ async fn send(front: &mut Front, line: &str, body: Option<Value>) -> Value {
     let answer = front.call(As::Admin, line, body).await;
     assert_eq!(answer.status, 200, "{line}: {}", answer.body);
     answer.body
-}
-
-async fn create(front: &mut Front, body: Value) -> (String, String) {
-    let made = send(front, "POST /v1/vms", Some(body)).await;
-    (text(&made, "vm_id"), text(&made, "session_id"))
-}
-
-async fn get(front: &mut Front, path: &str) -> Value {
-    front.call(As::Admin, &format!("GET {path}"), None).await.body
 }
 
 fn text(body: &Value, field: &str) -> String {

@@ -6,7 +6,7 @@ mod front;
 
 use std::time::Duration;
 
-use front::{As, Front};
+use front::{As, Front, instavm::create};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use skerry_control::{sim_node::SimCommand, testing::KEY};
@@ -16,12 +16,6 @@ use tokio_tungstenite::{
 };
 
 const BOUND: Duration = Duration::from_secs(60);
-
-async fn session(front: &mut Front) -> (String, String) {
-    let made = front.call(As::Admin, "POST /v1/vms", Some(json!({}))).await.body;
-    let text = |field: &str| made[field].as_str().expect("an id").to_owned();
-    (text("vm_id"), text("session_id"))
-}
 
 /// Everything until the end, and how it was closed.
 async fn seen(url: &str) -> (Vec<u8>, Option<Value>, Option<u16>) {
@@ -45,7 +39,7 @@ async fn seen(url: &str) -> (Vec<u8>, Option<Value>, Option<u16>) {
 #[tokio::test]
 async fn a_terminal_is_opened_seen_by_whoever_connects_and_tells_its_exit_code() {
     let mut front = Front::open().await;
-    let (vm, session) = session(&mut front).await;
+    let (vm, session) = create(&mut front, json!({})).await;
     let done = SimCommand { stdout: b"hello\r\n".to_vec(), stderr: Vec::new(), code: 7 };
     front.guest(&session).program("/bin/zsh", done);
     let body = json!({ "cols": 80, "rows": 24, "shell": "/bin/zsh", "id": "pty-0123456789ab" });
@@ -77,7 +71,7 @@ async fn a_terminal_is_opened_seen_by_whoever_connects_and_tells_its_exit_code()
 #[tokio::test]
 async fn terminals_are_listed_resized_and_killed_by_their_account_alone() {
     let mut front = Front::open().await;
-    let (vm, session) = session(&mut front).await;
+    let (vm, session) = create(&mut front, json!({})).await;
     let create = format!("POST /v1/vms/{vm}/pty/sessions");
     let sleeps = json!({ "shell": "cat", "id": "one" });
     let made = front.call(As::Admin, &create, Some(sleeps.clone())).await;

@@ -1,5 +1,7 @@
 //! The whole HTTP front on a simulated node, and a transcript of what was said to it.
 
+pub mod instavm;
+
 use std::{fmt::Write as _, time::Duration};
 
 use axum::{Router, body::Body};

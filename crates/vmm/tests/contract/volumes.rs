@@ -113,7 +113,7 @@ async fn a_guest_that_is_killed_while_it_writes_loses_nothing_it_had_synced() {
         look_anew(&mut guest, 0).await;
         let count = "n=0; while true; do n=$((n + 1)); echo $n > /volume/new
             sync /volume/new; mv /volume/new /volume/count; sync /volume/count
-            echo $n > /run/acknowledged; done";
+            echo $n > /run/acknowledged.new; mv /run/acknowledged.new /run/acknowledged; done";
         guest.run(&format!("echo '{count}' > /run/count.sh; setsid sh /run/count.sh < /dev/null > /dev/null 2>&1 &")).await;
         let acknowledged = "while ! [ \"$(cat /run/acknowledged 2> /dev/null || echo 0)\" -ge 20 ]
             do sleep 0.01; done; cat /run/acknowledged";

@@ -9,6 +9,7 @@ use std::{
 use skerry_internal_api::NodeError;
 use skerry_vmm::VmmError;
 use thiserror::Error;
+use tokio::task::JoinError;
 
 use crate::seal::SealError;
 
@@ -101,9 +102,6 @@ pub enum Error {
     /// A secret could not be sealed or opened.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// A blocking task was lost: the runtime is going down.
-    #[error("the runtime is going down")]
-    RuntimeGone,
     /// A step was taken without one it builds on: a fault of ours.
     #[error("step {0} was not taken")]
     StepMissing(&'static str),
@@ -155,7 +153,6 @@ impl Error {
             | Self::NotOfOneMoment
             | Self::Vmm(_)
             | Self::Seal(_)
-            | Self::RuntimeGone
             | Self::StepMissing(_)
             | Self::Planned(_) => NodeError::Step { step },
         }
@@ -182,9 +179,33 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
+    outcome_of(tokio::task::spawn_blocking(work)).await
+}
+
+/// Waits for a task that nobody aborts. If the runtime takes it along, this never returns: it goes
+/// down without having waited for us, as a process that is killed does, and whoever took that for a
+/// failed step would undo what the next life of the server is to find.
+pub(crate) async fn outcome_of<T>(task: impl Future<Output = Result<T, JoinError>>) -> T {
+    match task.await {
+        Ok(outcome) => outcome,
         Err(lost) if lost.is_panic() => std::panic::resume_unwind(lost.into_panic()),
-        Err(_) => Err(Error::RuntimeGone),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn work_that_a_dying_runtime_takes_along_is_not_a_failure() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
+        let runtime = runtime.expect("threads can be made");
+        let handle = runtime.handle().clone();
+        runtime.shutdown_background();
+        let _inside = handle.enter();
+        assert!(blocking(|| Ok(())).now_or_never().is_none());
     }
 }

@@ -285,6 +285,8 @@ async fn no_two_vms_of_the_pool_share_a_uid_a_directory_or_a_machine_id() {
             ids.insert(fs::read(world.vm_dir(workspace).join("machine-id")).unwrap());
         }
         assert_eq!(ids.len(), 6);
+        // What waits is filled up to the last of them, or it would be counted once and not twice.
+        node.settled().await;
         let running = world.host.running();
         let dirs: BTreeSet<_> = running.iter().map(|vm| vm.run_dir.clone()).collect();
         assert_eq!(dirs.len(), running.len());

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     Error,
-    error::{blocking, chain},
+    error::{blocking, chain, outcome_of},
     host::Host,
     layers::Holder,
     layout::{remove_tree, sync_parent},
@@ -223,13 +223,9 @@ pub(crate) async fn seal_unless(
             host.tasks.spawn(async move { remove(closing.await).await });
             return Err(Error::Cancelled);
         }
-        closed = &mut closing => closed,
+        closed = outcome_of(&mut closing) => closed,
     };
-    let (closed, manifest) = match closed {
-        Ok(closed) => closed?,
-        Err(lost) if lost.is_panic() => std::panic::resume_unwind(lost.into_panic()),
-        Err(_) => return Err(Error::RuntimeGone),
-    };
+    let (closed, manifest) = closed?;
     let passed = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(Error::Cancelled),

@@ -33,6 +33,7 @@ use super::{
     tree::Tree,
     users::login_of,
 };
+use crate::error::outcome_of;
 
 /// Pulls that transfer or unpack at the same time; more would only share the same disk.
 const CONCURRENT: usize = 2;
@@ -404,11 +405,5 @@ fn make_private(directory: &Path) -> Result<(), PullError> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PullError> + Send + 'static,
 ) -> Result<T, PullError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(error) => {
-            let gone = std::io::Error::other(error);
-            Err(ImageError::file("finish the work in", "the image store")(gone).into())
-        }
-    }
+    outcome_of(tokio::task::spawn_blocking(work)).await
 }

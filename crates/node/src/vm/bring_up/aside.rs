@@ -2,7 +2,7 @@
 
 use tokio::task::JoinHandle;
 
-use crate::Error;
+use crate::error::{Error, outcome_of};
 
 /// Blocking work under way. It runs to its end, also when nobody waits for it any more.
 #[derive(Debug)]
@@ -19,11 +19,7 @@ impl Aside {
     /// # Errors
     /// What it failed with.
     pub async fn done(self) -> Result<(), Error> {
-        match self.0.await {
-            Ok(result) => result,
-            Err(lost) if lost.is_panic() => std::panic::resume_unwind(lost.into_panic()),
-            Err(_) => Err(Error::RuntimeGone),
-        }
+        outcome_of(self.0).await
     }
 
     /// Waits for it to be over, whatever came of it: what was begun for it is being undone.

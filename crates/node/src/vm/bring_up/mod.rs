@@ -495,7 +495,6 @@ fn is_hang(error: &Error) -> bool {
         | Error::EndedEarly(_)
         | Error::Vmm(_)
         | Error::Seal(_)
-        | Error::RuntimeGone
         | Error::StepMissing(_)
         | Error::Planned(_) => false,
     }

@@ -23,7 +23,10 @@ use skerry_internal_api::{NodeApi, NodeError, SnapshotContents, StartFrom, VmSpe
 use skerry_model::{Incarnation, MemMib, SnapshotId, WorkspaceId};
 use skerry_node::{Node, NodeConfig};
 use skerry_vmm::fake::FakeVmm;
-use support::{GRACEFUL, World, assert_nothing, assert_running, bounded, inside::take};
+use support::{
+    GRACEFUL, World, assert_nothing, assert_running, bounded, exec, inside::take, machine::names,
+    outcome,
+};
 
 const ID: WorkspaceId = WorkspaceId::from_u128(1);
 const SNAPSHOT: SnapshotId = SnapshotId::from_u128(100);
@@ -65,6 +68,16 @@ impl Act {
 
 #[test]
 fn a_disk_that_is_full_at_any_write_costs_no_vm_anything() {
+    on_a_small_disk("every_operation_meets_a_full_disk");
+}
+
+#[test]
+fn a_disk_that_is_full_while_starts_are_made_faster_costs_no_start_anything() {
+    on_a_small_disk("whatever_makes_starts_faster_meets_a_full_disk");
+}
+
+/// Runs one of the tests below in a process with mounts of its own.
+fn on_a_small_disk(body: &str) {
     let dir = tempfile::tempdir().unwrap();
     let mut own_mounts = Command::new("unshare");
     if !geteuid().is_root() {
@@ -73,7 +86,7 @@ fn a_disk_that_is_full_at_any_write_costs_no_vm_anything() {
     let output = own_mounts
         .args(["--mount", "--propagation", "private"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "every_operation_meets_a_full_disk", "--ignored", "--nocapture"])
+        .args(["--exact", body, "--ignored", "--nocapture"])
         .env(MOUNT_POINT, dir.path())
         // Where the machines of the tests are made.
         .env("TMPDIR", dir.path())
@@ -88,8 +101,7 @@ fn a_disk_that_is_full_at_any_write_costs_no_vm_anything() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "mounts a small disk: runs in a process with mounts of its own, started by the test above"]
 async fn every_operation_meets_a_full_disk() {
-    let mount_point = PathBuf::from(std::env::var_os(MOUNT_POINT).expect("run by the test above"));
-    mount(Some("none"), &mount_point, Some("tmpfs"), MsFlags::empty(), Some("size=1g")).unwrap();
+    let mount_point = mount_small_disk();
     for act in Act::ALL {
         let mut refusals = 0;
         for room in rooms() {
@@ -101,6 +113,29 @@ async fn every_operation_meets_a_full_disk() {
         assert!(refusals < rooms().count(), "{act:?} never succeeds");
         println!("{act:?}: refused {refusals} times");
         assert!(refusals > 0, "{act:?} writes nothing");
+    }
+}
+
+fn mount_small_disk() -> PathBuf {
+    let mount_point = PathBuf::from(std::env::var_os(MOUNT_POINT).expect("run by a test above"));
+    mount(Some("none"), &mount_point, Some("tmpfs"), MsFlags::empty(), Some("size=1g")).unwrap();
+    mount_point
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "mounts a small disk: runs in a process with mounts of its own, started by the test above"]
+async fn whatever_makes_starts_faster_meets_a_full_disk() {
+    let mount_point = mount_small_disk();
+    for made in [Made::Template, Made::SharedMemory] {
+        let mut without = 0;
+        for room in rooms() {
+            if bounded(is_made_with(made, &mount_point, room)).await {
+                break;
+            }
+            without += 1;
+        }
+        println!("{made:?}: not made {without} times");
+        assert!((1..rooms().count()).contains(&without), "{made:?}: not made {without} times");
     }
 }
 
@@ -155,6 +190,90 @@ async fn succeeds_with(act: Act, mount_point: &Path, room: u64) -> bool {
     assert_nothing(&world, 1);
     assert_eq!(world.layers(), Vec::<String>::new(), "{act:?} with {room} bytes");
     outcome.is_ok()
+}
+
+/// What is made in the background after a first start, for the next.
+#[derive(Clone, Copy, Debug)]
+enum Made {
+    /// After a boot.
+    Template,
+    /// After a start from a snapshot: its memory in a file.
+    SharedMemory,
+}
+
+impl Made {
+    /// A start of the kind it is made for.
+    fn start(self, world: &World, workspace: u128) -> VmSpec {
+        let spec = small(world, workspace, 1);
+        match self {
+            Self::Template => spec,
+            Self::SharedMemory => {
+                VmSpec { start_from: StartFrom::Snapshot { snapshot_id: SNAPSHOT }, ..spec }
+            }
+        }
+    }
+
+    fn is_there(self, world: &World) -> bool {
+        let place = match self {
+            Self::Template => world.data_dir().join("templates"),
+            Self::SharedMemory => {
+                world.data_dir().join("snapshots").join(SNAPSHOT.to_string()).join("promoted")
+            }
+        };
+        !names(&place).is_empty()
+    }
+}
+
+/// False when that much room was too little. The starts succeed all the same, or say that there is none.
+async fn is_made_with(made: Made, mount_point: &Path, room: u64) -> bool {
+    let what = format!("{made:?} with {room} bytes");
+    let memory_dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let world = World::instant(0);
+    let templates = match made {
+        Made::Template => world.template_budget_mib,
+        // Snapshots share their memory also then.
+        Made::SharedMemory => 1,
+    };
+    let config = NodeConfig {
+        min_disk_free_mib: 0,
+        memory_dir: Some(memory_dir.path().to_owned()),
+        template_budget_mib: templates,
+        ..world.config()
+    };
+    let vmm = Arc::new(FakeVmm::new(world.host.clone()));
+    let node = Node::open(config, vmm, world.environment()).await.unwrap();
+    if let Made::SharedMemory = made {
+        node.ensure_running(small(&world, 1, 1)).await.unwrap();
+        world.remember(1, 7);
+        take(&node, 100, SnapshotContents::DiskAndMemory).await.unwrap();
+    }
+    node.settled().await;
+    let filler = Filler::leaving(mount_point, room);
+    let first = node.ensure_running(made.start(&world, 2)).await;
+    if let Err(error) = &first {
+        assert!(matches!(error, NodeError::NoCapacity(_)), "{what}: {error:?}");
+    }
+    node.settled().await;
+    let is_made = made.is_there(&world);
+    assert_eq!(world.nobodys(), Vec::<String>::new(), "{what}");
+    if first.is_ok() {
+        // Also while the disk is full.
+        assert_eq!(exec(&node, 2, &["echo", "hi"]).await, outcome("hi\n"), "{what}");
+    }
+    drop(filler);
+    for workspace in [2, 3] {
+        assert_running(&node.ensure_running(made.start(&world, workspace)).await.unwrap());
+        if let Made::SharedMemory = made {
+            assert_eq!(world.remembered(workspace), [7], "{what}");
+        }
+    }
+    for workspace in 1..=3 {
+        node.ensure_deleted(WorkspaceId::from_u128(workspace)).await.unwrap();
+    }
+    node.ensure_snapshot_deleted(SNAPSHOT).await.unwrap();
+    node.shutdown().await;
+    assert_eq!(world.nobodys(), Vec::<String>::new(), "{what}");
+    is_made
 }
 
 /// A file that takes nearly all that is left of the disk.

@@ -15,7 +15,8 @@ pub struct Census {
 
 impl Census {
     /// Looks at everything a server with this data directory could have made: its VMM processes,
-    /// files of its VMs, memory files, cgroups, mounts, sockets and network devices.
+    /// files of its VMs, memory files, cgroups, mounts, sockets, network namespaces (with what is in
+    /// them), and what of its network is in the host's own namespace.
     #[must_use]
     pub fn take(data_dir: &Path, memory_dir: &Path, server_pid: Option<u32>) -> Self {
         let data = data_dir.to_string_lossy().into_owned();
@@ -27,7 +28,10 @@ impl Census {
         found.insert("cgroups", cgroups(data_dir));
         found.insert("mounts", lines_with("/proc/self/mounts", &data));
         found.insert("sockets", lines_with("/proc/net/unix", &format!("{data}/vms")));
-        found.insert("network devices", network_devices());
+        let tag = tag(data_dir);
+        found.insert("network namespaces", network_namespaces(&tag));
+        found.insert("network devices", network_devices(&tag));
+        found.insert("packet filter tables", packet_filter_tables(&tag));
         Self { found }
     }
 
@@ -36,6 +40,12 @@ impl Census {
     pub fn process_ids(&self) -> Vec<i32> {
         let names = self.found.get("processes").into_iter().flatten();
         names.filter_map(|name| name.split(':').next()?.parse().ok()).collect()
+    }
+
+    /// The network namespaces.
+    #[must_use]
+    pub fn network_namespaces(&self) -> &[String] {
+        self.found.get("network namespaces").map_or(&[], Vec::as_slice)
     }
 
     /// What is here and was not `before`.
@@ -114,12 +124,17 @@ fn files_below(dir: &Path) -> Vec<String> {
     found
 }
 
-/// Cgroup directories of the server with this data directory: their names carry the first digits of
-/// the directory's hash.
-fn cgroups(data_dir: &Path) -> Vec<String> {
+/// What the names of everything carry that the server with this data directory makes outside of it: the
+/// first digits of the directory's hash.
+fn tag(data_dir: &Path) -> String {
     let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
     let hash = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
-    let ours = format!("skerry-{:08x}/", u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]));
+    format!("{:08x}", u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]))
+}
+
+/// Cgroup directories of the server with this data directory.
+fn cgroups(data_dir: &Path) -> Vec<String> {
+    let ours = format!("skerry-{}/", tag(data_dir));
     let mut found = Vec::new();
     let mut open = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
     while let Some((dir, depth)) = open.pop() {
@@ -146,11 +161,35 @@ fn lines_with(file: &str, needle: &str) -> Vec<String> {
     text.lines().filter(|line| line.contains(needle)).map(str::to_owned).collect()
 }
 
-fn network_devices() -> Vec<String> {
-    std::fs::read_dir("/sys/class/net")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+/// Names of network namespaces: the hub's and those of VMs. Taps, pairs and rules live in them and end
+/// with them.
+fn network_namespaces(tag: &str) -> Vec<String> {
+    let mut found = names_in("/run/netns");
+    found.retain(|name| name.starts_with(&format!("skerry-{tag}")));
+    found
+}
+
+/// Interfaces in the host's own namespace: the one that may be there, and those that must not.
+fn network_devices(tag: &str) -> Vec<String> {
+    let strays = ["tap0", "up0", "out0"];
+    let mut found = names_in("/sys/class/net");
+    found.retain(|name| *name == format!("sk-{tag}") || strays.contains(&name.as_str()));
+    found
+}
+
+/// Tables of the host's own packet filter; only root sees them, and only root has any.
+fn packet_filter_tables(tag: &str) -> Vec<String> {
+    let listed = std::process::Command::new("nft").args(["list", "tables"]).output();
+    let text = listed.map(|output| output.stdout).unwrap_or_default();
+    let lines = String::from_utf8_lossy(&text).into_owned();
+    lines
+        .lines()
+        .filter(|line| line.contains(&format!("skerry-{tag}")))
+        .map(str::to_owned)
         .collect()
+}
+
+fn names_in(dir: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }

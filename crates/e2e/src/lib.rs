@@ -8,10 +8,12 @@ pub mod census;
 pub mod guest_clock;
 pub mod server;
 pub mod workspaces;
+pub mod world;
 
 pub use census::Census;
 pub use server::{Options, Server};
 pub use workspaces::WORKSPACES;
+pub use world::World;
 
 use std::path::PathBuf;
 

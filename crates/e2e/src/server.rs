@@ -183,10 +183,10 @@ impl Server {
     /// Waits until the server ended by itself (an injected fault).
     ///
     /// # Errors
-    /// It did not, within a minute.
+    /// It did not, within the time that a workspace may take.
     pub async fn wait_ended(&mut self) -> Result<()> {
         let mut child = self.child.take().context("no server runs")?;
-        tokio::time::timeout(Duration::from_secs(60), child.wait())
+        tokio::time::timeout(READY_WITHIN, child.wait())
             .await
             .context("the server still runs")??;
         Ok(())
@@ -322,8 +322,8 @@ impl Server {
         }
         self.terminate().await?;
         let census = self.census();
-        for kind in ["processes", "vm files", "memory files", "cgroups", "mounts", "sockets"] {
-            ensure!(census.counts()[kind] == 0, "left behind:\n{census}\n{}", self.log());
+        for (kind, count) in census.counts() {
+            ensure!(count == 0, "left behind, {kind}:\n{census}\n{}", self.log());
         }
         Ok(())
     }
@@ -337,6 +337,9 @@ impl Drop for Server {
         }
         for name in self.census().process_ids() {
             let _ = kill(Pid::from_raw(name), Signal::SIGKILL);
+        }
+        for name in self.census().network_namespaces() {
+            let _ = std::process::Command::new("ip").args(["netns", "delete", name]).output();
         }
         let _ = std::fs::remove_dir_all(self.memory_dir());
     }

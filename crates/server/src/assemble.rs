@@ -25,7 +25,10 @@ use skerry_vmm::Vmm;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config, TemplateSettings};
+use crate::{
+    config::{self, Config, TemplateSettings},
+    encrypted::Encrypted,
+};
 
 /// The running parts.
 pub struct Assembled {
@@ -41,6 +44,8 @@ pub struct Assembled {
     pub api: ApiState,
     /// The SSH gateway, if the configuration has one.
     pub ssh: Option<Ssh>,
+    /// The listener for TLS, if the configuration has one.
+    pub encrypted: Option<Encrypted>,
 }
 
 /// What the SSH gateway is made of.
@@ -65,6 +70,10 @@ pub async fn assemble(
     let ssh_listener = match config.ssh_listen {
         // A port in use is told before anything else is opened.
         Some(address) => Some(bind_ssh(address).await?),
+        None => None,
+    };
+    let encrypted = match &config.tls {
+        Some(tls) => Some(Encrypted::open(tls).await?),
         None => None,
     };
     let key_file = config.data_dir.join("secret.key");
@@ -111,7 +120,7 @@ pub async fn assemble(
         None => None,
     };
     let router = previews.beside(skerry_api::router(state.clone()));
-    Ok(Assembled { control, node, router, previews, api: state, ssh })
+    Ok(Assembled { control, node, router, previews, api: state, ssh, encrypted })
 }
 
 /// Where published ports are visited: below the preview domain, and below the hosts that clients of

@@ -1,20 +1,21 @@
 //! Configuration of `skerry serve`: flags, then `SKERRY_*` in the environment, then a TOML file.
 
 mod tables;
+mod tls;
+mod values;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use skerry_model::{
-    Ipv4Network, Plan, Secret,
+    Plan, Secret,
     limits::{Pool, Range},
 };
 use skerry_node::{
@@ -22,7 +23,12 @@ use skerry_node::{
     images::{KernelChoice, PullPolicy},
 };
 
-pub use self::tables::{ImagePullSettings, TemplateSettings};
+use self::values::{absolute, check_domain, check_url, private_network, seconds_within};
+pub use self::{
+    tables::{ImagePullSettings, TemplateSettings},
+    tls::{CertificatePaths, TlsConfig},
+    values::{KeyText, check_key},
+};
 
 /// What happens to running workspaces when the server is told to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -108,6 +114,15 @@ pub struct Settings {
     /// Address and port to speak SSH on, such as 127.0.0.1:2222; port 0 picks a free one [default: none]
     #[arg(long, env = "SKERRY_SSH_LISTEN", value_name = "ADDRESS:PORT")]
     pub ssh_listen: Option<String>,
+    /// Address and port to speak TLS on, such as 0.0.0.0:443; port 0 picks a free one [default: none]
+    #[arg(long, env = "SKERRY_TLS_LISTEN", value_name = "ADDRESS:PORT")]
+    pub tls_listen: Option<String>,
+    /// A PEM file: the certificate for names without one of their own, and its chain
+    #[arg(long, env = "SKERRY_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// A PEM file: that certificate's private key
+    #[arg(long, env = "SKERRY_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// A key that works at once for the account `admin`; made and kept in <data-dir>/bootstrap-key
     /// when not given
     #[arg(long, env = "SKERRY_BOOTSTRAP_KEY", value_name = "KEY", hide_env_values = true)]
@@ -213,6 +228,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// See [`Settings::ssh_listen`]; `None` when SSH is not spoken.
     pub ssh_listen: Option<SocketAddr>,
+    /// See [`Settings::tls_listen`]; `None` when TLS is not spoken.
+    pub tls: Option<TlsConfig>,
     /// See [`Settings::bootstrap_key`]; `None` until one is made.
     pub bootstrap_key: Option<Secret>,
     /// See [`Settings::public_url`].
@@ -307,6 +324,9 @@ impl Settings {
             image_dir: self.image_dir.or(weaker.image_dir),
             listen: self.listen.or(weaker.listen),
             ssh_listen: self.ssh_listen.or(weaker.ssh_listen),
+            tls_listen: self.tls_listen.or(weaker.tls_listen),
+            tls_cert: self.tls_cert.or(weaker.tls_cert),
+            tls_key: self.tls_key.or(weaker.tls_key),
             bootstrap_key: self.bootstrap_key.or(weaker.bootstrap_key),
             public_url: self.public_url.or(weaker.public_url),
             base_domain: self.base_domain.or(weaker.base_domain),
@@ -374,6 +394,7 @@ impl Settings {
                 anyhow!("ssh_listen must be an address and a port such as 127.0.0.1:2222, or empty")
             })?),
         };
+        let tls = tls::resolve(self.tls_listen.as_deref(), self.tls_cert, self.tls_key)?;
         let network_prefix = match self.network_prefix.as_deref() {
             Some(text) => text
                 .parse::<AddressPrefix>()
@@ -403,6 +424,7 @@ impl Settings {
             image_dir,
             listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7070))),
             ssh_listen,
+            tls,
             bootstrap_key: self.bootstrap_key.map(|key| key.0),
             public_url: self.public_url.map(|url| url.trim_end_matches('/').to_owned()),
             base_domain,
@@ -433,113 +455,6 @@ impl Settings {
             faults: Faults::default(),
         })
     }
-}
-
-/// The longest bound that can be configured.
-const MAX_SECONDS: u64 = 3600;
-
-fn seconds_within(setting: &str, seconds: u64, least: u64) -> Result<Duration> {
-    let allowed = least..=MAX_SECONDS;
-    ensure!(allowed.contains(&seconds), "{setting} must be {least} to {MAX_SECONDS} seconds");
-    Ok(Duration::from_secs(seconds))
-}
-
-fn private_network(text: &str) -> Result<Ipv4Network> {
-    let network =
-        Ipv4Network::parse(text).map_err(|invalid| anyhow!("private_networks: {invalid}"))?;
-    ensure!(
-        skerry_model::network::reserved::is_private(&network),
-        "private_networks: {text} is not in 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, \
-         100.64.0.0/10 or 192.0.0.0/24; others are reached by rules for anywhere"
-    );
-    Ok(network)
-}
-
-/// Labels are put before it, so it is a bare name.
-fn check_domain(setting: &str, domain: &str) -> Result<()> {
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    ensure!(
-        domain.len() <= 190 && domain.split('.').all(is_label),
-        "{setting} must be a domain name such as workspaces.example.com, without scheme and port"
-    );
-    Ok(())
-}
-
-/// Shown to clients and put before paths.
-fn check_url(url: &str) -> Result<()> {
-    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-    let authority = rest.unwrap_or_default().trim_end_matches('/');
-    let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"/?#@".contains(&byte);
-    ensure!(
-        !authority.is_empty() && authority.bytes().all(is_plain),
-        "public_url must be http:// or https:// with a host and perhaps a port, and nothing else"
-    );
-    Ok(())
-}
-
-/// An odd key would be mangled by a client's shell or header.
-///
-/// # Errors
-/// It is empty, too long, or holds something else than printable ASCII; the message does not show it.
-pub fn check_key(key: &Secret) -> Result<()> {
-    let text = key.expose();
-    if !(1..=256).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        bail!("bootstrap_key must be 1 to 256 printable ASCII characters without spaces");
-    }
-    if text.len() < 16 {
-        tracing::warn!("the bootstrap key is shorter than 16 characters: it could be guessed");
-    }
-    Ok(())
-}
-
-/// A key on its way in: read from text, never printed.
-#[derive(Clone, Debug)]
-pub struct KeyText(Secret);
-
-impl std::str::FromStr for KeyText {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(Secret::new(text)))
-    }
-}
-
-impl<'de> Deserialize<'de> for KeyText {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-
-        impl serde::de::Visitor<'_> for Text {
-            type Value = KeyText;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key in quotes")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<KeyText, E> {
-                Ok(KeyText(Secret::new(text)))
-            }
-
-            // The usual messages for these show what was found.
-            fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<KeyText, E> {
-                Err(E::custom("a key must be in quotes"))
-            }
-
-            fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<KeyText, E> {
-                Err(E::custom("a key must be in quotes"))
-            }
-        }
-
-        deserializer.deserialize_str(Text)
-    }
-}
-
-fn absolute(path: PathBuf) -> Result<PathBuf> {
-    std::path::absolute(&path).with_context(|| format!("resolving {}", path.display()))
 }
 
 /// The size of a workspace whose request and plan name none.

@@ -48,6 +48,21 @@ fn the_kernel_can_be_chosen_and_is_the_small_one_if_present_otherwise() {
 }
 
 #[test]
+fn tls_is_spoken_with_a_certificate_or_not_at_all() {
+    let all = "tls_listen = '127.0.0.1:0'\ntls_cert = '/c.pem'\ntls_key = '/k.pem'";
+    let tls = file(all).resolve().unwrap().tls.unwrap();
+    assert_eq!(tls.listen.to_string(), "127.0.0.1:0");
+    assert_eq!(tls.certificate.key, Path::new("/k.pem"));
+    for none in ["", "tls_listen = ''"] {
+        assert_eq!(file(none).resolve().unwrap().tls, None);
+    }
+    assert!(problem("tls_listen = '127.0.0.1:0'").contains("tls_cert"));
+    assert!(problem("tls_listen = '443'").contains("0.0.0.0:443"));
+    assert!(problem("tls_cert = 'c.pem'").contains("together"));
+    assert!(problem("tls_cert = 'c.pem'\ntls_key = 'k.pem'").contains("without tls_listen"));
+}
+
+#[test]
 fn there_is_no_way_out_unless_one_is_chosen_and_what_it_opens_is_checked() {
     let uplink = |text: &str| file(text).resolve().unwrap().uplink;
     assert_eq!(uplink("").choice, UplinkChoice::None);

@@ -7,6 +7,7 @@
 pub mod ambient;
 pub mod assemble;
 pub mod config;
+pub mod encrypted;
 pub mod hypervisor;
 pub mod listener;
 pub mod local;

@@ -1,9 +1,10 @@
 //! Carries connections to the HTTP front, so many and so long as is reasonable: a client that connects
 //! and says nothing, or half a request, must not keep a place for ever.
 //!
-//! Our own loop where `axum::serve` exists, because that has neither of the two limits.
+//! Our own loop where `axum::serve` exists, because that has neither of the two limits and no TLS.
 
 use std::{
+    io,
     net::SocketAddr,
     pin::pin,
     sync::{
@@ -21,12 +22,15 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use skerry_gateway::http::Scheme;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -49,13 +53,24 @@ pub struct Limits {
     /// How long a client may take for the head of a request: the first one after connecting, and
     /// with HTTP/1 each further one after the answer to the one before.
     pub head_within: Duration,
+    /// How long an encrypted client may take for the handshake.
+    pub handshake_within: Duration,
+}
+
+/// How clients speak to a listener.
+#[derive(Clone)]
+pub enum Transport {
+    /// As they are.
+    Clear,
+    /// By TLS.
+    Tls(TlsAcceptor),
 }
 
 impl Limits {
-    /// Limits that leave most of the process's descriptors to the VMs. Raises the process's own limit
-    /// on descriptors as far as it may.
+    /// Limits for each of so many listeners that leave most of the process's descriptors to the VMs.
+    /// Raises the process's own limit on descriptors as far as it may.
     #[must_use]
-    pub fn for_this_process() -> Self {
+    pub fn for_this_process(listeners: usize) -> Self {
         let descriptors = match getrlimit(Resource::RLIMIT_NOFILE) {
             Ok((soft, hard)) => match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
                 Ok(()) => hard,
@@ -64,8 +79,12 @@ impl Limits {
             // The least any system gives.
             Err(_) => 256,
         };
-        let connections = usize::try_from(descriptors / 4).unwrap_or(usize::MAX).clamp(64, 4096);
-        Self { connections, head_within: Duration::from_secs(60) }
+        let share = usize::try_from(descriptors / 4).unwrap_or(usize::MAX) / listeners.max(1);
+        Self {
+            connections: share.clamp(64, 4096),
+            head_within: Duration::from_secs(60),
+            handshake_within: Duration::from_secs(10),
+        }
     }
 }
 
@@ -73,6 +92,7 @@ impl Limits {
 /// their request. Dropping the future cuts them off.
 pub async fn serve(
     listener: TcpListener,
+    transport: Transport,
     router: Router,
     limits: Limits,
     shutdown: CancellationToken,
@@ -85,9 +105,10 @@ pub async fn serve(
             // Only to bury the task: what went wrong on a connection is its client's affair.
             Some(_) = connections.join_next() => {}
             (stream, peer, place) = accept(&listener, &places) => {
-                let carried = carry(stream, peer, router.clone(), limits, shutdown.clone());
+                let client = Client { peer, router: router.clone(), limits, shutdown: shutdown.clone() };
+                let transport = transport.clone();
                 connections.spawn(async move {
-                    carried.await;
+                    client.served(stream, transport).await;
                     drop(place);
                 });
             }
@@ -117,31 +138,97 @@ async fn accept(
 }
 
 /// accept(2) reports what went wrong on a connection before it was taken.
-fn is_the_clients(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+fn is_the_clients(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-async fn carry(
-    stream: TcpStream,
+/// Somebody who has connected.
+struct Client {
     peer: SocketAddr,
     router: Router,
     limits: Limits,
     shutdown: CancellationToken,
-) {
-    // Small answers must not wait for more bytes to fill a packet.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY");
-    }
-    let heard = Arc::new(AtomicBool::new(false));
-    let service = TowerToHyperService::new(router.map_request({
-        let heard = Arc::clone(&heard);
-        move |mut request: Request<Incoming>| {
-            heard.store(true, Ordering::Relaxed);
-            request.extensions_mut().insert(ConnectInfo(peer));
-            request
+}
+
+impl Client {
+    async fn served(self, stream: TcpStream, transport: Transport) {
+        // Small answers must not wait for more bytes to fill a packet.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
         }
-    }));
+        match transport {
+            Transport::Clear => self.carried(stream, None).await,
+            Transport::Tls(acceptor) => {
+                let peer = self.peer;
+                let shaken = tokio::select! {
+                    shaken = timeout(self.limits.handshake_within, acceptor.accept(stream)) => shaken,
+                    () = self.shutdown.cancelled() => return,
+                };
+                match shaken {
+                    Ok(Ok(stream)) => self.encrypted(stream).await,
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+                    Err(_) => tracing::debug!(%peer, "a TLS handshake took too long"),
+                }
+            }
+        }
+    }
+
+    async fn encrypted(self, stream: TlsStream<TcpStream>) {
+        self.carried(stream, Some(Scheme::Https)).await;
+    }
+
+    /// Answers requests. `scheme` is the one that is known for certain: before a connection in the
+    /// clear there may be a proxy.
+    async fn carried(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        scheme: Option<Scheme>,
+    ) {
+        let Self { peer, router, limits, shutdown } = self;
+        let heard = Arc::new(AtomicBool::new(false));
+        let service = TowerToHyperService::new(router.map_request({
+            let heard = Arc::clone(&heard);
+            move |mut request: Request<Incoming>| {
+                heard.store(true, Ordering::Relaxed);
+                request.extensions_mut().insert(ConnectInfo(peer));
+                if let Some(scheme) = scheme {
+                    request.extensions_mut().insert(scheme);
+                }
+                request
+            }
+        }));
+        let builder = builder(limits);
+        let mut connection =
+            pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        // Which version it speaks is decided before either version's own limits hold.
+        let mut silent = pin!(async {
+            sleep(limits.head_within).await;
+            if heard.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        });
+        let mut told = false;
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a client's connection broke");
+                    }
+                    return;
+                }
+                () = &mut silent => return,
+                () = shutdown.cancelled(), if !told => {
+                    told = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+/// Both versions of HTTP, within these limits.
+fn builder(limits: Limits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -156,31 +243,7 @@ async fn carry(
         .max_concurrent_streams(HTTP2_STREAMS)
         // WebSockets over HTTP/2.
         .enable_connect_protocol();
-    let mut connection =
-        pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    // Which version it speaks is decided before either version's own limits hold.
-    let mut silent = pin!(async {
-        sleep(limits.head_within).await;
-        if heard.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    });
-    let mut told = false;
-    loop {
-        tokio::select! {
-            ended = &mut connection => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a client's connection broke");
-                }
-                return;
-            }
-            () = &mut silent => return,
-            () = shutdown.cancelled(), if !told => {
-                told = true;
-                connection.as_mut().graceful_shutdown();
-            }
-        }
-    }
+    builder
 }
 
 #[cfg(test)]
@@ -197,12 +260,17 @@ mod tests {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
     const GENEROUS: Duration = Duration::from_secs(20);
 
+    fn limits(connections: usize) -> Limits {
+        Limits { connections, head_within: GENEROUS, handshake_within: GENEROUS }
+    }
+
     async fn front(limits: Limits) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", get(async || "hello"));
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(serve(listener, router, limits, shutdown.clone()));
+        let serving =
+            tokio::spawn(serve(listener, Transport::Clear, router, limits, shutdown.clone()));
         (address, shutdown, serving)
     }
 
@@ -225,7 +293,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_does_not_finish_a_request_is_cut_off() {
-        let limits = Limits { connections: 10, head_within: Duration::from_millis(100) };
+        let limits = Limits { head_within: Duration::from_millis(100), ..limits(10) };
         let (address, ..) = front(limits).await;
         let halves: [&[u8]; 4] = [
             b"",
@@ -246,7 +314,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_beyond_the_limit_is_served_when_another_has_left() {
-        let (address, ..) = front(Limits { connections: 1, head_within: GENEROUS }).await;
+        let (address, ..) = front(limits(1)).await;
         let mut first = TcpStream::connect(address).await.unwrap();
         answer(&mut first).await;
         let mut second = TcpStream::connect(address).await.unwrap();
@@ -259,8 +327,7 @@ mod tests {
 
     #[tokio::test]
     async fn at_the_end_idle_clients_are_let_go_and_no_new_ones_are_taken() {
-        let (address, shutdown, serving) =
-            front(Limits { connections: 10, head_within: GENEROUS }).await;
+        let (address, shutdown, serving) = front(limits(10)).await;
         let mut client = TcpStream::connect(address).await.unwrap();
         answer(&mut client).await;
         shutdown.cancel();

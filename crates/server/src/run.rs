@@ -76,7 +76,8 @@ pub async fn serve(arguments: ServeArguments) -> Result<()> {
     let accelerator = vmm.capabilities().accelerator;
     let assembled = assemble::assemble(&config, &url, vmm, environment, shutdown.clone()).await?;
     let ssh = assembled.ssh.as_ref().map(|ssh| ssh.listener.local_addr()).transpose()?;
-    announce(&url, ssh, accelerator)?;
+    let tls = assembled.encrypted.as_ref().map(|tls| tls.listener.local_addr()).transpose()?;
+    announce(&url, &[("ssh", ssh), ("tls", tls)], accelerator)?;
     let served = serving::serve_until(listener, assembled, &config, shutdown.clone()).await;
     shutdown.cancel();
     signals.await.context("the signal task")??;
@@ -208,10 +209,10 @@ fn url_of(mut address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
-/// The ready line on stdout: one JSON object.
+/// The ready line on stdout: one JSON object, with the listeners there are beside the main one.
 fn announce(
     url: &str,
-    ssh: Option<SocketAddr>,
+    beside: &[(&str, Option<SocketAddr>)],
     accelerator: skerry_vmm::Accelerator,
 ) -> Result<()> {
     let mut line = serde_json::json!({
@@ -219,8 +220,10 @@ fn announce(
         "version": env!("CARGO_PKG_VERSION"),
         "accelerator": accelerator,
     });
-    if let Some(address) = ssh {
-        line["ssh"] = address.to_string().into();
+    for (name, address) in beside {
+        if let Some(address) = address {
+            line[*name] = address.to_string().into();
+        }
     }
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{line}").and_then(|()| stdout.flush()).context("printing the ready line")

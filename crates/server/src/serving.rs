@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use skerry_control::AllStopped;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     assemble::{Assembled, Ssh},
     config::{Config, OnShutdown},
-    listener::{self, Limits},
+    encrypted::Encrypted,
+    listener::{self, Limits, Transport},
 };
 
 /// How long requests under way may take after the wish to end.
@@ -36,7 +37,7 @@ pub async fn serve_until(
     config: &Config,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let Assembled { control, node, router, previews, api, ssh } = assembled;
+    let Assembled { control, node, router, previews, api, ssh, encrypted } = assembled;
     // The reconciler outlives the listener: stopping workspaces at the end is its work too.
     let background = CancellationToken::new();
     let reconciling = tokio::spawn({
@@ -47,7 +48,18 @@ pub async fn serve_until(
         let routes = control.routes(skerry_api::ids::parse_ssh_user);
         tokio::spawn(skerry_gateway::ssh::serve(listener, routes, keys, shutdown.clone()))
     });
-    let listened = listen(listener, router, shutdown).await;
+    let mut doors = vec![(listener, Transport::Clear)];
+    let mut watching = None;
+    if let Some(Encrypted { listener, acceptor, certificate, .. }) = encrypted {
+        doors.push((listener, Transport::Tls(acceptor)));
+        watching = Some(tokio::spawn(certificate.watch(shutdown.clone())));
+    }
+    let listened = listen(doors, router, shutdown).await;
+    if let Some(watching) = watching
+        && let Err(error) = watching.await
+    {
+        tracing::error!(%error, "nobody watched the certificate's files any more");
+    }
     if tokio::time::timeout(SETTLE, api.ended()).await.is_err() {
         tracing::error!("what calls had begun did not end within {SETTLE:?}");
     }
@@ -85,22 +97,44 @@ pub async fn serve_until(
 
 /// Answers requests until `shutdown`, and those under way for at most [`DRAIN`] after it.
 async fn listen(
-    listener: TcpListener,
+    doors: Vec<(TcpListener, Transport)>,
     router: axum::Router,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let limits = Limits::for_this_process();
-    let mut serving = tokio::spawn(listener::serve(listener, router, limits, shutdown.clone()));
+    let limits = Limits::for_this_process(doors.len());
+    let mut serving = JoinSet::new();
+    for (listener, transport) in doors {
+        serving.spawn(listener::serve(
+            listener,
+            transport,
+            router.clone(),
+            limits,
+            shutdown.clone(),
+        ));
+    }
+    drop(router);
     let drained = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN).await;
     };
-    tokio::select! {
-        ended = &mut serving => ended.context("the listener's task"),
-        () = drained => {
-            tracing::warn!("requests still under way after {DRAIN:?} are cut off");
-            serving.abort();
-            Ok(())
+    let mut drained = std::pin::pin!(drained);
+    loop {
+        tokio::select! {
+            ended = serving.join_next() => match ended {
+                Some(ended) => {
+                    // One that broke takes the other along.
+                    if ended.is_err() {
+                        shutdown.cancel();
+                    }
+                    ended.context("a listener's task")?;
+                }
+                None => return Ok(()),
+            },
+            () = &mut drained => {
+                tracing::warn!("requests still under way after {DRAIN:?} are cut off");
+                serving.shutdown().await;
+                return Ok(());
+            }
         }
     }
 }

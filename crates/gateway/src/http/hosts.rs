@@ -32,7 +32,8 @@ pub struct PreviewHosts {
     /// Hosts below those domains that are the server's own, lower case; beside the
     /// [`RESERVED_LABELS`] below each.
     pub own: Vec<String>,
-    /// How visitors reach the server, as they are told in URLs and servers in X-Forwarded-Proto.
+    /// How visitors reach the listener in the clear, as servers inside are told: a proxy in front may
+    /// have encrypted.
     pub scheme: Scheme,
 }
 

@@ -77,7 +77,7 @@ impl Previews {
     }
 
     /// Both on one listener: visits here, every other host `front`. X-Forwarded-For is told the address
-    /// in the request's [`ConnectInfo`].
+    /// in the request's [`ConnectInfo`], X-Forwarded-Proto its [`Scheme`] where the listener knows it.
     pub fn beside(&self, front: Router) -> Router {
         let previews = self.clone();
         Router::new().fallback(async move |request: Request<Body>| {
@@ -129,6 +129,7 @@ impl Inner {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Page> {
         let handover = Handover::of(&mut request)?;
+        let scheme = request.extensions().get::<Scheme>().copied().unwrap_or(self.hosts.scheme);
         let opening = self.routes.open_preview(address, &shown.credentials);
         let open = match timeout(self.limits.open_within, opening).await {
             Ok(Ok(open)) => open,
@@ -140,11 +141,11 @@ impl Inner {
             && handover.is_none()
             && matches!(*request.method(), Method::GET | Method::HEAD)
         {
-            return Ok(credentials::kept(&token, request.uri(), self.hosts.scheme));
+            return Ok(credentials::kept(&token, request.uri(), scheme));
         }
         let place = self.places.take(open.workspace).await.ok_or(Page::Busy)?;
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
-        let forwarded = headers::Forwarded { peer, host, scheme: self.hosts.scheme };
+        let forwarded = headers::Forwarded { peer, host, scheme };
         headers::rewrite(&mut request, &forwarded, open.port);
         let OpenPreview { closed, .. } = &open;
         let revoked = Arc::clone(closed);

@@ -16,3 +16,4 @@ mod front;
 mod saved_crash;
 mod secrets;
 mod shutdown;
+mod tls;

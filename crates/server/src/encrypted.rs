@@ -1,0 +1,100 @@
+//! The encrypted listener: what it shows, and how that stays fresh.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use skerry_gateway::tls::{self, CertificateFiles, Certificates};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    time::MissedTickBehavior,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{CertificatePaths, TlsConfig};
+
+/// How often the certificate's files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// A listener for TLS, with what it takes.
+pub struct Encrypted {
+    /// Where it listens.
+    pub listener: TcpListener,
+    /// Speaks TLS with what is shown.
+    pub acceptor: TlsAcceptor,
+    /// What it shows.
+    pub certificates: Arc<Certificates>,
+    /// The files that the default comes from.
+    pub certificate: WatchedCertificate,
+}
+
+impl Encrypted {
+    /// Listens, with the certificate of the configuration.
+    ///
+    /// # Errors
+    /// The address is taken; the certificate is of no use.
+    pub async fn open(config: &TlsConfig) -> Result<Self> {
+        let certificates = Arc::new(Certificates::default());
+        let CertificatePaths { certificate, key } = config.certificate.clone();
+        let mut files = CertificateFiles::new(certificate, key);
+        let first = files.read().context("the certificate of --tls-cert and --tls-key")?;
+        certificates.set_default(first);
+        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&certificates)?));
+        let address = config.listen;
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen for TLS on {address}; choose another with --tls-listen")
+        })?;
+        let certificate = WatchedCertificate { files, certificates: Arc::clone(&certificates) };
+        Ok(Self { listener, acceptor, certificates, certificate })
+    }
+}
+
+/// A certificate that somebody else renews.
+pub struct WatchedCertificate {
+    files: CertificateFiles,
+    certificates: Arc<Certificates>,
+}
+
+impl WatchedCertificate {
+    /// Takes over what is in the files whenever it has changed, at SIGHUP at once, until `shutdown`.
+    /// What is of no use is told in the log, and the one before is shown on.
+    pub async fn watch(mut self, shutdown: CancellationToken) {
+        let mut hangups = match signal(SignalKind::hangup()) {
+            Ok(hangups) => Some(hangups),
+            Err(error) => {
+                tracing::warn!(%error, "SIGHUP cannot be heard");
+                None
+            }
+        };
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let hangup = async {
+                match &mut hangups {
+                    Some(hangups) => hangups.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = look.tick() => {}
+                _ = hangup => tracing::info!("SIGHUP: looking at the certificate's files"),
+            }
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        match self.files.read_if_changed() {
+            Ok(None) => {}
+            Ok(Some(certificate)) => {
+                self.certificates.set_default(certificate);
+                tracing::info!("the certificate's files have changed: the new one is shown");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the certificate's files cannot be used; the one before is shown");
+            }
+        }
+    }
+}

@@ -100,6 +100,7 @@ async fn carry_out(
         Command::Snapshot { command } => {
             commands::snapshots::snapshot(&client()?, command, output).await
         }
+        Command::Volume { command } => commands::volumes::volume(&client()?, command, output).await,
         Command::Restore(args) => commands::snapshots::restore(&client()?, args, output).await,
         Command::Fork(args) => commands::snapshots::fork(&client()?, args, output).await,
         Command::Lifecycle(args) => {

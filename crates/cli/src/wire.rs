@@ -233,6 +233,36 @@ pub(crate) struct SshKeyList {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct VolumeList {
+    pub(crate) volumes: Vec<Volume>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Volume {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) size_mib: u64,
+    pub(crate) used_bytes: Option<u64>,
+    pub(crate) state: String,
+    pub(crate) failure: Option<VolumeFailure>,
+    pub(crate) attachments: Vec<VolumeAttachment>,
+    pub(crate) created_at: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct VolumeFailure {
+    pub(crate) code: String,
+    pub(crate) message: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct VolumeAttachment {
+    pub(crate) workspace_id: String,
+    pub(crate) mount_path: String,
+    pub(crate) mode: String,
+}
+
+#[derive(Debug, Deserialize)]
 pub(crate) struct SshKey {
     pub(crate) id: String,
     pub(crate) name: String,

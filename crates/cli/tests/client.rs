@@ -221,6 +221,51 @@ async fn networks_are_shown_and_changed() {
 }
 
 #[tokio::test]
+async fn what_a_workspace_was_refused_is_shown() {
+    let server = Server::start().await;
+    server.test.node.set_network(Some(SimNode::NETWORK));
+    let mut transcript = server.transcript(&["create web --slug web-slug"]).await;
+    let mut words = transcript.split_whitespace().skip_while(|word| *word != "id:");
+    let id = skerry_api::ids::parse_workspace_id(words.nth(1).expect("an id")).expect("an id");
+    let refusal = |what, times| EgressRefusal {
+        what,
+        name: Some("other.example.org".parse().expect("a name")),
+        times,
+        ago: Duration::from_secs(times),
+    };
+    let last =
+        vec![refusal(RefusedEgress::Resolution, 60), refusal(RefusedEgress::Connection(80), 2)];
+    let refusals = EgressRefusals { total: 62, last, refused_packets: 5, dropped_frames: 1 };
+    server.test.node.set_refusals(id, refusals);
+    transcript += &server.transcript(&["net refusals web", "net refusals nobody"]).await;
+    insta::assert_snapshot!(transcript);
+}
+
+#[tokio::test]
+async fn volumes_are_made_attached_detached_and_deleted() {
+    let server = Server::start().await;
+    let lines = [
+        "volume create data --size 64M",
+        "create box --slug box-slug --volume data:/data",
+        "create twin --slug twin-slug",
+        "volume ls",
+        "volume attach twin data:/data:ro",
+        "volume rm data",
+        "volume detach box data",
+        "volume attach twin data:/data:ro",
+        "--json volume get data",
+        "volume rename data set",
+        "volume get set",
+        "volume detach twin set nothing",
+        "volume create set --size 64M",
+        "volume create small --size 1M",
+        "volume rm set",
+        "volume ls",
+    ];
+    insta::assert_snapshot!(server.transcript(&lines).await);
+}
+
+#[tokio::test]
 async fn failures_have_their_exit_codes_and_say_what_helps() {
     let (server, _) = Server::with_box().await;
     let mut transcript = String::new();

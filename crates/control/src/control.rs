@@ -23,6 +23,7 @@ use crate::{
 
 /// The account of whoever installed the server.
 pub(crate) const ADMIN: &str = "admin";
+    volumes::{MountTurns, Mounted},
 /// A secret longer than this is refused without being hashed.
 const MAX_SECRET_BYTES: usize = 1024;
 
@@ -47,6 +48,10 @@ pub(crate) struct Inner {
     pub(crate) policy_workers: Workers<Policed>,
     /// What the node was told of networks.
     pub(crate) policies: Policies,
+    /// One entry for each workspace whose VM's volumes somebody works on now.
+    pub(crate) mount_workers: Workers<Mounted>,
+    /// Whose turn it is to change a workspace's volumes.
+    pub(crate) mount_turns: MountTurns,
     /// Uses of keys that are being recorded.
     pub(crate) key_uses: KeyUses,
     /// Requests that wait for a workspace to change.
@@ -112,6 +117,8 @@ impl Control {
                 volume_watchers: Watchers::default(),
                 activity: Activity::default(),
                 visited: Visited::default(),
+                mount_workers: Workers::default(),
+                mount_turns: MountTurns::default(),
                 saves,
                 ringing: Mutex::default(),
                 comparisons: watch::Sender::new(0),

@@ -11,7 +11,8 @@ use skerry_control::{
     testing::{self, TestControl},
 };
 use skerry_model::{
-    ErrorKind, MountMode, Plan, SnapshotContents, Volume, VolumeState, Workspace, error::Limit,
+    ErrorKind, MountMode, Plan, SnapshotContents, Volume, VolumeMount, VolumeState, Workspace,
+    error::Limit,
 };
 
 async fn volume(test: &TestControl, caller: &Caller, name: &str) -> Volume {
@@ -222,4 +223,52 @@ async fn a_volume_that_cannot_be_made_or_is_lost_has_failed_and_can_be_deleted()
     test.quiet().await;
     let seen = test.control.get_volume(&caller, &VolumeRef::Id(lost.id)).await.unwrap();
     assert_eq!(seen.volume.state.name(), "failed");
+}
+
+#[tokio::test]
+async fn what_a_vm_lacks_or_should_not_have_is_found_by_the_next_comparison() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let (data, odd) = (volume(&test, &caller, "data").await, volume(&test, &caller, "odd").await);
+    let request =
+        CreateWorkspace { volumes: vec![at(&data, "/data", MountMode::ReadWrite)], ..running() };
+    let made = test.control.create_workspace(&caller, request).await.unwrap();
+    let right = test.node.mounts_of(made.id);
+    let strange = VolumeMount { volume_id: odd.id, ..right[0].clone() };
+    // A life begins with a comparison.
+    let mut test = test;
+    for wrong in [vec![], vec![strange]] {
+        test.node.disturb_mounts(made.id, wrong);
+        test = test.reopen().await;
+        test.compared().await;
+        test.quiet().await;
+        assert_eq!(test.node.mounts_of(made.id), right);
+    }
+
+    // While it stands still nothing can be changed; nor is anything tried.
+    let caller = test.caller().await;
+    test.control.pause_workspace(&caller, &by_id(&made), LONG).await.unwrap();
+    test.node.disturb_mounts(made.id, Vec::new());
+    let test = test.reopen().await;
+    test.compared().await;
+    test.quiet().await;
+    assert_eq!(test.node.mounts_of(made.id), []);
+}
+
+#[tokio::test]
+async fn a_volume_that_the_node_could_not_be_asked_to_take_out_is_the_workspaces_again() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let data = volume(&test, &caller, "data").await;
+    let request =
+        CreateWorkspace { volumes: vec![at(&data, "/data", MountMode::ReadWrite)], ..running() };
+    let made = test.control.create_workspace(&caller, request).await.unwrap();
+    let right = test.node.mounts_of(made.id);
+    let lost = NodeError::GuestUnreachable("no answer".to_owned());
+    test.node.fail_next(Point::DetachVolume, lost);
+    test.node.disturb_mounts(made.id, Vec::new());
+    let which = VolumeRef::Id(data.id);
+    test.control.detach_volume(&caller, &by_id(&made), &which).await.unwrap_err();
+    test.quiet().await;
+    assert_eq!(test.node.mounts_of(made.id), right);
 }

@@ -5,8 +5,8 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skerry_model::{
-    EnvVar, HostName, Incarnation, NetworkPolicy, NodeId, PrivateAddress, Shape, SnapshotId,
-    Timestamp, VolumeId, VolumeMount, WorkspaceId,
+    EnvVar, HeldMount, HostName, Incarnation, NetworkPolicy, NodeId, PrivateAddress, Shape,
+    SnapshotId, Timestamp, VolumeId, VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef, LogRetention},
 };
 use tokio::sync::broadcast;
@@ -151,6 +151,9 @@ pub struct VmReport {
     /// node without a network.
     #[serde(default)]
     pub private_address: Option<PrivateAddress>,
+    /// The volumes it has or may have, in order of slots; none without a process.
+    #[serde(default)]
+    pub volumes: Vec<HeldMount>,
 }
 
 /// Which log of a workspace.

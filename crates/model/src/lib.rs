@@ -54,8 +54,9 @@ pub use snapshot::{
 pub use spec::{EnvVar, ImageRef, Lifetime, Origin, Shape, WorkspaceSpec};
 pub use state::{Desired, Event, Moved, Refusal, State, StillThere, Transition, transition};
 pub use volume::{
-    AttachRefusal, Attachment, MountMode, MountPath, OnNode, Volume, VolumeEvent, VolumeMount,
-    VolumeSlot, VolumeState, VolumeStep, admit_attachment, check_volume_size, next_volume_step,
+    AttachRefusal, Attachment, HeldMount, MountMode, MountPath, MountProgress, MountStep, OnNode,
+    Volume, VolumeEvent, VolumeMount, VolumeSlot, VolumeState, VolumeStep, admit_attachment,
+    check_volume_size, next_mount_step, next_volume_step,
 };
 pub use workspace::{AfterRestore, Wish, Workspace};
 

@@ -219,6 +219,52 @@ pub struct Attachment {
     pub mount: VolumeMount,
 }
 
+/// How far a volume is in a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountProgress {
+    /// The guest has it mounted.
+    Mounted,
+    /// It was on its way in or out when that was broken off.
+    Unsettled,
+}
+
+/// A volume that a VM has, or may have, as its node says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldMount {
+    /// What it has.
+    pub mount: VolumeMount,
+    /// How far it is.
+    pub progress: MountProgress,
+}
+
+/// The next step towards a VM having the volumes of its workspace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MountStep {
+    /// Have the node take this out of the VM.
+    Detach(VolumeId),
+    /// Have the node put this into the VM (a repetition is harmless).
+    Attach(VolumeMount),
+    /// The VM has what it should have.
+    Nothing,
+}
+
+/// Decides the next step from what a workspace should have and from what its running VM has. Pure and
+/// total: what should not be there goes first, so that the place is free for what should.
+#[must_use]
+pub fn next_mount_step(wished: &[VolumeMount], held: &[HeldMount]) -> MountStep {
+    if let Some(strange) = held.iter().find(|held| !wished.contains(&held.mount)) {
+        return MountStep::Detach(strange.mount.volume_id);
+    }
+    let is_mounted = |wish: &VolumeMount| {
+        held.iter().any(|held| held.mount == *wish && held.progress == MountProgress::Mounted)
+    };
+    match wished.iter().find(|wish| !is_mounted(wish)) {
+        Some(missing) => MountStep::Attach(missing.clone()),
+        None => MountStep::Nothing,
+    }
+}
+
 /// Why a volume cannot be attached now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachRefusal {

@@ -46,7 +46,54 @@ fn mounts() -> impl Strategy<Value = (u128, u128, &'static str, MountMode)> {
     (0..4_u128, 0..4_u128, paths, modes)
 }
 
+/// Some volumes in some slots, each slot once.
+fn wishes() -> impl Strategy<Value = Vec<VolumeMount>> {
+    let one = prop::option::of((0..4_u128, mounts()));
+    prop::collection::vec(one, usize::from(VolumeSlot::COUNT)).prop_map(|slots| {
+        let mut wishes: Vec<VolumeMount> = Vec::new();
+        for (slot, wish) in VolumeSlot::all().zip(slots) {
+            let Some((volume, (_, _, path, mode))) = wish else { continue };
+            let volume_id = VolumeId::from_u128(volume);
+            if wishes.iter().all(|other| other.volume_id != volume_id) {
+                let path = MountPath::parse(path).unwrap();
+                wishes.push(VolumeMount { volume_id, slot, path, mode });
+            }
+        }
+        wishes
+    })
+}
+
 proptest! {
+    #[test]
+    fn whatever_a_vm_has_it_comes_to_have_what_is_wished_and_no_slot_is_taken_twice(
+        wished in wishes(), before in wishes(), settled in any::<[bool; 4]>(),
+    ) {
+        let progress = |settled: bool| match settled {
+            true => MountProgress::Mounted,
+            false => MountProgress::Unsettled,
+        };
+        let mut held: Vec<HeldMount> = before
+            .into_iter()
+            .map(|mount| {
+                let progress = progress(settled[usize::from(mount.slot.get())]);
+                HeldMount { mount, progress }
+            })
+            .collect();
+        for _ in 0..=2 * VolumeSlot::COUNT {
+            match next_mount_step(&wished, &held) {
+                MountStep::Nothing => break,
+                MountStep::Detach(id) => held.retain(|held| held.mount.volume_id != id),
+                MountStep::Attach(mount) => {
+                    held.retain(|held| held.mount != mount);
+                    prop_assert!(held.iter().all(|held| held.mount.slot != mount.slot));
+                    held.push(HeldMount { mount, progress: MountProgress::Mounted });
+                }
+            }
+        }
+        prop_assert_eq!(next_mount_step(&wished, &held), MountStep::Nothing);
+        prop_assert_eq!(held.len(), wished.len());
+    }
+
     #[test]
     fn a_deletion_is_accepted_everywhere_and_nothing_undoes_it(
         state in states(), later in prop::collection::vec(events(), 0..8),

@@ -131,6 +131,20 @@ pub const INSTANT_POINTS: &[&str] = &[
     "promotion_saved",
 ];
 
+/// The points of volumes that come to a VM that runs, and go.
+pub const VOLUME_POINTS: &[&str] = &[
+    "volume_asked_for",
+    "volume_attaching",
+    "volume_in_slot",
+    "volume_mounted",
+    "volume_attached",
+    "volume_detaching",
+    "volume_unmounted",
+    "volume_out_of_slot",
+    "volume_closed",
+    "volume_detached",
+];
+
 /// The points of disks and saved states. They are passed where nothing can be awaited: a planned hang
 /// is a failure there.
 pub const SAVED_POINTS: &[&str] = &[
@@ -252,7 +266,13 @@ impl Faults {
 }
 
 fn all_points() -> impl Iterator<Item = &'static str> {
-    POINTS.iter().chain(STANDSTILL_POINTS).chain(SAVED_POINTS).chain(INSTANT_POINTS).copied()
+    POINTS
+        .iter()
+        .chain(STANDSTILL_POINTS)
+        .chain(SAVED_POINTS)
+        .chain(INSTANT_POINTS)
+        .chain(VOLUME_POINTS)
+        .copied()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! what it would have named was not acquired yet.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
@@ -15,7 +15,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use skerry_internal_api::{StartPath, VmExit};
-use skerry_model::{Incarnation, MemMib, SnapshotId, Timestamp, VolumeMount, VolumeSlot};
+use skerry_model::{
+    HeldMount, Incarnation, MemMib, MountProgress, SnapshotId, Timestamp, VolumeMount, VolumeSlot,
+};
 use skerry_vmm::VmmRecord;
 
 use crate::{
@@ -98,6 +100,16 @@ pub(crate) enum Entry {
         /// Which, where and for what.
         mount: VolumeMount,
     },
+    /// The guest has the volume in this slot mounted.
+    VolumeMounted {
+        /// Which slot.
+        slot: VolumeSlot,
+    },
+    /// The guest is about to be asked to let the volume in this slot go.
+    VolumeDetaching {
+        /// Which slot.
+        slot: VolumeSlot,
+    },
     /// The volume in this slot is not the VM's any more.
     VolumeDetached {
         /// Which slot.
@@ -155,6 +167,8 @@ pub(crate) struct LedgerState {
     pub memory_saved: bool,
     /// The volumes it may have.
     pub volumes: BTreeMap<VolumeSlot, VolumeMount>,
+    /// Those of them that its guest has mounted.
+    pub mounted: BTreeSet<VolumeSlot>,
     /// A deletion has begun.
     pub deleting: bool,
 }
@@ -184,13 +198,22 @@ impl LedgerState {
             Entry::MemorySaved => self.memory_saved = true,
             Entry::MemoryForgotten => self.memory_saved = false,
             Entry::VolumeAttaching { mount } => {
+                self.mounted.remove(&mount.slot);
                 self.volumes.insert(mount.slot, mount);
             }
+            Entry::VolumeMounted { slot } => {
+                self.mounted.insert(slot);
+            }
+            Entry::VolumeDetaching { slot } => {
+                self.mounted.remove(&slot);
+            }
             Entry::VolumeDetached { slot } => {
+                self.mounted.remove(&slot);
                 self.volumes.remove(&slot);
             }
             Entry::Released => {
                 self.volumes.clear();
+                self.mounted.clear();
                 self.holdings = None;
                 self.processes.clear();
                 self.ready_at = None;
@@ -349,6 +372,20 @@ impl Ledger {
             .map_err(Error::path("opening", &self.path))?;
         entries.into_iter().for_each(|entry| open.state.apply(entry));
         Ok(())
+    }
+}
+
+impl LedgerState {
+    /// The volumes it may have, and how far each is.
+    pub fn held_volumes(&self) -> Vec<HeldMount> {
+        let progress = |slot: &VolumeSlot| match self.mounted.contains(slot) {
+            true => MountProgress::Mounted,
+            false => MountProgress::Unsettled,
+        };
+        self.volumes
+            .iter()
+            .map(|(slot, mount)| HeldMount { mount: mount.clone(), progress: progress(slot) })
+            .collect()
     }
 }
 

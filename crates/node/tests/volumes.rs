@@ -7,9 +7,10 @@ use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 use skerry_internal_api::{NodeApi, NodeError, SnapshotContents, StartFrom, StopMode, VmSpec};
 use skerry_model::{
-    Incarnation, MountMode, MountPath, SnapshotId, VolumeId, VolumeMount, VolumeSlot, WorkspaceId,
+    HeldMount, Incarnation, MountMode, MountPath, MountProgress, SnapshotId, VolumeId, VolumeMount,
+    VolumeSlot, WorkspaceId,
 };
-use skerry_node::Node;
+use skerry_node::{FaultKind, Node};
 use skerry_vmm::fake::{Step, StepFault};
 use support::{GRACEFUL, World, bounded, die_at, machine::names};
 
@@ -236,4 +237,130 @@ async fn half_made_and_half_removed_volumes_are_gone_after_the_next_start() {
             .unwrap();
     })
     .await;
+}
+
+/// What the node says the VM has.
+async fn held(node: &Node) -> Vec<HeldMount> {
+    node.inspect(id(1)).await.unwrap().volumes
+}
+
+async fn die_attaching(world: &World, node: Node, point: &str, mount: &VolumeMount) {
+    let dying = node.clone();
+    let attach = dying.ensure_volume_attached(id(1), Incarnation(1), mount.clone());
+    die_at(world, node, point, attach).await;
+}
+
+async fn die_detaching(world: &World, node: Node, point: &str) {
+    let dying = node.clone();
+    let detach = dying.ensure_volume_detached(id(1), Incarnation(1), DATA);
+    die_at(world, node, point, detach).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attachment_broken_off_anywhere_is_seen_after_it_and_can_be_ended_either_way() {
+    let points = [
+        "volume_asked_for",
+        "volume_attaching",
+        "volume_in_slot",
+        "volume_mounted",
+        "volume_attached",
+    ];
+    for (index, point) in points.into_iter().enumerate() {
+        bounded(async {
+            let world = World::new();
+            let node = made(&world).await;
+            node.ensure_running(world.spec(1, 1)).await.unwrap();
+            let rw = mount(1, MountMode::ReadWrite);
+            die_attaching(&world, node, point, &rw).await;
+            let node = world.open().await;
+            let seen = held(&node).await;
+            match index {
+                0 => assert_eq!(seen, [], "{point}"),
+                4 => assert_eq!(seen[0].progress, MountProgress::Mounted, "{point}"),
+                _ => assert_eq!(seen[0].progress, MountProgress::Unsettled, "{point}"),
+            }
+            node.ensure_volume_attached(id(1), Incarnation(1), rw.clone()).await.unwrap();
+            let mounted = HeldMount { mount: rw.clone(), progress: MountProgress::Mounted };
+            assert_eq!(held(&node).await, [mounted], "{point}");
+            assert_eq!(in_slots(&world).len(), 1, "{point}");
+            node.ensure_volume_detached(id(1), Incarnation(1), DATA).await.unwrap();
+            assert_eq!(held(&node).await, [], "{point}");
+            assert_free(&world);
+
+            // The other way: nobody wants it any more.
+            die_attaching(&world, node, point, &rw).await;
+            let node = world.open().await;
+            node.ensure_volume_detached(id(1), Incarnation(1), DATA).await.unwrap();
+            assert_eq!((held(&node).await, in_slots(&world)), (vec![], vec![]), "{point}");
+            node.ensure_running(with(world.spec(2, 1), &[rw])).await.unwrap();
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_detachment_broken_off_anywhere_is_seen_after_it_and_can_be_ended_either_way() {
+    let points = [
+        "volume_detaching",
+        "volume_unmounted",
+        "volume_out_of_slot",
+        "volume_closed",
+        "volume_detached",
+    ];
+    for point in points {
+        for mode in [MountMode::ReadWrite, MountMode::ReadOnly] {
+            bounded(async {
+                let world = World::new();
+                let node = made(&world).await;
+                let wish = mount(1, mode);
+                let spec = with(world.spec(1, 1), std::slice::from_ref(&wish));
+                node.ensure_running(spec).await.unwrap();
+                let mounted = HeldMount { mount: wish.clone(), progress: MountProgress::Mounted };
+                assert_eq!(held(&node).await, [mounted.clone()], "{point}");
+                die_detaching(&world, node, point).await;
+                let node = world.open().await;
+                let seen = held(&node).await;
+                let unsettled = |held: &HeldMount| held.progress == MountProgress::Unsettled;
+                assert!(seen.iter().all(unsettled), "{point}: {seen:?}");
+                assert_eq!(seen.is_empty(), point == "volume_detached");
+                node.ensure_volume_attached(id(1), Incarnation(1), wish.clone()).await.unwrap();
+                assert_eq!(held(&node).await, [mounted], "{point}");
+                assert_eq!(in_slots(&world).len(), 1, "{point}");
+
+                die_detaching(&world, node, point).await;
+                let node = world.open().await;
+                node.ensure_volume_detached(id(1), Incarnation(1), DATA).await.unwrap();
+                assert_eq!((held(&node).await, in_slots(&world)), (vec![], vec![]), "{point}");
+                let rw = mount(0, MountMode::ReadWrite);
+                node.ensure_running(with(world.spec(2, 1), &[rw])).await.unwrap();
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attachment_or_detachment_that_fails_at_any_step_can_be_repeated() {
+    for point in skerry_node::VOLUME_FAULT_POINTS {
+        bounded(async {
+            let world = World::new();
+            let node = made(&world).await;
+            node.ensure_running(world.spec(1, 1)).await.unwrap();
+            let rw = mount(1, MountMode::ReadWrite);
+            assert!(world.faults.plan(point, FaultKind::Fail));
+            let first = node.ensure_volume_attached(id(1), Incarnation(1), rw.clone()).await;
+            if first.is_err() {
+                assert_eq!((held(&node).await, in_slots(&world)), (vec![], vec![]), "{point}");
+                assert_free(&world);
+                node.ensure_volume_attached(id(1), Incarnation(1), rw).await.unwrap();
+            }
+            let detached = node.ensure_volume_detached(id(1), Incarnation(1), DATA).await;
+            assert_eq!(detached.is_err(), first.is_ok(), "{point}");
+            node.ensure_volume_detached(id(1), Incarnation(1), DATA).await.unwrap();
+            assert!(!world.faults.pending(), "{point}");
+            assert_eq!((held(&node).await, in_slots(&world)), (vec![], vec![]), "{point}");
+            assert_free(&world);
+        })
+        .await;
+    }
 }

@@ -5,6 +5,7 @@ mod ports;
 mod saved;
 mod ssh;
 mod values;
+mod volumes;
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -17,6 +18,7 @@ pub use saved::{
 };
 pub use ssh::{SshArgs, SshKeyCommand};
 pub use values::{Bytes, EnvArg, Mebibytes, Place, Seconds};
+pub use volumes::{MountArg, VolumeCommand, VolumeCreateArgs};
 
 /// Flags that every command takes.
 #[derive(Clone, Debug, Default, Args)]
@@ -95,6 +97,12 @@ pub enum Command {
         /// What to do
         #[command(subcommand)]
         command: SnapshotCommand,
+    },
+    /// Make volumes, give them to workspaces and take them away
+    Volume {
+        /// What to do
+        #[command(subcommand)]
+        command: VolumeCommand,
     },
     /// Replace a workspace's disk and memory by a snapshot's
     Restore(RestoreArgs),
@@ -221,6 +229,10 @@ pub struct CreateArgs {
     /// Environment of every process; without a value, this client's own
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<EnvArg>,
+
+    /// A volume and where to mount it; may be given several times
+    #[arg(short, long = "volume", value_name = "VOLUME:PATH[:ro]")]
+    pub volumes: Vec<MountArg>,
 
     /// A slug, for addresses [default: made from the name]
     #[arg(long)]

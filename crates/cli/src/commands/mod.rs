@@ -11,4 +11,5 @@ pub(crate) mod net;
 pub(crate) mod ports;
 pub(crate) mod snapshots;
 pub(crate) mod ssh;
+pub(crate) mod volumes;
 pub(crate) mod workspaces;

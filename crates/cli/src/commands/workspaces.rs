@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use http::Method;
 use serde_json::{Map, Value, json};
 
-use super::lifecycle;
+use super::{lifecycle, volumes};
 use crate::{
     args::{CreateArgs, EnvArg, LsArgs, PowerArgs, RmArgs},
     client::{Client, read},
@@ -36,6 +36,10 @@ pub(crate) async fn create(
     optional("disk_mib", args.disk.map(|size| size.0.into()));
     optional("slug", args.slug.map(Value::from));
     optional("namespace", args.namespace.map(Value::from));
+    if !args.volumes.is_empty() {
+        let mounts = args.volumes.iter().map(volumes::asked).collect();
+        body.insert("volumes".to_owned(), Value::Array(mounts));
+    }
     body.insert("env".to_owned(), env(&args.env)?);
     lifecycle::rules(&args.life, &mut body);
     body.insert("start".to_owned(), json!(!args.no_start));

@@ -25,7 +25,7 @@ mod worker;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use skerry_internal_api::{NodeEvent, VmExit, VmPhase, VmReport};
-use skerry_model::{NodeView, Step, VmEnd, VmViewPhase, WorkspaceId, next_step};
+use skerry_model::{NodeView, Step, VmEnd, VmViewPhase, VolumeMount, WorkspaceId, next_step};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
@@ -105,12 +105,18 @@ impl Inner {
             .map(|of| (of.workspace_id, Place::of(of)))
             .collect();
         let mut views: HashMap<WorkspaceId, NodeView> =
+        let by_id: HashMap<WorkspaceId, &VmReport> =
+            reports.iter().map(|report| (report.workspace_id, report)).collect();
             reports.iter().map(|report| (report.workspace_id, view(report))).collect();
         let mut after = None;
         loop {
             let batch = self.store.workspaces_after(after, SWEEP_BATCH).await?;
             let Some(last) = batch.last() else { break };
             after = Some(last.id);
+            let mut wished: HashMap<WorkspaceId, Vec<VolumeMount>> = HashMap::new();
+            for attached in self.store.mounts_between(after, last.id).await? {
+                wished.entry(attached.workspace_id).or_default().push(attached.mount);
+            }
             let now = self.now();
             for workspace in &batch {
                 let observed = views.remove(&workspace.id);
@@ -118,6 +124,8 @@ impl Inner {
                     self.wake(workspace.id);
                 }
                 let place = places.get(&workspace.id).copied();
+                let wished = wished.remove(&workspace.id).unwrap_or_default();
+                self.compare_mounts(workspace, &wished, by_id.get(&workspace.id).copied());
                 let place = place.filter(|place| place.incarnation == workspace.incarnation);
                 self.compare_address(workspace, place).await?;
                 let networked = workspace.private_address.is_some() && workspace.state.has_vm();

@@ -23,10 +23,10 @@ use std::{
 
 use async_trait::async_trait;
 use skerry_internal_api::{
-    ByteStream, DoctorCheck, DoctorLevel, GuestApi, ImageInfo, ImagePull, LogSource, NodeApi,
-    NodeCapacity, NodeDoctor, NodeError, NodeEvent, NodeNetwork, PullFailure, PullStep,
-    SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmExit, VmPhase, VmReport, VmSpec,
-    VolumeInfo,
+    ByteStream, DoctorCheck, DoctorLevel, EgressRefusals, GuestApi, ImageInfo, ImagePull,
+    LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError, NodeEvent, NodeNetwork, PullFailure,
+    PullStep, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmExit, VmPhase, VmReport,
+    VmSpec, VolumeInfo,
 };
 use skerry_model::{
     Incarnation, NetworkPolicy, NodeId, PrivateAddress, SnapshotId, Timestamp, VolumeId,
@@ -204,7 +204,12 @@ impl SimNode {
     /// Everything the node has of any workspace, in order of identifiers.
     #[must_use]
     pub fn vms(&self) -> Vec<VmReport> {
-        let mut vms: Vec<_> = self.state().vms.values().map(|vm| vm.report.clone()).collect();
+        let mut state = self.state();
+        let mut vms: Vec<_> = state.vms.values().map(|vm| vm.report.clone()).collect();
+        for report in &mut vms {
+            report.volumes = state.held_by(report.workspace_id);
+        }
+        drop(state);
         vms.sort_by_key(|report| report.workspace_id);
         vms
     }
@@ -438,7 +443,9 @@ impl NodeApi for SimNode {
     }
 
     async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport> {
-        self.state().vms.get(&workspace_id).map(|vm| vm.report.clone())
+        let mut state = self.state();
+        let report = state.vms.get(&workspace_id)?.report.clone();
+        Some(VmReport { volumes: state.held_by(workspace_id), ..report })
     }
 
     async fn awaits_turn(&self, workspace_id: WorkspaceId) -> bool {

@@ -94,6 +94,7 @@ impl SimVm {
                 private_address: None,
             },
             guest: SimGuest::new(&spec, Arc::clone(now)),
+                volumes: Vec::new(),
             spec,
             console: Vec::new(),
             job: None,

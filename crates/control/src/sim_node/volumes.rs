@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use skerry_internal_api::{NodeError, VmPhase, VmSpec, VolumeInfo};
-use skerry_model::{Incarnation, MountMode, VolumeId, VolumeMount, WorkspaceId};
+use skerry_model::{
+    HeldMount, Incarnation, MountMode, MountProgress, VolumeId, VolumeMount, WorkspaceId,
+};
 
 use super::{SimNode, SimState};
 
@@ -45,6 +47,14 @@ impl SimState {
         Ok(())
     }
 
+    /// What the workspace's VM has, as the node reports it.
+    pub(super) fn held_by(&mut self, workspace_id: WorkspaceId) -> Vec<HeldMount> {
+        self.forget_ended();
+        let held = self.volumes.held.get(&workspace_id).into_iter().flatten();
+        held.map(|mount| HeldMount { mount: mount.clone(), progress: MountProgress::Mounted })
+            .collect()
+    }
+
     /// A VM without a process has no volumes.
     fn forget_ended(&mut self) {
         let vms = &self.vms;
@@ -62,6 +72,11 @@ impl SimNode {
         let mut state = self.state();
         state.forget_ended();
         state.volumes.held.get(&workspace_id).cloned().unwrap_or_default()
+    }
+
+    /// The workspace's VM has these volumes, whatever it was told.
+    pub fn disturb_mounts(&self, workspace_id: WorkspaceId, mounts: Vec<VolumeMount>) {
+        self.state().volumes.held.insert(workspace_id, mounts);
     }
 
     /// Loses a volume, as a node would whose disk was replaced.

@@ -96,6 +96,13 @@ pub trait VolumeStore: Send + Sync {
     /// What the workspace has, in order of slots.
     async fn mounts_of(&self, workspace_id: WorkspaceId) -> Result<Vec<VolumeMount>, Error>;
 
+    /// What workspaces have whose identifiers are above `after`, up to `through`.
+    async fn mounts_between(
+        &self,
+        after: Option<WorkspaceId>,
+        through: WorkspaceId,
+    ) -> Result<Vec<Attachment>, Error>;
+
     /// Who has the volume.
     async fn attachments_of(&self, volume_id: VolumeId) -> Result<Vec<Attachment>, Error>;
 

@@ -7,6 +7,8 @@ use skerry_model::{
     AttachRefusal, ErrorKind, MountPath, State, VolumeMount, Workspace, WorkspaceId,
 };
 
+use tokio::sync::OwnedMutexGuard;
+
 use super::{AttachVolume, VolumeRef};
 use crate::{
     Caller, Control, Error, WorkspaceRef,
@@ -32,7 +34,7 @@ impl Control {
         let (inner, caller, which) = (Arc::clone(&self.inner), caller.clone(), which.clone());
         self.inner
             .to_the_end(async move {
-                let workspace = inner.find(&caller, &which).await?;
+                let (workspace, _turn) = inner.turn_of(&caller, &which).await?;
                 may_change(&workspace)?;
                 let wanted = inner.wanted(&caller, &[request]).await?;
                 let granted = inner.reserve_volumes(&caller, workspace.id, &wanted).await?;
@@ -41,7 +43,10 @@ impl Control {
                 match inner.bring_in(workspace.id, &mount).await {
                     Ok(()) => Ok(mount),
                     Err(error) => {
-                        inner.give_up(workspace.id, &mount).await?;
+                        let given_up = inner.give_up(workspace.id, &mount).await;
+                        // A start at the same moment may have come with it.
+                        inner.wake_mounts(workspace.id);
+                        given_up?;
                         Err(error)
                     }
                 }
@@ -65,7 +70,7 @@ impl Control {
         let (which, volume) = (which.clone(), volume.clone());
         self.inner
             .to_the_end(async move {
-                let workspace = inner.find(&caller, &which).await?;
+                let (workspace, _turn) = inner.turn_of(&caller, &which).await?;
                 let volume_id = inner.find_volume(&caller, &volume).await?.id;
                 let mounts = inner.store.mounts_of(workspace.id).await?;
                 if mounts.iter().all(|mount| mount.volume_id != volume_id) {
@@ -75,7 +80,12 @@ impl Control {
                 if let State::Running { .. } = workspace.state {
                     let start = workspace.incarnation;
                     let call = inner.node.ensure_volume_detached(workspace.id, start, volume_id);
-                    inner.bounded("ensure_volume_detached", call).await??;
+                    let detached = inner.bounded("ensure_volume_detached", call).await;
+                    if !matches!(detached, Ok(Ok(()))) {
+                        // It stays the workspace's, however far the node came.
+                        inner.wake_mounts(workspace.id);
+                    }
+                    detached??;
                 }
                 inner.store.detach_volume(workspace.id, volume_id).await?;
                 Ok(())
@@ -113,6 +123,17 @@ fn may_change(workspace: &Workspace) -> Result<(), Error> {
 }
 
 impl Inner {
+    /// The workspace as it is when it is the caller's turn to change its volumes.
+    async fn turn_of(
+        &self,
+        caller: &Caller,
+        which: &WorkspaceRef,
+    ) -> Result<(Workspace, OwnedMutexGuard<()>), Error> {
+        let id = self.find(caller, which).await?.id;
+        let turn = self.mount_turns.take(id).await;
+        Ok((self.find(caller, &WorkspaceRef::Id(id)).await?, turn))
+    }
+
     /// What is asked for, with every volume found and every path checked.
     pub(crate) async fn wanted(
         &self,

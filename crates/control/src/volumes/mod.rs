@@ -3,7 +3,10 @@
 //! A workspace that stops, or is suspended, keeps what it has; deleting it gives its volumes back.
 
 mod attach;
+mod compare;
 mod manage;
+
+pub(crate) use compare::{MountTurns, Mounted};
 
 use skerry_model::{Attachment, MountMode, Volume, VolumeId};
 

@@ -3,16 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use skerry_control::{
-    Caller, Control, CreateSnapshot, CreateWorkspace, Error, ForkWorkspace, RestoreWorkspace,
-    SnapshotRef, StartPolicy, Wait, WorkspaceRef,
+    AttachVolume, Caller, Control, CreateSnapshot, CreateVolume, CreateWorkspace, Error,
+    ForkWorkspace, RestoreWorkspace, SnapshotRef, StartPolicy, VolumeRef, Wait, WorkspaceRef,
     internal_api::VmExit,
     sim_node::SimNode,
     testing::{self, TestClock},
 };
 use skerry_model::{
-    AfterRestore, Backoff, Cause, Desired, Expiry, ExpiryAction, RestartMode, RestartPolicy,
-    Snapshot, SnapshotContents, SnapshotId, SnapshotOnTerminate, SnapshotPurpose, SnapshotState,
-    State, Workspace, WorkspaceId,
+    AfterRestore, Backoff, Cause, Desired, Expiry, ExpiryAction, MountMode, RestartMode,
+    RestartPolicy, Snapshot, SnapshotContents, SnapshotId, SnapshotOnTerminate, SnapshotPurpose,
+    SnapshotState, State, Workspace, WorkspaceId,
 };
 
 const LONG: Wait = Wait::UpTo(Duration::from_secs(30));
@@ -39,6 +39,8 @@ pub enum UseCase {
     DeleteLeavingSnapshot,
     Expire,
     RestartByPolicy,
+    AttachVolume,
+    DetachVolume,
 }
 
 /// A control plane and its node.
@@ -80,12 +82,20 @@ impl Ground {
     }
 }
 
+fn at_data() -> AttachVolume {
+    AttachVolume {
+        volume: VolumeRef::Name("data".to_owned()),
+        path: "/data".to_owned(),
+        mode: MountMode::ReadWrite,
+    }
+}
+
 fn started() -> CreateWorkspace {
     CreateWorkspace::new(StartPolicy::Now(LONG))
 }
 
 impl UseCase {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Create,
         Self::Start,
         Self::Stop,
@@ -105,6 +115,8 @@ impl UseCase {
         Self::DeleteLeavingSnapshot,
         Self::Expire,
         Self::RestartByPolicy,
+        Self::AttachVolume,
+        Self::DetachVolume,
     ];
 
     pub async fn prepare(self, ground: &Ground) -> Prepared {
@@ -147,6 +159,16 @@ impl UseCase {
                 let contents = SnapshotContents::DiskAndMemory;
                 let last = SnapshotOnTerminate { name: Some("the last".to_owned()), contents };
                 let request = CreateWorkspace { snapshot_on_terminate: Some(last), ..started() };
+                Prepared { workspace: Some(ground.running(request).await), snapshot: None }
+            }
+            Self::AttachVolume | Self::DetachVolume => {
+                let data = CreateVolume { name: "data".to_owned(), size_mib: 64 };
+                control.create_volume(caller, data, LONG).await.unwrap();
+                let volumes = match self {
+                    Self::DetachVolume => vec![at_data()],
+                    _ => Vec::new(),
+                };
+                let request = CreateWorkspace { volumes, ..started() };
                 Prepared { workspace: Some(ground.running(request).await), snapshot: None }
             }
             Self::Expire => {
@@ -218,6 +240,8 @@ impl UseCase {
                 };
                 control.fork_workspace(caller, id, request).await.map(drop)
             }
+            Self::AttachVolume => control.attach_volume(caller, id, at_data()).await.map(drop),
+            Self::DetachVolume => control.detach_volume(caller, id, &at_data().volume).await,
             Self::Expire => {
                 ground.clock.advance(Duration::from_secs(60));
                 testing::until(&ground.control, workspace, |w| w.state == State::Suspended).await;
@@ -261,6 +285,10 @@ impl UseCase {
                 }
             }
             Self::Delete => {}
+            // Which volumes it has is checked for every use case.
+            Self::AttachVolume | Self::DetachVolume => {
+                assert_eq!((memory(id), file(id)), (first(), first_file()), "{what}");
+            }
             Self::Pause | Self::Resume | Self::TakeSnapshot | Self::Wake => {
                 assert_eq!((memory(id), file(id)), (first(), first_file()), "{what}");
                 assert_eq!(node.boots(), 1, "{what}: memory is restored, not made anew");

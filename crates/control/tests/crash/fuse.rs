@@ -15,7 +15,7 @@ use skerry_control::{
     internal_api::{
         ByteStream, GuestApi, ImageInfo, KeyFingerprint, LogSource, NodeApi, NodeCapacity,
         NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo,
-        StartStatistics, StopMode, VmReport, VmSpec,
+        StartStatistics, StopMode, VmReport, VmSpec, VolumeInfo,
     },
     sim_node::SimNode,
     store::{
@@ -446,6 +446,36 @@ impl NodeApi for FusedNode {
         self.0.start_statistics().await
     }
 
+    async fn ensure_volume(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
+        self.1.counted(self.0.ensure_volume(id, size_bytes)).await
+    }
+
+    async fn ensure_volume_deleted(&self, id: VolumeId) -> Result<(), NodeError> {
+        self.1.counted(self.0.ensure_volume_deleted(id)).await
+    }
+
+    async fn volumes(&self) -> Result<Vec<VolumeInfo>, NodeError> {
+        self.1.uncounted(self.0.volumes()).await
+    }
+
+    async fn ensure_volume_attached(
+        &self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+        mount: VolumeMount,
+    ) -> Result<(), NodeError> {
+        self.1.counted(self.0.ensure_volume_attached(id, incarnation, mount)).await
+    }
+
+    async fn ensure_volume_detached(
+        &self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+        volume_id: VolumeId,
+    ) -> Result<(), NodeError> {
+        self.1.counted(self.0.ensure_volume_detached(id, incarnation, volume_id)).await
+    }
+
     async fn ensure_deleted(&self, id: WorkspaceId) -> Result<(), NodeError> {
         self.1.counted(self.0.ensure_deleted(id)).await
     }
@@ -563,6 +593,14 @@ impl VolumeStore for FusedStore {
 
     async fn mounts_of(&self, workspace_id: WorkspaceId) -> Result<Vec<VolumeMount>, Error> {
         self.1.uncounted(self.0.mounts_of(workspace_id)).await
+    }
+
+    async fn mounts_between(
+        &self,
+        after: Option<WorkspaceId>,
+        through: WorkspaceId,
+    ) -> Result<Vec<Attachment>, Error> {
+        self.1.uncounted(self.0.mounts_between(after, through)).await
     }
 
     async fn attachments_of(&self, volume_id: VolumeId) -> Result<Vec<Attachment>, Error> {

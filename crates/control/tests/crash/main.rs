@@ -19,8 +19,8 @@ use skerry_control::{
     testing::{self, SeededRng, TestClock},
 };
 use skerry_model::{
-    ApiKeyId, Desired, Secret, Snapshot, SnapshotPurpose, SnapshotState, State, Timestamp,
-    Workspace,
+    ApiKeyId, Attachment, Desired, Secret, Snapshot, SnapshotPurpose, SnapshotState, State,
+    Timestamp, Workspace, WorkspaceId,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -105,6 +105,7 @@ async fn open(World { database, node, clock }: World, seed: u64, fuse: Arc<Fuse>
 struct Records {
     workspaces: Vec<Workspace>,
     snapshots: Vec<Snapshot>,
+    mounts: Vec<Attachment>,
 }
 
 impl Records {
@@ -112,6 +113,7 @@ impl Records {
         Self {
             workspaces: store.workspaces_after(None, 100).await.unwrap(),
             snapshots: store.snapshots_after(None, 100).await.unwrap(),
+            mounts: store.mounts_between(None, WorkspaceId::from_u128(u128::MAX)).await.unwrap(),
         }
     }
 
@@ -131,6 +133,10 @@ impl Records {
                 || vm.is_some_and(|vm| vm.incarnation == record.incarnation);
             record.is_settled() && right && same_start
         });
+        let volumes_agree = vms.iter().filter(|vm| vm.phase == VmPhase::Running).all(|vm| {
+            let wished = self.mounts.iter().filter(|wish| wish.workspace_id == vm.workspace_id);
+            wished.map(|wish| &wish.mount).eq(vm.volumes.iter().map(|held| &held.mount))
+        });
         let no_stranger =
             vms.iter().all(|vm| self.workspaces.iter().any(|record| record.id == vm.workspace_id));
         let on_node: Vec<_> = node.snapshots().await.iter().map(|info| info.id).collect();
@@ -148,7 +154,7 @@ impl Records {
             SnapshotState::Failed(_) => record.purpose != SnapshotPurpose::Fork,
             SnapshotState::Creating | SnapshotState::Deleting => false,
         });
-        workspaces_agree && no_stranger && all_settled && on_node == ready
+        workspaces_agree && volumes_agree && no_stranger && all_settled && on_node == ready
     }
 }
 
@@ -211,6 +217,9 @@ async fn check(world: &World, before: &Records, what: &str) -> Records {
         let after = now.snapshots.iter().find(|now| now.id == record.id);
         assert!(snapshot_is_kept(record, after), "{what}: {record:#?} became {after:#?}");
     }
+    let stay = |wish: &&Attachment| now.workspaces.iter().any(|now| now.id == wish.workspace_id);
+    let stayed: Vec<_> = before.mounts.iter().filter(stay).collect();
+    assert_eq!(now.mounts.iter().collect::<Vec<_>>(), stayed, "{what}");
     let kept = before.workspaces.iter().filter(|w| w.desired != Desired::Deleted).count();
     assert_eq!(now.workspaces.len(), kept, "{what}");
     now
@@ -303,6 +312,8 @@ dying_anywhere! {
     dying_anywhere_in_the_end_of_a_time_to_live_loses_nothing: Expire, 4;
     // One less when the comparison of records and VMs comes before the timer.
     dying_anywhere_in_a_restart_by_policy_loses_nothing: RestartByPolicy, 3;
+    dying_anywhere_in_attaching_a_volume_loses_nothing: AttachVolume, 2;
+    dying_anywhere_in_detaching_a_volume_loses_nothing: DetachVolume, 2;
     dying_anywhere_in_a_deletion_that_leaves_a_snapshot_loses_nothing: DeleteLeavingSnapshot, 8;
 }
 

@@ -115,6 +115,14 @@ async fn the_instavm_package_opens_terminals_and_manages_keys() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_instavm_package_moves_volumes_from_vm_to_vm() -> Result<()> {
+    let python = python_with_instavm().await?;
+    let server = Server::start(Options::default()).await?;
+    drive(&server, &python, &client("instavm_volumes.py"), "instavm volumes: ok").await?;
+    server.finish().await
+}
+
+#[tokio::test]
 async fn the_table_of_the_instavm_packages_methods_is_whole_and_true() -> Result<()> {
     let python = python_with_instavm().await?;
     let server = Server::start(Options::default()).await?;

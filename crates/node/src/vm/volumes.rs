@@ -1,7 +1,9 @@
 //! Volumes in a VM: into its slots and its guest, and out again.
 //!
 //! The ledger says first which volume a slot may have, so that whatever happens in between, the
-//! release of the VM (or of its start) gives it back.
+//! release of the VM (or of its start) gives it back. It also says whether the guest has it mounted:
+//! what was broken off on its way in or out is shown as such, and whoever compares it with what should
+//! be has it brought to an end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,10 +38,12 @@ pub(crate) async fn put_in(
     if ledger.state().volumes.get(&mount.slot) != Some(mount) {
         ledger.append(Entry::VolumeAttaching { mount: mount.clone() }).await?;
     }
+    pass(host, "volume_attaching").await?;
     let (volumes, dir, asked) = (Arc::clone(&host.volumes), paths.dir.clone(), mount.clone());
     let open = blocking(move || volumes.open(&asked, &dir)).await?;
     let most = most_file_bytes(open.size_bytes);
-    Ok(vm.attach_volume(mount.slot, &open.disk, most, EXCHANGED_WITHIN).await?)
+    vm.attach_volume(mount.slot, &open.disk, most, EXCHANGED_WITHIN).await?;
+    pass(host, "volume_in_slot").await
 }
 
 /// Has the guest mount what is in its slot.
@@ -56,9 +60,17 @@ async fn take_out(
     mount: &VolumeMount,
 ) -> Result<(), Error> {
     vm.detach_volume(mount.slot, EXCHANGED_WITHIN).await?;
+    pass(host, "volume_out_of_slot").await?;
     let (volumes, dir, held) = (Arc::clone(&host.volumes), paths.dir.clone(), mount.clone());
     blocking(move || volumes.close(&held, &dir, Scratch::Remove)).await?;
-    ledger.append(Entry::VolumeDetached { slot: mount.slot }).await
+    pass(host, "volume_closed").await?;
+    ledger.append(Entry::VolumeDetached { slot: mount.slot }).await?;
+    pass(host, "volume_detached").await
+}
+
+/// Passes a point after something that is not to be taken twice.
+async fn pass(host: &Host, point: &'static str) -> Result<(), Error> {
+    host.config.faults.after(point).await.map(|_| ())
 }
 
 impl Owner {
@@ -71,19 +83,28 @@ impl Owner {
         let (ledger, vm, link) = self.running_guest(incarnation).await?;
         let (host, paths) = (Arc::clone(&self.host), self.paths.clone());
         let attached = async {
+            pass(&host, "volume_asked_for").await?;
             put_in(&host, &paths, &ledger, &vm, mount).await?;
-            mount_in(&link, mount).await
+            mount_in(&link, mount).await?;
+            pass(&host, "volume_mounted").await?;
+            ledger.note(Entry::VolumeMounted { slot: mount.slot }).await?;
+            pass(&host, "volume_attached").await
         };
-        let Err(error) = attached.await else { return Ok(()) };
+        let Err(error) = attached.await else {
+            self.publish();
+            return Ok(());
+        };
         // What the guest has mounted although its answer was lost is unmounted first; one that refuses
         // keeps it until its end, and the ledger says so.
         let undone = async {
+            ledger.note(Entry::VolumeDetaching { slot: mount.slot }).await?;
             link.unmount(mount, MOUNTED_WITHIN).await.map_err(Error::Guest)?;
             take_out(&host, &paths, &ledger, &vm, mount).await
         };
         if let Err(error) = undone.await {
             StepFailed { step: "detach_volume", error }.report("giving up a volume");
         }
+        self.publish();
         Err(StepFailed { step: "attach_volume", error }.report("attaching a volume"))
     }
 
@@ -96,12 +117,27 @@ impl Owner {
         let state = ledger.state();
         let held = state.volumes.values().find(|mount| mount.volume_id == volume_id);
         let Some(mount) = held else { return Ok(()) };
-        link.unmount(mount, MOUNTED_WITHIN).await?;
         let (host, paths) = (Arc::clone(&self.host), self.paths.clone());
-        take_out(&host, &paths, &ledger, &vm, mount)
-            .await
-            .map_err(StepFailed::at("detach_volume"))
-            .map_err(|failed| failed.report("detaching a volume"))
+        let detached = async {
+            ledger.note(Entry::VolumeDetaching { slot: mount.slot }).await?;
+            pass(&host, "volume_detaching").await?;
+            if let Err(refusal) = link.unmount(mount, MOUNTED_WITHIN).await {
+                // It said no, so it has it as before; of another error that is not known.
+                if matches!(refusal, NodeError::Guest { .. }) && state.mounted.contains(&mount.slot)
+                {
+                    ledger.note(Entry::VolumeMounted { slot: mount.slot }).await?;
+                }
+                return Err(Error::Guest(refusal));
+            }
+            pass(&host, "volume_unmounted").await?;
+            take_out(&host, &paths, &ledger, &vm, mount).await
+        };
+        let detached = detached.await;
+        self.publish();
+        detached.map_err(|error| match error {
+            Error::Guest(refusal) => refusal,
+            error => StepFailed { step: "detach_volume", error }.report("detaching a volume"),
+        })
     }
 
     /// Whether volumes are in the VM, or may be.

@@ -17,3 +17,4 @@ mod saved_crash;
 mod secrets;
 mod shutdown;
 mod tls;
+mod volume_crash;

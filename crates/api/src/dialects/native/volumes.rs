@@ -177,8 +177,8 @@ pub(super) async fn update(
     delete, path = "/skerry/v1/volumes/{volume}", tag = "volumes",
     params(("volume" = String, Path, description = "Identity or name"), wire::WaitQuery),
     responses(
-        (status = 202, description = "Being deleted"),
-        (status = 204, description = "Deleted"),
+        (status = 200, body = wire::DeletedVolume, description = "Everything is gone"),
+        (status = 202, body = wire::DeletedVolume, description = "It goes on by itself"),
         (status = 401, body = wire::ErrorBody, description = "No valid credential"),
         (status = 404, body = wire::ErrorBody, description = "No such volume"),
         (status = 409, body = wire::ErrorBody, description = "A workspace has it"),
@@ -189,13 +189,12 @@ pub(super) async fn delete(
     login: Login,
     path: Params<String>,
     query: Query<wire::WaitQuery>,
-) -> NativeResult<StatusCode> {
+) -> NativeResult<(StatusCode, Json<wire::DeletedVolume>)> {
     let (which, wait) = (volume_ref(&path.value), convert::wait(&query.value)?);
     let deleting = state.control.delete_volume(&login.caller, &which, wait);
-    Ok(match state.until_shutdown(deleting).await? {
-        true => StatusCode::NO_CONTENT,
-        false => StatusCode::ACCEPTED,
-    })
+    let complete = state.until_shutdown(deleting).await?;
+    let status = if complete { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(wire::DeletedVolume { complete })))
 }
 
 /// Lists the volumes of a workspace.

@@ -375,6 +375,20 @@ impl VolumeStore for Sqlite {
         rows.iter().map(|row| Ok(attachment_from(row)?.mount)).collect()
     }
 
+    async fn mounts_between(
+        &self,
+        after: Option<WorkspaceId>,
+        through: WorkspaceId,
+    ) -> Result<Vec<Attachment>, Error> {
+        let text = format!("{ATTACHMENT} WHERE workspace_id > ? AND workspace_id <= ?");
+        let rows = sqlx::query(&text)
+            .bind(after.map(|id| id.to_string()).unwrap_or_default())
+            .bind(through.to_string())
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(attachment_from).collect()
+    }
+
     async fn attachments_of(&self, volume_id: VolumeId) -> Result<Vec<Attachment>, Error> {
         let rows = sqlx::query(&format!("{ATTACHMENT} WHERE volume_id = ? ORDER BY workspace_id"))
             .bind(volume_id.to_string())

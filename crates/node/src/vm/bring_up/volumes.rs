@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{BringUp, Whose, source::Source};
 use crate::{
     error::{Error, blocking},
+    ledger::Entry,
     vm::volumes::{mount_in, put_in},
 };
 
@@ -27,7 +28,7 @@ impl BringUp<'_> {
         }
         match self.source()? {
             // They are mounted.
-            Source::SavedMemory(_) => return Ok(()),
+            Source::SavedMemory(_) => return self.note_mounted().await,
             Source::Boot
             | Source::Template(_)
             | Source::Pool { .. }
@@ -47,6 +48,14 @@ impl BringUp<'_> {
                 mounted = mount_in(&link, mount) => mounted?,
                 () = self.cancel.cancelled() => return Err(Error::Cancelled),
             }
+        }
+        self.note_mounted().await
+    }
+
+    async fn note_mounted(&self) -> Result<(), Error> {
+        let ledger = self.ledger.as_ref().ok_or(Error::StepMissing("ledger_intent"))?;
+        for mount in &self.spec.volumes {
+            ledger.note(Entry::VolumeMounted { slot: mount.slot }).await?;
         }
         Ok(())
     }

@@ -399,6 +399,11 @@ impl Owner {
             pid: self.running.as_ref().map(|running| running.vm.record().pid),
             last_exit: self.last_exit.clone(),
             private_address: self.private_address(),
+            volumes: self
+                .ledger
+                .as_ref()
+                .map(|ledger| ledger.state().held_volumes())
+                .unwrap_or_default(),
         }
     }
 }

@@ -95,6 +95,13 @@ pub struct CreateVolume {
     pub size_mib: u64,
 }
 
+/// A volume whose deletion has begun.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DeletedVolume {
+    /// Whether everything of it is gone.
+    pub complete: bool,
+}
+
 /// What to change of a volume.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,200 @@
+//! Volumes.
+
+use std::process::ExitCode;
+
+use http::Method;
+use serde_json::{Value, json};
+
+use super::workspaces::{finish, keep_first};
+use crate::{
+    args::{MountArg, VolumeCommand, VolumeCreateArgs},
+    client::{Client, read},
+    error::Error,
+    output::{self, Output, fields, table},
+    progress::spinner,
+    wire,
+};
+
+/// How long attaching and detaching may take, seconds: a guest replays a journal first, and writes
+/// everything back at the end.
+const ATTACH_SECONDS: u32 = 300;
+
+pub(crate) async fn volume(
+    client: &Client,
+    command: VolumeCommand,
+    output: Output,
+) -> Result<ExitCode, Error> {
+    let done = |()| ExitCode::SUCCESS;
+    match command {
+        VolumeCommand::Create(args) => create(client, args, output).await,
+        VolumeCommand::Ls => {
+            let answer = client.get(&["volumes"], &[]).await?;
+            output.answer(&answer, || Ok(listed(&read(&answer)?))).map(done)
+        }
+        VolumeCommand::Get { volume } => {
+            let answer = client.get(&["volumes", &volume], &[]).await?;
+            output.answer(&answer, || Ok(shown(&read(&answer)?))).map(done)
+        }
+        VolumeCommand::Rename { volume, name } => {
+            let body = json!({ "name": name });
+            let path = ["volumes", &volume];
+            let answer = client.call(Method::PATCH, &path, &[], Some(&body), 0).await?;
+            output.answer(&answer, || Ok(shown(&read(&answer)?))).map(done)
+        }
+        VolumeCommand::Rm { volumes, wait } => {
+            remove(client, &volumes, wait.seconds(), output).await.map(done)
+        }
+        VolumeCommand::Attach { workspace, mount } => {
+            let waiting = spinner(output, format!("attaching {} to {workspace}", mount.volume));
+            let path = ["workspaces", &workspace, "volumes"];
+            let body = asked(&mount);
+            let answer = client.call(Method::POST, &path, &[], Some(&body), ATTACH_SECONDS).await?;
+            drop(waiting);
+            let text = format!("{} {} {}\n", mount.volume, mount.path, mount.mode);
+            output.answer(&answer, || Ok(output::printable(&text))).map(done)
+        }
+        VolumeCommand::Detach { workspace, volumes } => {
+            detach(client, &workspace, &volumes, output).await.map(done)
+        }
+    }
+}
+
+/// A mount as the API is asked for it.
+pub(super) fn asked(mount: &MountArg) -> Value {
+    json!({ "volume": mount.volume, "mount_path": mount.path, "mode": mount.mode })
+}
+
+async fn create(
+    client: &Client,
+    args: VolumeCreateArgs,
+    output: Output,
+) -> Result<ExitCode, Error> {
+    let seconds = args.wait.seconds();
+    let waiting = spinner(output, format!("making {}", args.name));
+    let body = json!({ "name": args.name, "size_mib": args.size.0 });
+    let wait = [("wait", seconds.to_string())];
+    let answer = client.call(Method::POST, &["volumes"], &wait, Some(&body), seconds).await?;
+    drop(waiting);
+    let volume: wire::Volume = read(&answer)?;
+    output.answer(&answer, || Ok(shown(&volume)))?;
+    match (volume.state.as_str(), &volume.failure) {
+        ("ready", _) => Ok(ExitCode::SUCCESS),
+        (_, Some(failure)) => Err(Error::NotReached(format!(
+            "the volume {} failed: {} ({})",
+            volume.name, failure.message, failure.code
+        ))),
+        (_, None) if seconds == 0 => Ok(ExitCode::SUCCESS),
+        (state, None) => Err(Error::NotReached(format!(
+            "the volume {} is {state} and not ready after {seconds} s; it goes on",
+            volume.name
+        ))),
+    }
+}
+
+async fn remove(
+    client: &Client,
+    volumes: &[String],
+    seconds: u32,
+    output: Output,
+) -> Result<(), Error> {
+    let mut documents = Vec::new();
+    let mut first_failure = None;
+    for name in volumes {
+        let waiting = spinner(output, format!("deleting {name}"));
+        let wait = [("wait", seconds.to_string())];
+        let answer = client.call(Method::DELETE, &["volumes", name], &wait, None, seconds).await;
+        drop(waiting);
+        let result = match answer {
+            Ok(answer) => {
+                let complete = answer.get("complete").and_then(Value::as_bool) == Some(true);
+                documents.push(json!({ "volume": name, "complete": complete }));
+                say(name, output)?;
+                if complete || seconds == 0 {
+                    Ok(())
+                } else {
+                    let why = format!("{name} is not gone after {seconds} s; it goes on");
+                    Err(Error::NotReached(why))
+                }
+            }
+            Err(error) => Err(error),
+        };
+        keep_first(&mut first_failure, result, volumes.len() > 1, name, output);
+    }
+    finish(documents, first_failure, output)
+}
+
+async fn detach(
+    client: &Client,
+    workspace: &str,
+    volumes: &[String],
+    output: Output,
+) -> Result<(), Error> {
+    let mut documents = Vec::new();
+    let mut first_failure = None;
+    for name in volumes {
+        let waiting = spinner(output, format!("detaching {name} from {workspace}"));
+        let path = ["workspaces", workspace, "volumes", name];
+        let answer = client.call(Method::DELETE, &path, &[], None, ATTACH_SECONDS).await;
+        drop(waiting);
+        let result = match answer {
+            Ok(_) => {
+                documents.push(json!({ "detached": name }));
+                say(name, output)
+            }
+            Err(error) => Err(error),
+        };
+        keep_first(&mut first_failure, result, volumes.len() > 1, name, output);
+    }
+    finish(documents, first_failure, output)
+}
+
+/// One line for people.
+fn say(name: &str, output: Output) -> Result<(), Error> {
+    if output.is_json() {
+        return Ok(());
+    }
+    output::write_out(output::printable(&format!("{name}\n")).as_bytes())
+}
+
+/// Who has it, where and for what.
+fn held(volume: &wire::Volume) -> Vec<String> {
+    let one = |held: &wire::VolumeAttachment| {
+        format!("{}:{} ({})", held.workspace_id, held.mount_path, held.mode)
+    };
+    volume.attachments.iter().map(one).collect()
+}
+
+fn used(volume: &wire::Volume) -> String {
+    volume.used_bytes.map_or_else(|| "unknown".to_owned(), output::bytes)
+}
+
+fn listed(list: &wire::VolumeList) -> String {
+    let row = |volume: &wire::Volume| {
+        [
+            volume.name.clone(),
+            volume.id.clone(),
+            volume.state.clone(),
+            output::mebibytes(volume.size_mib),
+            used(volume),
+            held(volume).join(", "),
+        ]
+    };
+    let rows: Vec<_> = list.volumes.iter().map(row).collect();
+    table(["NAME", "ID", "STATE", "SIZE", "USED", "ATTACHED TO"], &rows)
+}
+
+fn shown(volume: &wire::Volume) -> String {
+    let mut lines = vec![
+        ("name", volume.name.clone()),
+        ("id", volume.id.clone()),
+        ("state", volume.state.clone()),
+        ("size", output::mebibytes(volume.size_mib)),
+        ("used", used(volume)),
+    ];
+    if let Some(failure) = &volume.failure {
+        lines.push(("failure", format!("{} ({})", failure.message, failure.code)));
+    }
+    lines.extend(held(volume).into_iter().map(|held| ("attached to", held)));
+    lines.push(("created", output::time(&volume.created_at)));
+    fields(&lines)
+}

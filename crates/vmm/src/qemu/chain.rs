@@ -85,6 +85,7 @@ pub(super) async fn push_overlay(qmp: &QmpClient, file: OwnedFd) -> Result<(), V
     }
     // Left by a push that was broken off, if at all.
     forget_unused(qmp, &chain).await?;
+    check_files_are_held(qmp, &chain).await?;
     let numbers = chain.iter().filter_map(|node| pushed_overlay(node));
     let number = numbers.map(|(number, _)| number).max().unwrap_or(0) + 1;
     let node = overlay_node(number, inode);
@@ -110,6 +111,28 @@ pub(super) async fn push_overlay(qmp: &QmpClient, file: OwnedFd) -> Result<(), V
         forget(qmp, &node, Some(number)).await;
     }
     pushed
+}
+
+/// QEMU opens what becomes a layer once more, by the number of the file that it was handed. Had it
+/// closed that file, the number could be another's by now: then nothing is put on top.
+async fn check_files_are_held(qmp: &QmpClient, chain: &[String]) -> Result<(), VmmError> {
+    let sets = qmp.execute("query-fdsets", None, ANSWER_DEADLINE).await?;
+    match not_held_in(&sets, chain) {
+        None => Ok(()),
+        Some(node) => {
+            let reason = format!("it does not hold the file of {node} any more");
+            Err(VmmError::Refused { command: "blockdev-snapshot", reason })
+        }
+    }
+}
+
+/// The first pushed overlay of the chain whose file is in no set.
+fn not_held_in<'a>(query_fdsets: &Value, chain: &'a [String]) -> Option<&'a str> {
+    let sets = query_fdsets.as_array().into_iter().flatten();
+    let held: Vec<u64> = sets.filter_map(|set| set["fdset-id"].as_u64()).collect();
+    let mut pushed =
+        chain.iter().filter_map(|node| Some((node.as_str(), pushed_overlay(node)?.0)));
+    pushed.find(|(_, number)| !held.contains(number)).map(|(node, _)| node)
 }
 
 /// See [`crate::Vm::flatten_disk`]; the caller sets the bound.
@@ -280,6 +303,15 @@ mod tests {
         assert!(longest.len() <= 31, "{longest}");
         assert_eq!(pushed_overlay(&longest), Some((99_999, u64::MAX)));
         assert_eq!(pushed_overlay("root"), None);
+    }
+
+    #[test]
+    fn an_overlay_whose_file_was_closed_is_noticed() {
+        let chain = ["overlay-2-7f", "overlay-1-a", "root", "base"].map(str::to_owned);
+        let sets = json!([{ "fdset-id": 2, "fds": [{ "fd": 30 }] }]);
+        assert_eq!(not_held_in(&sets, &chain), Some("overlay-1-a"));
+        let sets = json!([{ "fdset-id": 1, "fds": [] }, { "fdset-id": 2, "fds": [] }]);
+        assert_eq!(not_held_in(&sets, &chain), None);
     }
 
     #[test]

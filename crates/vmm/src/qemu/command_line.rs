@@ -156,6 +156,11 @@ pub(super) fn arguments(
 
     args.socket("qmp", File::Qmp);
     args.add("-mon", "chardev=qmp,mode=control");
+    // A second control connection, on which nobody ever says anything and which never ends. When the
+    // last one ends QEMU closes the files it was handed since it runs; their numbers then go to later
+    // files, and a disk's layer that is opened anew by its number is another file.
+    args.add("-chardev", "ringbuf,id=keep,size=64");
+    args.add("-mon", "chardev=keep,mode=control");
     args.socket("console", File::Console);
     args.add("-serial", "chardev:console");
     args.socket("agent", File::Agent);

@@ -119,6 +119,54 @@ done
 END
 setsid sh /count.sh < /dev/null > /dev/null 2>&1 &";
 
+/// Puts an overlay on top in the middle of a save, as a snapshot does.
+async fn save_and_push(vm: &Arc<dyn Vm>, state: &Path, overlay: &Path) {
+    vm.begin_save(new_file(state), SavedMemory::InState).await.unwrap();
+    vm.wait_save(SaveProgress::Converged, STEP).await.unwrap();
+    vm.pause(STEP).await.unwrap();
+    vm.push_overlay(overlay, STEP).await.unwrap();
+    vm.wait_save(SaveProgress::Captured, STEP).await.unwrap();
+    vm.resume(STEP).await.unwrap();
+    vm.wait_save(SaveProgress::Complete, STEP).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_vm_that_is_saved_in_one_life_after_the_other_keeps_every_file_of_its_disk() {
+    bounded(async {
+        let harness = QemuHarness::new();
+        let dir = harness.kept_dir();
+        let disk = harness.disk_on("overlay-0.qcow2", &[]);
+        let mut top = disk.overlay.clone();
+        let spec = BootSpec { disk: Some(disk), memory_file: None, ..harness.spec_in("source") };
+        let mut vmm: Arc<dyn Vmm> = Arc::new(open().await);
+        let mut vm = boot(&vmm, &spec).await;
+        let mut guest = Guest::meet(&vm, 1).await;
+        for life in 1..=3_u8 {
+            guest.run(&format!("head -c 3000000 /dev/urandom > /{life}; sync")).await;
+            guest.run(&format!("md5sum < /{life} > /{life}.sum; sync")).await;
+            let next = harness.overlay(&format!("overlay-{life}.qcow2"));
+            save_and_push(&vm, &dir.join(format!("state-{life}")), &next).await;
+            seal(&top);
+            top = next;
+            let record = vm.record().clone();
+            drop((guest, vm, vmm));
+            vmm = Arc::new(open().await);
+            vm = vmm.adopt(&record).await.unwrap();
+            guest = Guest::meet(&vm, life + 1).await;
+            let drop_caches = "echo 3 > /proc/sys/vm/drop_caches";
+            guest.run(drop_caches).await;
+            for before in 1..=life {
+                let look = format!("md5sum < /{before} | cmp - /{before}.sum && echo same");
+                assert_eq!(guest.run(&look).await, "same", "file {before} in life {life}");
+            }
+        }
+        let ext4 = guest.run("dmesg | grep -ic 'ext4.*error' || true").await;
+        assert_eq!(ext4, "0");
+        vm.kill().await.unwrap();
+    })
+    .await;
+}
+
 const COUNTED: &str = "cat /run/count";
 
 async fn counted(guest: &mut Guest) -> u64 {

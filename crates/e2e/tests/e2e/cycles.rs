@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use skerry_e2e::{Options, Server, WORKSPACES, size};
 
 /// Between two looks at everything that was ever written, on the disk itself.
-const FULL_CHECK_EVERY: usize = 20;
+const FULL_CHECK_EVERY: usize = 10;
 
 /// A writer in the background that nobody waits for: it goes round a hundred files, each of which is
 /// whole or not there, with its checksum as its first line. It says how far it is in memory.
@@ -88,6 +89,41 @@ enum Look {
     AtTheDisk,
 }
 
+/// What is done to a machine in one cycle.
+#[derive(Clone, Copy)]
+enum Act {
+    Pause,
+    Suspend,
+    Snapshot,
+    Fork,
+}
+
+/// One cycle: what is done, and when the server dies.
+struct Turn {
+    act: Act,
+    server_dies: bool,
+    server_dies_in_it: bool,
+}
+
+/// Cycles in an order of no kind, so that everything follows upon everything; the same in every run.
+struct Turns(StdRng);
+
+impl Turns {
+    fn draw(&mut self) -> Turn {
+        let act = match self.0.random_range(0..10) {
+            0..3 => Act::Pause,
+            3..5 => Act::Suspend,
+            5..9 => Act::Snapshot,
+            _ => Act::Fork,
+        };
+        Turn {
+            act,
+            server_dies: self.0.random_ratio(1, 5),
+            server_dies_in_it: self.0.random_ratio(1, 5),
+        }
+    }
+}
+
 /// What was done to a machine, and how often.
 #[derive(Default)]
 struct Done {
@@ -106,15 +142,22 @@ async fn no_acknowledged_write_is_lost_in_cycles_of_pause_suspend_snapshot_and_f
     let mut id = server.create(json!({"name": "machine 0", "memory_mib": 256})).await?;
     begin_to_write(&server, &id).await?;
     let (mut done, mut ring) = (Done::default(), 0);
+    let mut turns = Turns(StdRng::seed_from_u64(size("SKERRY_TEST_SEED", 2) as u64));
     let began = Instant::now();
     for cycle in 1..=cycles {
         write(&server, &id, cycle).await?;
         let went_round = written(&server, &id).await?;
         ensure!(went_round >= ring, "the writer is at {went_round} after {ring}");
         ring = went_round;
-        match cycle % 10 {
+        let turn = turns.draw();
+        if turn.server_dies {
+            server.kill_9().await?;
+            server.spawn().await?;
+            done.deaths += 1;
+        }
+        match turn.act {
             // The machine goes on in its fork, and what it was forked from is gone.
-            0 => {
+            Act::Fork => {
                 let name = format!("machine {cycle}");
                 let body = json!({"count": 1, "name": name});
                 let forked = server.ask(&id, "fork", Some(body)).await?;
@@ -126,16 +169,16 @@ async fn no_acknowledged_write_is_lost_in_cycles_of_pause_suspend_snapshot_and_f
                 id = fork;
                 done.forks += 1;
             }
-            5 => {
+            Act::Snapshot => {
                 let taken = server.ask(&id, "snapshots", Some(json!({"name": "point"}))).await?;
-                ensure!(taken["state"] == "ready", "{taken}");
+                ensure!(taken["state"] == "ready", "{taken}\n{}", server.log());
                 let path = "/skerry/v1/snapshots/point?wait=60";
                 server.expect(200, "DELETE", path, None).await?;
                 done.snapshots += 1;
             }
-            3 | 7 | 9 => {
+            Act::Suspend => {
                 server.ask(&id, "suspend", None).await?;
-                if cycle % 100 == 53 {
+                if turn.server_dies_in_it {
                     server.kill_9().await?;
                     server.spawn().await?;
                     done.deaths += 1;
@@ -143,9 +186,9 @@ async fn no_acknowledged_write_is_lost_in_cycles_of_pause_suspend_snapshot_and_f
                 server.ask(&id, "resume", None).await?;
                 done.suspensions += 1;
             }
-            _ => {
+            Act::Pause => {
                 server.ask(&id, "pause", None).await?;
-                if cycle % 100 == 24 {
+                if turn.server_dies_in_it {
                     server.kill_9().await?;
                     server.spawn().await?;
                     done.deaths += 1;

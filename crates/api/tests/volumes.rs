@@ -78,7 +78,8 @@ async fn instavm_makes_mounts_and_unmounts() {
         "volume_id": volume, "mount_path": "/in", "mode": "ro", "checkpoint_id": "latest",
     });
     let checkpoint = json!({
-        "volume_id": volume, "mount_path": "/in", "mode": "ro", "checkpoint_id": "one",
+        "volume_id": volume, "mount_path": "/in", "mode": "ro",
+        "checkpoint_id": "00000000-0000-4000-8000-000000000001",
     });
     for (line, body) in [
         (format!("GET /v1/vms/{vm}/volumes"), None),
@@ -92,7 +93,76 @@ async fn instavm_makes_mounts_and_unmounts() {
         (format!("DELETE {path}/in"), None),
         (format!("DELETE /v1/volumes/{volume}"), None),
         (format!("GET /v1/volumes/{volume}"), None),
-        (format!("POST /v1/volumes/{volume}/checkpoints"), Some(json!({}))),
+    ] {
+        front.call(As::Admin, &line, body).await;
+    }
+    insta::assert_snapshot!(front.transcript());
+}
+
+#[tokio::test]
+async fn checkpoints_are_made_mounted_and_deleted_natively() {
+    let mut front = Front::open().await;
+    let made = json!({ "name": "data", "size_mib": 64 });
+    id(&mut front, &format!("POST {BASE}/volumes?wait=60"), made).await;
+    let with = json!({
+        "name": "first", "slug": "first-slug",
+        "volumes": [{ "volume": "data", "mount_path": "/data" }],
+    });
+    id(&mut front, &format!("POST {BASE}/workspaces?wait=60"), with).await;
+    let plain = json!({ "name": "second", "slug": "second-slug" });
+    let second = id(&mut front, &format!("POST {BASE}/workspaces?wait=60"), plain).await;
+    let checkpoints = format!("{BASE}/volumes/data/checkpoints");
+    let mounts = format!("{BASE}/workspaces/{second}/volumes");
+    let mount = |checkpoint: &str, mode: &str| {
+        let mode = if mode.is_empty() { Value::Null } else { mode.into() };
+        json!({ "volume": "data", "mount_path": "/then", "checkpoint": checkpoint, "mode": mode })
+    };
+    for (line, body) in [
+        (format!("POST {checkpoints}?wait=60"), Some(json!({ "name": "before" }))),
+        (format!("POST {checkpoints}?wait=60"), Some(json!({}))),
+        (format!("GET {checkpoints}"), None),
+        (format!("POST {mounts}"), Some(mount("before", "rw"))),
+        (format!("POST {mounts}"), Some(mount("nothing", ""))),
+        (format!("POST {mounts}"), Some(mount("before", ""))),
+        (format!("GET {mounts}"), None),
+        (format!("DELETE {checkpoints}/before?wait=60"), None),
+        (format!("DELETE {mounts}/data"), None),
+        (format!("DELETE {checkpoints}/before?wait=60"), None),
+        (format!("DELETE {checkpoints}/before"), None),
+        (format!("DELETE {checkpoints}/latest"), None),
+    ] {
+        front.call(As::Admin, &line, body).await;
+    }
+    front.call(As::Other, &format!("GET {checkpoints}"), None).await;
+    insta::assert_snapshot!(front.transcript());
+}
+
+#[tokio::test]
+async fn instavm_makes_mounts_and_deletes_checkpoints() {
+    let mut front = Front::open().await;
+    let made = json!({ "name": "data", "quota_bytes": 100_000_000 });
+    let volume = id(&mut front, "POST /v1/volumes", made).await;
+    let mount = json!({ "volume_id": volume, "mount_path": "/data", "mode": "rw" });
+    id(&mut front, "POST /v1/vms", json!({ "volumes": [mount] })).await;
+    let vm = id(&mut front, "POST /v1/vms", json!({})).await;
+    let checkpoints = format!("/v1/volumes/{volume}/checkpoints");
+    let first = id(&mut front, &format!("POST {checkpoints}"), json!({ "name": "before" })).await;
+    let mount = |mode: &str, checkpoint: &str| {
+        Some(json!({
+            "volume_id": volume, "mount_path": "/in", "mode": mode, "checkpoint_id": checkpoint,
+        }))
+    };
+    for (line, body) in [
+        (format!("GET {checkpoints}"), None),
+        (format!("POST /v1/vms/{vm}/volumes"), mount("rw", &first)),
+        (format!("POST /v1/vms/{vm}/volumes"), mount("ro", "one")),
+        (format!("POST /v1/vms/{vm}/volumes"), mount("ro", "latest")),
+        (format!("GET /v1/vms/{vm}/volumes"), None),
+        (format!("DELETE {checkpoints}/{first}"), None),
+        (format!("DELETE /v1/vms/{vm}/volumes/{volume}?mount_path=/in"), None),
+        (format!("DELETE {checkpoints}/{first}"), None),
+        (format!("DELETE {checkpoints}/{first}"), None),
+        (format!("GET {checkpoints}"), None),
     ] {
         front.call(As::Admin, &line, body).await;
     }

@@ -260,6 +260,38 @@ pub(crate) struct VolumeAttachment {
     pub(crate) workspace_id: String,
     pub(crate) mount_path: String,
     pub(crate) mode: String,
+    pub(crate) checkpoint_id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct CheckpointList {
+    pub(crate) checkpoints: Vec<Checkpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Checkpoint {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) state: String,
+    pub(crate) failure: Option<VolumeFailure>,
+    pub(crate) created_at: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Ssh {
+    pub(crate) endpoint: Option<SshEndpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct SshEndpoint {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) host_key: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct SshKeyList {
+    pub(crate) ssh_keys: Vec<SshKey>,
 }
 
 #[derive(Debug, Deserialize)]

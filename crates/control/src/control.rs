@@ -6,8 +6,8 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
 use skerry_internal_api::NodeApi;
 use skerry_model::{
-    AccountId, ApiKeyId, Demand, ErrorKind, Plan, ProjectId, Secret, SnapshotId, Timestamp,
-    VolumeId, Workspace, WorkspaceId,
+    AccountId, ApiKeyId, CheckpointId, Demand, ErrorKind, Plan, ProjectId, Secret, SnapshotId,
+    Timestamp, VolumeId, Workspace, WorkspaceId,
 };
 use tokio::sync::{Mutex, Notify, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -19,11 +19,11 @@ use crate::{
     preview::Visited,
     reconciler::{KeyUses, Watchers, Workers},
     store::{Account, Admission, SecretHash, Store, StoredKey, Write},
+    volumes::{MountTurns, Mounted},
 };
 
 /// The account of whoever installed the server.
 pub(crate) const ADMIN: &str = "admin";
-    volumes::{MountTurns, Mounted},
 /// A secret longer than this is refused without being hashed.
 const MAX_SECRET_BYTES: usize = 1024;
 
@@ -44,14 +44,16 @@ pub(crate) struct Inner {
     pub(crate) snapshot_workers: Workers<SnapshotId>,
     /// One entry for each volume somebody works on now.
     pub(crate) volume_workers: Workers<VolumeId>,
-    /// One entry for each VM whose network policy somebody works on now.
-    pub(crate) policy_workers: Workers<Policed>,
-    /// What the node was told of networks.
-    pub(crate) policies: Policies,
+    /// One entry for each checkpoint somebody works on now.
+    pub(crate) checkpoint_workers: Workers<CheckpointId>,
     /// One entry for each workspace whose VM's volumes somebody works on now.
     pub(crate) mount_workers: Workers<Mounted>,
     /// Whose turn it is to change a workspace's volumes.
     pub(crate) mount_turns: MountTurns,
+    /// One entry for each VM whose network policy somebody works on now.
+    pub(crate) policy_workers: Workers<Policed>,
+    /// What the node was told of networks.
+    pub(crate) policies: Policies,
     /// Uses of keys that are being recorded.
     pub(crate) key_uses: KeyUses,
     /// Requests that wait for a workspace to change.
@@ -60,6 +62,8 @@ pub(crate) struct Inner {
     pub(crate) snapshot_watchers: Watchers<SnapshotId>,
     /// Requests that wait for a volume to change.
     pub(crate) volume_watchers: Watchers<VolumeId>,
+    /// Requests that wait for a checkpoint to change.
+    pub(crate) checkpoint_watchers: Watchers<CheckpointId>,
     /// Who is being used.
     pub(crate) activity: Activity,
     /// Published ports that are being visited.
@@ -109,16 +113,20 @@ impl Control {
                 workers: Workers::default(),
                 snapshot_workers: Workers::default(),
                 volume_workers: Workers::default(),
+                checkpoint_workers: Workers::default(),
+                mount_workers: Workers::default(),
+                mount_turns: MountTurns::default(),
                 policy_workers: Workers::default(),
                 policies: Policies::default(),
                 key_uses: KeyUses::default(),
                 watchers: Watchers::default(),
                 snapshot_watchers: Watchers::default(),
                 volume_watchers: Watchers::default(),
+                checkpoint_watchers: Watchers::default(),
                 activity: Activity::default(),
                 visited: Visited::default(),
-                mount_workers: Workers::default(),
-                mount_turns: MountTurns::default(),
+                edge: OnceLock::new(),
+                domains_changed: Notify::new(),
                 saves,
                 ringing: Mutex::default(),
                 comparisons: watch::Sender::new(0),

@@ -78,6 +78,7 @@ impl From<NodeError> for Error {
             NodeError::Pull { why, message } => not_pulled(*why, message),
             NodeError::NoSuchSnapshot => ErrorKind::NotFound { what: "snapshot" },
             NodeError::NoSuchVolume => ErrorKind::NotFound { what: "volume" },
+            NodeError::NoSuchCheckpoint => ErrorKind::NotFound { what: "checkpoint" },
             NodeError::Cancelled | NodeError::SavedStateUnusable(_) | NodeError::VolumeInUse => {
                 ErrorKind::Conflict(error.to_string())
             }

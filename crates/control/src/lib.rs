@@ -40,7 +40,7 @@ pub use projects::{CreateProject, Project};
 pub use quota::Quota;
 pub use snapshots::{CreateSnapshot, DeletedSnapshot, ListSnapshots, SnapshotRef, UpdateSnapshot};
 pub use ssh_keys::SshKey;
-pub use volumes::{AttachVolume, CreateVolume, VolumeRef, VolumeView};
+pub use volumes::{AttachVolume, CheckpointRef, CreateVolume, VolumeRef, VolumeView};
 pub use workspaces::{
     AllStopped, ConditionalWish, CreateWorkspace, Deleted, ExpiryRenewal, ForkWorkspace, Forked,
     LifecycleChange, ListWorkspaces, Page, RestoreWorkspace, Setting, StartPolicy, UpdateWorkspace,

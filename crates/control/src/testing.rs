@@ -203,6 +203,7 @@ pub async fn quiet(control: &Control) {
             let idle = inner.workers.is_idle()
                 && inner.snapshot_workers.is_idle()
                 && inner.volume_workers.is_idle()
+                && inner.checkpoint_workers.is_idle()
                 && inner.mount_workers.is_idle()
                 && inner.policy_workers.is_idle();
             if due.is_empty() && idle {

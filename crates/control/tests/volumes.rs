@@ -5,7 +5,7 @@ mod ground;
 
 use ground::{LONG, by_id, is_running, provisioned, refused_by_state, running, until};
 use skerry_control::{
-    AttachVolume, Caller, CreateVolume, CreateWorkspace, Error, VolumeRef, Wait,
+    AttachVolume, Caller, CheckpointRef, CreateVolume, CreateWorkspace, Error, VolumeRef, Wait,
     internal_api::NodeError,
     sim_node::Point,
     testing::{self, TestControl},
@@ -24,7 +24,7 @@ async fn volume(test: &TestControl, caller: &Caller, name: &str) -> Volume {
 }
 
 fn at(volume: &Volume, path: &str, mode: MountMode) -> AttachVolume {
-    AttachVolume { volume: VolumeRef::Id(volume.id), path: path.to_owned(), mode }
+    AttachVolume { volume: VolumeRef::Id(volume.id), path: path.to_owned(), mode, checkpoint: None }
 }
 
 fn conflict(error: &Error) -> &str {
@@ -271,4 +271,89 @@ async fn a_volume_that_the_node_could_not_be_asked_to_take_out_is_the_workspaces
     test.control.detach_volume(&caller, &by_id(&made), &which).await.unwrap_err();
     test.quiet().await;
     assert_eq!(test.node.mounts_of(made.id), right);
+}
+
+#[tokio::test]
+async fn checkpoints_are_made_read_beside_a_writer_and_deleted() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let data = volume(&test, &caller, "data").await;
+    let which = VolumeRef::Id(data.id);
+    let request =
+        CreateWorkspace { volumes: vec![at(&data, "/data", MountMode::ReadWrite)], ..running() };
+    let writer = test.control.create_workspace(&caller, request).await.unwrap();
+    let reader = test.control.create_workspace(&caller, running()).await.unwrap();
+    let read = |checkpoint| AttachVolume {
+        checkpoint: Some(checkpoint),
+        ..at(&data, "/then", MountMode::ReadOnly)
+    };
+    let attach = |request| {
+        let (control, caller, which) = (test.control.clone(), caller.clone(), by_id(&reader));
+        async move { control.attach_volume(&caller, &which, request).await }
+    };
+    // Without a checkpoint the latest state is the volume as it is.
+    let refused = attach(read(CheckpointRef::Latest)).await.unwrap_err();
+    assert!(conflict(&refused).contains("attached for writing"), "{refused}");
+
+    let make = |name: Option<&'static str>| {
+        let (control, caller, which) = (test.control.clone(), caller.clone(), which.clone());
+        async move { control.create_checkpoint(&caller, &which, name, LONG).await.unwrap() }
+    };
+    let first = make(Some("first")).await;
+    test.advance(std::time::Duration::from_secs(1));
+    let second = make(None).await;
+    assert_eq!((&first.state, &second.state), (&VolumeState::Ready, &VolumeState::Ready));
+    assert_eq!(second.name.as_str(), "2026-01-01T00:00:01Z");
+    let listed = test.control.list_checkpoints(&caller, &which).await.unwrap();
+    assert_eq!(listed, [second.clone(), first.clone()]);
+
+    let latest = attach(read(CheckpointRef::Latest)).await.unwrap();
+    assert_eq!(latest.checkpoint_id, Some(second.id));
+    let kept = CheckpointRef::Id(second.id);
+    let refused = test.control.delete_checkpoint(&caller, &which, &kept, LONG).await.unwrap_err();
+    assert!(conflict(&refused).contains(reader.slug.as_str()), "{refused}");
+    test.control.detach_volume(&caller, &by_id(&reader), &which).await.unwrap();
+    assert!(test.control.delete_checkpoint(&caller, &which, &kept, LONG).await.unwrap());
+    let gone = attach(read(kept)).await.unwrap_err();
+    assert_eq!(gone.kind(), &ErrorKind::NotFound { what: "checkpoint" });
+    let named = attach(read(CheckpointRef::Name("first".to_owned()))).await.unwrap();
+    assert_eq!(named.checkpoint_id, Some(first.id));
+    let write = AttachVolume { mode: MountMode::ReadWrite, ..read(CheckpointRef::Latest) };
+    let refused = attach(write).await.unwrap_err();
+    assert!(matches!(refused.kind(), ErrorKind::Invalid(invalid) if invalid.field == "mode"));
+
+    // A guest that stands still cannot write back.
+    test.control.pause_workspace(&caller, &by_id(&writer), LONG).await.unwrap();
+    let still = test.control.create_checkpoint(&caller, &which, None, LONG).await.unwrap_err();
+    assert!(refused_by_state(&still).contains("resume or stop"), "{still}");
+    for workspace in [&writer, &reader] {
+        test.control.delete_workspace(&caller, &by_id(workspace), LONG).await.unwrap();
+    }
+    assert!(test.control.delete_volume(&caller, &which, LONG).await.unwrap());
+    let gone = test.control.list_checkpoints(&caller, &which).await.unwrap_err();
+    assert_eq!(gone.kind(), &ErrorKind::NotFound { what: "volume" });
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_cannot_be_made_has_failed_and_their_number_has_a_limit() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let data = volume(&test, &caller, "data").await;
+    let which = VolumeRef::Id(data.id);
+    let full = NodeError::NoCapacity("the host's disk is full".to_owned());
+    test.node.fail_next(Point::EnsureCheckpoint, full);
+    let make = || test.control.create_checkpoint(&caller, &which, Some("one"), LONG);
+    let failed = make().await.unwrap();
+    let VolumeState::Failed(failure) = &failed.state else { panic!("{failed:?}") };
+    assert!(failure.message.contains("disk is full"), "{failure:?}");
+    let failed = CheckpointRef::Id(failed.id);
+    assert!(test.control.delete_checkpoint(&caller, &which, &failed, LONG).await.unwrap());
+    for _ in 0..skerry_model::MAX_CHECKPOINTS_OF_A_VOLUME {
+        make().await.unwrap();
+    }
+    assert!(conflict(&make().await.unwrap_err()).contains("delete one first"));
+
+    let other = test.other_caller("other").await.0;
+    let theirs = test.control.list_checkpoints(&other, &which).await.unwrap_err();
+    assert_eq!(theirs.kind(), &ErrorKind::NotFound { what: "volume" });
 }

@@ -58,6 +58,25 @@ assert shell(second, "cat /srv/data/file; kill $(cat /root/pid); while kill -0 $
 assert client.vms.unmount_volume(second["vm_id"], data, "/srv/data")["status"] == "unmounted"
 assert client.vms.list_volumes(second["vm_id"]) == []
 
+# What it was at a moment is kept, while a guest writes on, and read by who likes.
+client.vms.mount_volume(second["vm_id"], data, "/srv/data")
+shell(second, "echo kept > /srv/data/then")
+checkpoint = client.volumes.create_checkpoint(data, name="before")
+assert (checkpoint["name"], checkpoint["status"]) == ("before", "ready"), checkpoint
+shell(second, "echo changed > /srv/data/then; rm /srv/data/file")
+fourth = client.vms.create(
+    volumes=[{"volume_id": data, "mount_path": "/then", "mode": "ro", "checkpoint_id": checkpoint["id"]}], **SIZE
+)
+assert shell(fourth, "cat /then/then /then/file") == "kept\nsecond\n"
+assert shell(second, "cat /srv/data/then; ls /srv/data") == "changed\nlost+found\nthen\n"
+assert [one["id"] for one in client.volumes.list_checkpoints(data)] == [checkpoint["id"]]
+refused(409, lambda: client.volumes.delete_checkpoint(data, checkpoint["id"]), "attached")
+client.vms.delete(fourth["vm_id"])
+assert client.volumes.delete_checkpoint(data, checkpoint["id"])["status"] == "deleted"
+assert client.volumes.list_checkpoints(data) == []
+shell(second, "echo second > /srv/data/file")
+client.vms.unmount_volume(second["vm_id"], data, "/srv/data")
+
 # Read by two, written by none.
 third = client.vms.create(volumes=[{"volume_id": data, "mount_path": "/in", "mode": "ro"}], **SIZE)
 client.vms.mount_volume(second["vm_id"], data, "/in", mode="ro")

@@ -54,6 +54,9 @@ pub enum NodeError {
     /// No complete volume of this identifier is there.
     #[error("no such volume")]
     NoSuchVolume,
+    /// The volume has no complete checkpoint of this identifier.
+    #[error("no such checkpoint")]
+    NoSuchCheckpoint,
     /// Another workspace writes the volume.
     #[error("the volume is in use by another workspace")]
     VolumeInUse,

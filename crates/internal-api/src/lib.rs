@@ -9,6 +9,7 @@ pub mod guest;
 pub mod node;
 pub mod preview;
 pub mod route;
+pub mod volume;
 
 pub use error::{ConnectFailure, NodeError, PullFailure};
 pub use guest::{
@@ -19,10 +20,11 @@ pub use node::{
     DoctorCheck, DoctorLevel, EgressRefusal, EgressRefusals, ImageInfo, ImagePull, LogSource,
     NodeApi, NodeCapacity, NodeDoctor, NodeEvent, NodeNetwork, PullStep, RefusedEgress,
     SnapshotContents, SnapshotInfo, StartFrom, StartPath, StartStatistics, StopMode, VmExit,
-    VmPhase, VmReport, VmSpec, VolumeInfo,
+    VmPhase, VmReport, VmSpec,
 };
 pub use preview::{
     OpenPreview, PREVIEW_TOKEN_CHARS, PreviewAddress, PreviewCredential, PreviewRefusal,
     RESERVED_LABELS, TokenAddress,
 };
 pub use route::{KeyFingerprint, RouteApi, RouteCredential, RouteError};
+pub use volume::VolumeInfo;

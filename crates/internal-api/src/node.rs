@@ -5,15 +5,15 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skerry_model::{
-    EnvVar, HeldMount, HostName, Incarnation, NetworkPolicy, NodeId, PrivateAddress, Shape,
-    SnapshotId, Timestamp, VolumeId, VolumeMount, WorkspaceId,
+    CheckpointId, EnvVar, HeldMount, HostName, Incarnation, NetworkPolicy, NodeId, PrivateAddress,
+    Shape, SnapshotId, Timestamp, VolumeId, VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef, LogRetention},
 };
 use tokio::sync::broadcast;
 
 pub use skerry_model::{SnapshotContents, StartFrom, StartPath};
 
-use crate::{ByteStream, GuestApi, NodeError};
+use crate::{ByteStream, GuestApi, NodeError, VolumeInfo};
 
 /// What the node has to run for a workspace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,17 +38,6 @@ pub struct VmSpec {
     /// What is mounted when the guest is ready. From saved memory they are what they were.
     #[serde(default)]
     pub volumes: Vec<VolumeMount>,
-}
-
-/// A volume as the node has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VolumeInfo {
-    /// Which.
-    pub id: VolumeId,
-    /// How large the disk of its file system is.
-    pub size_bytes: u64,
-    /// What it takes on the node's disk.
-    pub used_bytes: u64,
 }
 
 /// A snapshot as the node has it: immutable and complete.
@@ -418,7 +407,32 @@ pub trait NodeApi: Send + Sync {
         Err(NodeError::Unsupported("volumes".to_owned()))
     }
 
-    /// Removes a volume. Removing what is not there is a success.
+    /// Makes a checkpoint of a volume: what is on it now, kept. One of this identifier that is there is a
+    /// success. Where a guest writes the volume it stands still for that moment, its file systems written
+    /// back. On an error there is no such checkpoint.
+    ///
+    /// # Errors
+    /// [`NodeError::NoSuchVolume`]; [`NodeError::NotRunning`] when the VM that writes it stands still.
+    async fn ensure_checkpoint(
+        &self,
+        volume_id: VolumeId,
+        checkpoint_id: CheckpointId,
+    ) -> Result<(), NodeError> {
+        let _ = (volume_id, checkpoint_id);
+        Err(NodeError::Unsupported("checkpoints of volumes".to_owned()))
+    }
+
+    /// Removes a checkpoint; who reads it keeps what it has. Removing what is not there is a success.
+    async fn ensure_checkpoint_deleted(
+        &self,
+        volume_id: VolumeId,
+        checkpoint_id: CheckpointId,
+    ) -> Result<(), NodeError> {
+        let _ = (volume_id, checkpoint_id);
+        Err(NodeError::Unsupported("checkpoints of volumes".to_owned()))
+    }
+
+    /// Removes a volume and its checkpoints. Removing what is not there is a success.
     ///
     /// # Errors
     /// [`NodeError::VolumeInUse`] while a VM writes it. One that is only read goes, and its readers
@@ -438,7 +452,7 @@ pub trait NodeApi: Send + Sync {
     ///
     /// # Errors
     /// [`NodeError::NotRunning`], also for a VM that is paused; [`NodeError::NoSuchVolume`];
-    /// [`NodeError::VolumeInUse`]; the guest's refusal.
+    /// [`NodeError::NoSuchCheckpoint`]; [`NodeError::VolumeInUse`]; the guest's refusal.
     async fn ensure_volume_attached(
         &self,
         workspace_id: WorkspaceId,

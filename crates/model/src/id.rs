@@ -73,6 +73,10 @@ ids! {
     AccountId;
     /// One API key of an account (the record, not the secret).
     ApiKeyId;
+    /// A frozen state of a volume.
+    CheckpointId;
+    /// A custom domain: a name somebody has brought.
+    DomainId;
     /// A machine that runs VMs.
     NodeId;
     /// A grouping of workspaces (Aether's project).

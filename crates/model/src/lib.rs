@@ -5,6 +5,8 @@
 //! bytes are arguments). This crate refuses to know HTTP, databases, hypervisors and every dialect:
 //! it does not know how an identifier looks on anyone's wire, only which 128 bits it is.
 
+pub mod checkpoint;
+pub mod domain;
 pub mod error;
 pub mod failure;
 pub mod id;
@@ -25,11 +27,13 @@ pub mod workspace;
 #[cfg(test)]
 mod test_ground;
 
+pub use checkpoint::{Checkpoint, MAX_CHECKPOINTS_OF_A_VOLUME, next_checkpoint_step};
+pub use domain::{CustomDomain, DomainState, Issuance, KeyedCertificate, check_domain_name};
 pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
 pub use id::{
-    AccountId, ApiKeyId, Incarnation, NodeId, ProjectId, PublishedPortId, SnapshotId, SshKeyId,
-    VolumeId, WorkspaceId,
+    AccountId, ApiKeyId, CheckpointId, DomainId, Incarnation, NodeId, ProjectId, PublishedPortId,
+    SnapshotId, SshKeyId, VolumeId, WorkspaceId,
 };
 pub use lifecycle::{
     Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd,

@@ -17,7 +17,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AccountId, DisplayName, Failure, FailureCode, Invalid, Timestamp, VolumeId, WorkspaceId,
+    AccountId, CheckpointId, DisplayName, Failure, FailureCode, Invalid, Timestamp, VolumeId,
+    WorkspaceId,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -208,6 +209,9 @@ pub struct VolumeMount {
     pub path: MountPath,
     /// For what.
     pub mode: MountMode,
+    /// Which of its checkpoints, to be read; `None`: the volume as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_id: Option<CheckpointId>,
 }
 
 /// A mount, and whose it is.
@@ -289,13 +293,16 @@ pub fn admit_attachment(
     workspace_id: WorkspaceId,
     path: &MountPath,
     mode: MountMode,
+    checkpoint_id: Option<CheckpointId>,
     of_volume: &[Attachment],
     of_workspace: &[VolumeMount],
 ) -> Result<VolumeSlot, AttachRefusal> {
     if of_volume.iter().any(|held| held.workspace_id == workspace_id) {
         return Err(AttachRefusal::Already);
     }
-    for held in of_volume {
+    // A checkpoint never changes: whoever reads one is in nobody's way.
+    let of_itself = of_volume.iter().filter(|held| held.mount.checkpoint_id.is_none());
+    for held in of_itself.filter(|_| checkpoint_id.is_none()) {
         match (held.mount.mode, mode) {
             (MountMode::ReadWrite, _) => return Err(AttachRefusal::HasWriter(held.workspace_id)),
             (MountMode::ReadOnly, MountMode::ReadWrite) => {
@@ -335,6 +342,46 @@ impl VolumeState {
             Self::Ready => "ready",
             Self::Failed(_) => "failed",
             Self::Deleting => "deleting",
+        }
+    }
+}
+
+impl VolumeState {
+    /// Applies something that happened; answers whether anything changed.
+    pub(crate) fn apply(&mut self, event: &VolumeEvent) -> bool {
+        let next = match (&*self, event) {
+            (Self::Deleting, _)
+            | (Self::Ready, VolumeEvent::Made | VolumeEvent::Failed(_))
+            | (Self::Creating, VolumeEvent::Lost(_))
+            | (Self::Failed(_), VolumeEvent::Failed(_) | VolumeEvent::Lost(_)) => return false,
+            (Self::Creating | Self::Ready | Self::Failed(_), VolumeEvent::DeletionBegun) => {
+                Self::Deleting
+            }
+            (Self::Creating | Self::Failed(_), VolumeEvent::Made) => Self::Ready,
+            (Self::Creating, VolumeEvent::Failed(failure))
+            | (Self::Ready, VolumeEvent::Lost(failure)) => Self::Failed(failure.clone()),
+        };
+        *self = next;
+        true
+    }
+
+    /// The next step with what is in this state. `lost` is the sentence for what is no longer on its
+    /// node.
+    pub(crate) fn next_step(&self, observed: OnNode, lost: &str, now: Timestamp) -> VolumeStep {
+        match (self, observed) {
+            (Self::Deleting, _) => VolumeStep::Delete,
+            (Self::Creating, OnNode::Absent) => VolumeStep::Make,
+            // Its outcome was not heard, or it came about after it was given up.
+            (Self::Creating | Self::Failed(_), OnNode::Present) => {
+                VolumeStep::Record(VolumeEvent::Made)
+            }
+            (Self::Ready, OnNode::Absent) => {
+                let failure = Failure::new(FailureCode::SavedStateUnusable, lost, now);
+                VolumeStep::Record(VolumeEvent::Lost(failure))
+            }
+            (Self::Ready, OnNode::Present) | (Self::Failed(_), OnNode::Absent) => {
+                VolumeStep::Nothing
+            }
         }
     }
 }
@@ -398,27 +445,7 @@ impl Volume {
     /// Applies something that happened; answers whether the record changed. A deletion is accepted in
     /// every state and nothing after it.
     pub fn apply(&mut self, event: &VolumeEvent) -> bool {
-        let next = match (&self.state, event) {
-            (VolumeState::Deleting, _)
-            | (VolumeState::Ready, VolumeEvent::Made | VolumeEvent::Failed(_))
-            | (VolumeState::Creating, VolumeEvent::Lost(_))
-            | (VolumeState::Failed(_), VolumeEvent::Failed(_) | VolumeEvent::Lost(_)) => {
-                return false;
-            }
-            (
-                VolumeState::Creating | VolumeState::Ready | VolumeState::Failed(_),
-                VolumeEvent::DeletionBegun,
-            ) => VolumeState::Deleting,
-            (VolumeState::Creating | VolumeState::Failed(_), VolumeEvent::Made) => {
-                VolumeState::Ready
-            }
-            (VolumeState::Creating, VolumeEvent::Failed(failure))
-            | (VolumeState::Ready, VolumeEvent::Lost(failure)) => {
-                VolumeState::Failed(failure.clone())
-            }
-        };
-        self.state = next;
-        true
+        self.state.apply(event)
     }
 }
 
@@ -448,22 +475,7 @@ pub enum VolumeStep {
 /// total.
 #[must_use]
 pub fn next_volume_step(volume: &Volume, observed: OnNode, now: Timestamp) -> VolumeStep {
-    match (&volume.state, observed) {
-        (VolumeState::Deleting, _) => VolumeStep::Delete,
-        (VolumeState::Creating, OnNode::Absent) => VolumeStep::Make,
-        // Its outcome was not heard, or it came about after it was given up.
-        (VolumeState::Creating | VolumeState::Failed(_), OnNode::Present) => {
-            VolumeStep::Record(VolumeEvent::Made)
-        }
-        (VolumeState::Ready, OnNode::Absent) => {
-            let message = "the volume is no longer on its node";
-            let failure = Failure::new(FailureCode::SavedStateUnusable, message, now);
-            VolumeStep::Record(VolumeEvent::Lost(failure))
-        }
-        (VolumeState::Ready, OnNode::Present) | (VolumeState::Failed(_), OnNode::Absent) => {
-            VolumeStep::Nothing
-        }
-    }
+    volume.state.next_step(observed, "the volume is no longer on its node", now)
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ fn wishes() -> impl Strategy<Value = Vec<VolumeMount>> {
             let volume_id = VolumeId::from_u128(volume);
             if wishes.iter().all(|other| other.volume_id != volume_id) {
                 let path = MountPath::parse(path).unwrap();
-                wishes.push(VolumeMount { volume_id, slot, path, mode });
+                wishes.push(VolumeMount { volume_id, slot, path, mode, checkpoint_id: None });
             }
         }
         wishes
@@ -146,9 +146,10 @@ proptest! {
                 .filter(|held| held.workspace_id == workspace_id)
                 .map(|held| held.mount.clone())
                 .collect();
-            let admitted = admit_attachment(workspace_id, &path, mode, &of_volume, &of_workspace);
+            let admitted =
+                admit_attachment(workspace_id, &path, mode, None, &of_volume, &of_workspace);
             if let Ok(slot) = admitted {
-                let mount = VolumeMount { volume_id, slot, path, mode };
+                let mount = VolumeMount { volume_id, slot, path, mode, checkpoint_id: None };
                 all.push(Attachment { workspace_id, mount });
             }
         }
@@ -203,13 +204,46 @@ fn a_workspace_has_as_many_volumes_as_its_machine_has_slots() {
     let mut held = Vec::new();
     for number in 0..VolumeSlot::COUNT {
         let path = MountPath::parse(&format!("/volume-{number}")).unwrap();
-        let slot = admit_attachment(here, &path, MountMode::ReadWrite, &[], &held).unwrap();
+        let slot = admit_attachment(here, &path, MountMode::ReadWrite, None, &[], &held).unwrap();
         let volume_id = VolumeId::from_u128(number.into());
-        held.push(VolumeMount { volume_id, slot, path, mode: MountMode::ReadWrite });
+        held.push(VolumeMount {
+            volume_id,
+            slot,
+            path,
+            mode: MountMode::ReadWrite,
+            checkpoint_id: None,
+        });
     }
     let path = MountPath::parse("/more").unwrap();
-    let more = |held: &[VolumeMount]| admit_attachment(here, &path, MountMode::ReadOnly, &[], held);
+    let more =
+        |held: &[VolumeMount]| admit_attachment(here, &path, MountMode::ReadOnly, None, &[], held);
     assert_eq!(more(&held), Err(AttachRefusal::NoSlot));
     let freed = held.remove(1).slot;
     assert_eq!(more(&held), Ok(freed));
+}
+
+#[test]
+fn a_checkpoint_is_read_beside_whoever_writes_the_volume() {
+    let (writer, reader) = (WorkspaceId::from_u128(1), WorkspaceId::from_u128(2));
+    let (volume_id, slot) = (VolumeId::from_u128(1), VolumeSlot::new(0).unwrap());
+    let path = MountPath::parse("/data").unwrap();
+    let checkpoint = Some(CheckpointId::from_u128(1));
+    let mount = |mode, checkpoint_id| VolumeMount {
+        volume_id,
+        slot,
+        path: path.clone(),
+        mode,
+        checkpoint_id,
+    };
+    let held = |workspace_id, mount| [Attachment { workspace_id, mount }];
+    let written = held(writer, mount(MountMode::ReadWrite, None));
+    let admit = |who, mode, checkpoint, of_volume: &[Attachment]| {
+        admit_attachment(who, &path, mode, checkpoint, of_volume, &[])
+    };
+    let read = |checkpoint| admit(reader, MountMode::ReadOnly, checkpoint, &written);
+    assert_eq!(read(None), Err(AttachRefusal::HasWriter(writer)));
+    assert_eq!(read(checkpoint), Ok(slot));
+    let read = held(reader, mount(MountMode::ReadOnly, checkpoint));
+    assert_eq!(admit(writer, MountMode::ReadWrite, None, &read), Ok(slot));
+    assert_eq!(admit(reader, MountMode::ReadWrite, None, &read), Err(AttachRefusal::Already));
 }

@@ -224,6 +224,21 @@ impl Disk {
         }
     }
 
+    /// Records a disk that is the frozen layers of `foundation` and nothing else. One that is recorded
+    /// already stays.
+    pub fn keep(&self, foundation: &Foundation) -> Result<(), Error> {
+        if self.exists() {
+            return Ok(());
+        }
+        let _kept = self.disks.layers.guard(&foundation.layers)?;
+        self.commit(&DiskRecord::new(DiskChain {
+            overlay: None,
+            layers: foundation.layers.clone(),
+            image_digest: foundation.image_digest.clone(),
+            size_bytes: whole_sectors(foundation.size_bytes),
+        }))
+    }
+
     /// Removes the disk and everything of it; a success when there is none. Layers that nobody else
     /// needs go with it.
     pub fn remove(&self) -> Result<(), Error> {

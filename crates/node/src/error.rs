@@ -67,6 +67,9 @@ pub enum Error {
     /// No volume of this identifier is there.
     #[error("there is no such volume")]
     NoSuchVolume,
+    /// The volume has no checkpoint of this identifier.
+    #[error("there is no such checkpoint")]
+    NoSuchCheckpoint,
     /// Another VM writes the volume.
     #[error("another VM writes the volume")]
     VolumeInUse,
@@ -134,6 +137,7 @@ impl Error {
             }
             Self::NoSuchSnapshot => NodeError::NoSuchSnapshot,
             Self::NoSuchVolume => NodeError::NoSuchVolume,
+            Self::NoSuchCheckpoint => NodeError::NoSuchCheckpoint,
             Self::VolumeInUse => NodeError::VolumeInUse,
             Self::Cancelled => NodeError::NotRunning,
             Self::Guest(error) => error.clone(),

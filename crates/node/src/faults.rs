@@ -145,6 +145,17 @@ pub const VOLUME_POINTS: &[&str] = &[
     "volume_detached",
 ];
 
+/// The points of checkpoints of volumes that a VM writes.
+pub const CHECKPOINT_POINTS: &[&str] = &[
+    "checkpoint_synced",
+    "checkpoint_intended",
+    "checkpoint_frozen",
+    "checkpoint_pushed",
+    "checkpoint_went_on",
+    "checkpoint_overlay_kept",
+    "checkpoint_recorded",
+];
+
 /// The points of disks and saved states. They are passed where nothing can be awaited: a planned hang
 /// is a failure there.
 pub const SAVED_POINTS: &[&str] = &[
@@ -272,6 +283,7 @@ fn all_points() -> impl Iterator<Item = &'static str> {
         .chain(SAVED_POINTS)
         .chain(INSTANT_POINTS)
         .chain(VOLUME_POINTS)
+        .chain(CHECKPOINT_POINTS)
         .copied()
 }
 

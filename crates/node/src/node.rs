@@ -1,6 +1,7 @@
 //! The node: the register of VMs and what control may ask.
 
 mod open;
+mod volumes;
 
 use std::{
     collections::{HashMap, hash_map},
@@ -15,7 +16,8 @@ use skerry_internal_api::{
     StopMode, VmPhase, VmReport, VmSpec, VolumeInfo,
 };
 use skerry_model::{
-    Incarnation, NetworkPolicy, NodeId, SnapshotId, VolumeId, VolumeMount, WorkspaceId,
+    CheckpointId, Incarnation, NetworkPolicy, NodeId, SnapshotId, VolumeId, VolumeMount,
+    WorkspaceId,
 };
 use skerry_vmm::Vmm;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -269,21 +271,6 @@ impl Node {
         self.ending().or(lost).map(Err)
     }
 
-    async fn with_volumes<T: Send + 'static>(
-        &self,
-        step: &'static str,
-        work: impl FnOnce(&Volumes) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, NodeError> {
-        if let Some(error) = self.ending() {
-            return Err(error);
-        }
-        let volumes = Arc::clone(&self.host.volumes);
-        blocking(move || work(&volumes))
-            .await
-            .map_err(StepFailed::at(step))
-            .map_err(|failed| failed.report("working on volumes"))
-    }
-
     fn ending(&self) -> Option<NodeError> {
         let ending = self.host.shutdown.is_cancelled() || self.host.abandon.is_cancelled();
         ending.then_some(NodeError::Step { step: "node_shutdown" })
@@ -380,6 +367,25 @@ impl NodeApi for Node {
 
     async fn ensure_volume(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
         self.with_volumes("make_volume", move |volumes| volumes.ensure(id, size_bytes)).await
+    }
+
+    async fn ensure_checkpoint(
+        &self,
+        volume_id: VolumeId,
+        checkpoint_id: CheckpointId,
+    ) -> Result<(), NodeError> {
+        self.make_checkpoint(volume_id, checkpoint_id).await
+    }
+
+    async fn ensure_checkpoint_deleted(
+        &self,
+        volume_id: VolumeId,
+        checkpoint_id: CheckpointId,
+    ) -> Result<(), NodeError> {
+        self.with_volumes("remove_checkpoint", move |volumes| {
+            volumes.delete_checkpoint(volume_id, checkpoint_id)
+        })
+        .await
     }
 
     async fn ensure_volume_deleted(&self, id: VolumeId) -> Result<(), NodeError> {

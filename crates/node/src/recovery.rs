@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 
 use futures::{StreamExt, stream};
 use skerry_internal_api::VmExit;
-use skerry_model::{Incarnation, WorkspaceId};
+use skerry_model::{Incarnation, MountMode, WorkspaceId};
 use skerry_vmm::{Vm, VmmError, VmmRecord};
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     saved::{About, Sealed},
     spec_file,
     vm::{
-        CPUS_WITHIN,
+        CPUS_WITHIN, Top,
         bring_up::Leases,
         cancel_save,
         owner::{Contact, Cpus, Found},
@@ -236,9 +236,14 @@ async fn settle_vm(
         cancel_save(vm).await?;
     }
     let disk = host.storage.disks.at(&paths.dir);
-    if let Err(error) = settle_push(vm, &disk).await {
-        // Nobody depends on knowing it yet.
-        tracing::error!(error = chain(&error), "on which file a guest writes is not known");
+    let volumes = state.volumes.values().filter(|mount| mount.mode == MountMode::ReadWrite);
+    let volumes =
+        volumes.map(|mount| (Top::Volume(mount.slot), host.volumes.disk_of(mount.volume_id)));
+    for (top, disk) in [(Top::Root, disk.clone())].into_iter().chain(volumes) {
+        if let Err(error) = settle_push(vm, top, &disk).await {
+            // Nobody depends on knowing it yet.
+            tracing::error!(error = chain(&error), "on which file a guest writes is not known");
+        }
     }
     // The start that replaced it is complete.
     blocking(move || disk.keep_replacement()).await?;

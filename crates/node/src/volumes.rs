@@ -14,6 +14,10 @@
 //! frozen of it, thrown away afterwards: the journal of a file system whose last writer was killed has
 //! to be replayed before it can be read, also by readers, and none of them sees another's.
 
+mod checkpoints;
+
+pub(crate) use checkpoints::checkpoints_dir;
+
 use std::{
     collections::HashMap,
     fs::{self, File, Permissions},
@@ -44,6 +48,8 @@ const MAX_RECORD_BYTES: u64 = 4096;
 /// What an empty file system takes at most, beside one part in so many of its size.
 const EMPTY_BYTES: u64 = 8 << 20;
 const EMPTY_SHARE: u64 = 256;
+/// What freezing a top takes: the one that comes above it, and records.
+pub(crate) const EMPTY_OVERLAY_BYTES: u64 = 1 << 20;
 /// Being made, or removed.
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
@@ -77,8 +83,13 @@ pub(crate) struct Volumes {
 /// layers are needed.
 pub(crate) fn sweep(dir: &Path) -> Result<(), Error> {
     make_private_dir(dir)?;
-    for name in names_in(dir)?.iter().filter(|name| name.starts_with('.')) {
-        remove_tree(&dir.join(name))?;
+    for name in names_in(dir)? {
+        let place = dir.join(&name);
+        if name.starts_with('.') {
+            remove_tree(&place)?;
+        } else {
+            checkpoints::sweep(&place)?;
+        }
     }
     Ok(())
 }
@@ -149,6 +160,7 @@ impl Volumes {
             sync_parent(&gone)?;
             self.disks.moved(&place, &gone);
         }
+        self.forget_checkpoints(&place, &gone)?;
         self.disks.at(&gone).remove()?;
         remove_tree(&gone)
     }
@@ -172,25 +184,30 @@ impl Volumes {
         let place = self.place(id);
         let Some(record) = read_record(&place)? else { return Ok(None) };
         let mut files = vec![place.join(BASE)];
+        let mut layers = self.layers_of_checkpoints(id)?;
         if let Some(chain) = self.disks.at(&place).chain()? {
             files.extend(chain.overlay.map(|overlay| place.join(overlay.file_name())));
-            files.extend(chain.layers.iter().map(|layer| self.layers.path(*layer)));
+            layers.extend(chain.layers);
         }
+        files.extend(layers.iter().map(|layer| self.layers.path(*layer)));
         // Blocks of 512 bytes; one that has just been frozen counts next time.
         let allocated = |path: &PathBuf| fs::metadata(path).map_or(0, |found| found.blocks() * 512);
         let used_bytes = files.iter().map(allocated).sum();
-        Ok(Some(VolumeInfo { id, size_bytes: record.size_bytes, used_bytes }))
+        let checkpoints = self.checkpoints(id)?;
+        Ok(Some(VolumeInfo { id, size_bytes: record.size_bytes, used_bytes, checkpoints }))
     }
 
     /// The disk for a VM that mounts the volume in this way.
     ///
     /// # Errors
-    /// [`Error::NoSuchVolume`]; [`Error::VolumeInUse`] when another VM writes it.
+    /// [`Error::NoSuchVolume`], [`Error::NoSuchCheckpoint`]; [`Error::VolumeInUse`] when another VM writes
+    /// it, unless it is a checkpoint that is read.
     pub fn open(&self, mount: &VolumeMount, vm_dir: &Path) -> Result<OpenVolume, Error> {
         let mut writers = self.writers();
         let place = self.place(mount.volume_id);
         let record = read_record(&place)?.ok_or(Error::NoSuchVolume)?;
-        if writers.get(&mount.volume_id).is_some_and(|writer| writer != vm_dir) {
+        let is_written = writers.get(&mount.volume_id).is_some_and(|writer| writer != vm_dir);
+        if is_written && mount.checkpoint_id.is_none() {
             return Err(Error::VolumeInUse);
         }
         let own = self.disks.at(&place);
@@ -218,8 +235,11 @@ impl Volumes {
         let layers = match scratch.chain()? {
             // What a guest that was suspended knows of it is in its memory.
             Some(chain) => chain.layers,
-            None if own.exists() => own.freeze()?.layers,
-            None => Vec::new(),
+            None => match mount.checkpoint_id {
+                Some(checkpoint) => self.layers_of(mount.volume_id, checkpoint)?,
+                None if own.exists() => own.freeze()?.layers,
+                None => Vec::new(),
+            },
         };
         make_private_dir(&dir)?;
         sync_parent(&dir)?;

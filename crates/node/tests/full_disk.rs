@@ -20,7 +20,10 @@ use nix::{
     unistd::geteuid,
 };
 use skerry_internal_api::{NodeApi, NodeError, SnapshotContents, StartFrom, VmSpec};
-use skerry_model::{Incarnation, MemMib, SnapshotId, WorkspaceId};
+use skerry_model::{
+    CheckpointId, Incarnation, MemMib, MountMode, MountPath, SnapshotId, VolumeId, VolumeMount,
+    VolumeSlot, WorkspaceId,
+};
 use skerry_node::{Node, NodeConfig};
 use skerry_vmm::fake::FakeVmm;
 use support::{
@@ -29,6 +32,7 @@ use support::{
 };
 
 const ID: WorkspaceId = WorkspaceId::from_u128(1);
+const DATA: VolumeId = VolumeId::from_u128(7);
 const SNAPSHOT: SnapshotId = SnapshotId::from_u128(100);
 /// Names the directory that the process of its own mounts upon.
 const MOUNT_POINT: &str = "SKERRY_TEST_MOUNT_POINT";
@@ -49,19 +53,41 @@ fn rooms() -> impl Iterator<Item = u64> {
 enum Act {
     Suspend,
     Snapshot(SnapshotContents),
+    /// Of a volume that the VM writes.
+    Checkpoint,
 }
 
 impl Act {
-    const ALL: [Self; 3] = [
+    const ALL: [Self; 4] = [
         Self::Suspend,
         Self::Snapshot(SnapshotContents::DiskAndMemory),
         Self::Snapshot(SnapshotContents::Disk),
+        Self::Checkpoint,
     ];
+
+    /// What there has to be first.
+    async fn prepare(self, node: &Node) {
+        match self {
+            Self::Suspend | Self::Snapshot(_) => {}
+            Self::Checkpoint => {
+                node.ensure_volume(DATA, 16 * MIB).await.unwrap();
+                let mount = VolumeMount {
+                    volume_id: DATA,
+                    slot: VolumeSlot::new(0).unwrap(),
+                    path: MountPath::parse("/data").unwrap(),
+                    mode: MountMode::ReadWrite,
+                    checkpoint_id: None,
+                };
+                node.ensure_volume_attached(ID, Incarnation(1), mount).await.unwrap();
+            }
+        }
+    }
 
     async fn take_place(self, node: &Node) -> Result<(), NodeError> {
         match self {
             Self::Suspend => node.ensure_suspended(ID, Incarnation(1)).await.map(drop),
             Self::Snapshot(contents) => take(node, 100, contents).await.map(drop),
+            Self::Checkpoint => node.ensure_checkpoint(DATA, CheckpointId::from_u128(1)).await,
         }
     }
 }
@@ -161,6 +187,7 @@ async fn succeeds_with(act: Act, mount_point: &Path, room: u64) -> bool {
     node.ensure_running(small(&world, 1, 1)).await.unwrap();
     world.remember(1, 7);
     world.write(1, 8);
+    act.prepare(&node).await;
     let filler = Filler::leaving(mount_point, room);
     let outcome = act.take_place(&node).await;
     if let Err(error) = &outcome {
@@ -186,6 +213,7 @@ async fn succeeds_with(act: Act, mount_point: &Path, room: u64) -> bool {
     node.ensure_stopped(ID, Incarnation(9), GRACEFUL).await.unwrap();
     node.ensure_deleted(ID).await.unwrap();
     node.ensure_snapshot_deleted(SNAPSHOT).await.unwrap();
+    node.ensure_volume_deleted(DATA).await.unwrap();
     node.settled().await;
     assert_nothing(&world, 1);
     assert_eq!(world.layers(), Vec::<String>::new(), "{act:?} with {room} bytes");

@@ -27,6 +27,7 @@ fn mount(slot: u8, mode: MountMode) -> VolumeMount {
         slot: VolumeSlot::new(slot).unwrap(),
         path: MountPath::parse("/data").unwrap(),
         mode,
+        checkpoint_id: None,
     }
 }
 

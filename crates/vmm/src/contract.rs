@@ -550,6 +550,23 @@ pub trait Vm: Send + Sync {
         Err(VmmError::Unsupported(Capability::Volumes))
     }
 
+    /// [`Vm::push_overlay`] for the disk in a slot; an empty slot is a refusal.
+    async fn push_volume_overlay(
+        &self,
+        slot: VolumeSlot,
+        overlay: &std::path::Path,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        let _ = (slot, overlay, within);
+        Err(VmmError::Unsupported(Capability::Volumes))
+    }
+
+    /// [`Vm::flatten_disk`] for the disk in a slot. Emptying the slot ends it, too.
+    async fn flatten_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {
+        let _ = (slot, within);
+        Err(VmmError::Unsupported(Capability::Volumes))
+    }
+
     /// Empties a slot: everything the guest had flushed is in the overlay, which the process does not
     /// have open any more. The guest should have let go of the disk; one that has not gets errors. An
     /// empty slot is a success.

@@ -18,7 +18,7 @@ pub use saved::{
 };
 pub use ssh::{SshArgs, SshKeyCommand};
 pub use values::{Bytes, EnvArg, Mebibytes, Place, Seconds};
-pub use volumes::{MountArg, VolumeCommand, VolumeCreateArgs};
+pub use volumes::{CheckpointCommand, MountArg, VolumeCommand, VolumeCreateArgs};
 
 /// Flags that every command takes.
 #[derive(Clone, Debug, Default, Args)]
@@ -231,7 +231,7 @@ pub struct CreateArgs {
     pub env: Vec<EnvArg>,
 
     /// A volume and where to mount it; may be given several times
-    #[arg(short, long = "volume", value_name = "VOLUME:PATH[:ro]")]
+    #[arg(short, long = "volume", value_name = "VOLUME[@CHECKPOINT]:PATH[:ro]")]
     pub volumes: Vec<MountArg>,
 
     /// A slug, for addresses [default: made from the name]

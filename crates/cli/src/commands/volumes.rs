@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::workspaces::{finish, keep_first};
 use crate::{
-    args::{MountArg, VolumeCommand, VolumeCreateArgs},
+    args::{CheckpointCommand, MountArg, VolumeCommand, VolumeCreateArgs},
     client::{Client, read},
     error::Error,
     output::{self, Output, fields, table},
@@ -42,7 +42,7 @@ pub(crate) async fn volume(
             output.answer(&answer, || Ok(shown(&read(&answer)?))).map(done)
         }
         VolumeCommand::Rm { volumes, wait } => {
-            remove(client, &volumes, wait.seconds(), output).await.map(done)
+            remove(client, &["volumes"], &volumes, wait.seconds(), output).await.map(done)
         }
         VolumeCommand::Attach { workspace, mount } => {
             let waiting = spinner(output, format!("attaching {} to {workspace}", mount.volume));
@@ -53,6 +53,7 @@ pub(crate) async fn volume(
             let text = format!("{} {} {}\n", mount.volume, mount.path, mount.mode);
             output.answer(&answer, || Ok(output::printable(&text))).map(done)
         }
+        VolumeCommand::Checkpoint { command } => checkpoint(client, command, output).await,
         VolumeCommand::Detach { workspace, volumes } => {
             detach(client, &workspace, &volumes, output).await.map(done)
         }
@@ -61,7 +62,86 @@ pub(crate) async fn volume(
 
 /// A mount as the API is asked for it.
 pub(super) fn asked(mount: &MountArg) -> Value {
-    json!({ "volume": mount.volume, "mount_path": mount.path, "mode": mount.mode })
+    let mut asked = json!({ "volume": mount.volume, "mount_path": mount.path, "mode": mount.mode });
+    if let Some(checkpoint) = &mount.checkpoint {
+        asked["checkpoint"] = checkpoint.as_str().into();
+    }
+    asked
+}
+
+async fn checkpoint(
+    client: &Client,
+    command: CheckpointCommand,
+    output: Output,
+) -> Result<ExitCode, Error> {
+    let done = |()| ExitCode::SUCCESS;
+    match command {
+        CheckpointCommand::Create { volume, name, wait } => {
+            freeze(client, &volume, name, wait.seconds(), output).await
+        }
+        CheckpointCommand::Ls { volume } => {
+            let answer = client.get(&["volumes", &volume, "checkpoints"], &[]).await?;
+            output.answer(&answer, || Ok(checkpoints(&read(&answer)?))).map(done)
+        }
+        CheckpointCommand::Rm { volume, checkpoints, wait } => {
+            let parent = ["volumes", &volume, "checkpoints"];
+            remove(client, &parent, &checkpoints, wait.seconds(), output).await.map(done)
+        }
+    }
+}
+
+async fn freeze(
+    client: &Client,
+    volume: &str,
+    name: Option<String>,
+    seconds: u32,
+    output: Output,
+) -> Result<ExitCode, Error> {
+    let waiting = spinner(output, format!("making a checkpoint of {volume}"));
+    let body = name.map_or_else(|| json!({}), |name| json!({ "name": name }));
+    let wait = [("wait", seconds.to_string())];
+    let path = ["volumes", volume, "checkpoints"];
+    let answer = client.call(Method::POST, &path, &wait, Some(&body), seconds).await?;
+    drop(waiting);
+    let made: wire::Checkpoint = read(&answer)?;
+    output.answer(&answer, || {
+        Ok(fields(&[
+            ("name", made.name.clone()),
+            ("id", made.id.clone()),
+            ("state", made.state.clone()),
+        ]))
+    })?;
+    came_about("checkpoint", &made.name, &made.state, made.failure.as_ref(), seconds)
+}
+
+/// The exit code for something that should be ready after waiting `seconds` for it. Not having waited is
+/// no failure.
+fn came_about(
+    what: &str,
+    name: &str,
+    state: &str,
+    failure: Option<&wire::VolumeFailure>,
+    seconds: u32,
+) -> Result<ExitCode, Error> {
+    match (state, failure) {
+        ("ready", _) => Ok(ExitCode::SUCCESS),
+        (_, Some(failure)) => Err(Error::NotReached(format!(
+            "the {what} {name} failed: {} ({})",
+            failure.message, failure.code
+        ))),
+        (_, None) if seconds == 0 => Ok(ExitCode::SUCCESS),
+        (state, None) => Err(Error::NotReached(format!(
+            "the {what} {name} is {state} and not ready after {seconds} s; it goes on"
+        ))),
+    }
+}
+
+fn checkpoints(list: &wire::CheckpointList) -> String {
+    let row = |one: &wire::Checkpoint| {
+        [one.name.clone(), one.id.clone(), one.state.clone(), output::time(&one.created_at)]
+    };
+    let rows: Vec<_> = list.checkpoints.iter().map(row).collect();
+    table(["NAME", "ID", "STATE", "CREATED"], &rows)
 }
 
 async fn create(
@@ -77,37 +157,29 @@ async fn create(
     drop(waiting);
     let volume: wire::Volume = read(&answer)?;
     output.answer(&answer, || Ok(shown(&volume)))?;
-    match (volume.state.as_str(), &volume.failure) {
-        ("ready", _) => Ok(ExitCode::SUCCESS),
-        (_, Some(failure)) => Err(Error::NotReached(format!(
-            "the volume {} failed: {} ({})",
-            volume.name, failure.message, failure.code
-        ))),
-        (_, None) if seconds == 0 => Ok(ExitCode::SUCCESS),
-        (state, None) => Err(Error::NotReached(format!(
-            "the volume {} is {state} and not ready after {seconds} s; it goes on",
-            volume.name
-        ))),
-    }
+    came_about("volume", &volume.name, &volume.state, volume.failure.as_ref(), seconds)
 }
 
+/// Deletes what has these names below `parent`.
 async fn remove(
     client: &Client,
-    volumes: &[String],
+    parent: &[&str],
+    names: &[String],
     seconds: u32,
     output: Output,
 ) -> Result<(), Error> {
     let mut documents = Vec::new();
     let mut first_failure = None;
-    for name in volumes {
+    for name in names {
         let waiting = spinner(output, format!("deleting {name}"));
         let wait = [("wait", seconds.to_string())];
-        let answer = client.call(Method::DELETE, &["volumes", name], &wait, None, seconds).await;
+        let path: Vec<&str> = parent.iter().copied().chain([name.as_str()]).collect();
+        let answer = client.call(Method::DELETE, &path, &wait, None, seconds).await;
         drop(waiting);
         let result = match answer {
             Ok(answer) => {
                 let complete = answer.get("complete").and_then(Value::as_bool) == Some(true);
-                documents.push(json!({ "volume": name, "complete": complete }));
+                documents.push(json!({ "deleted": name, "complete": complete }));
                 say(name, output)?;
                 if complete || seconds == 0 {
                     Ok(())
@@ -118,7 +190,7 @@ async fn remove(
             }
             Err(error) => Err(error),
         };
-        keep_first(&mut first_failure, result, volumes.len() > 1, name, output);
+        keep_first(&mut first_failure, result, names.len() > 1, name, output);
     }
     finish(documents, first_failure, output)
 }
@@ -159,7 +231,8 @@ fn say(name: &str, output: Output) -> Result<(), Error> {
 /// Who has it, where and for what.
 fn held(volume: &wire::Volume) -> Vec<String> {
     let one = |held: &wire::VolumeAttachment| {
-        format!("{}:{} ({})", held.workspace_id, held.mount_path, held.mode)
+        let of = held.checkpoint_id.as_ref().map(|id| format!(" @{id}")).unwrap_or_default();
+        format!("{}:{} ({}{of})", held.workspace_id, held.mount_path, held.mode)
     };
     volume.attachments.iter().map(one).collect()
 }

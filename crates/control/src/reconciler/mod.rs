@@ -14,6 +14,7 @@
 //! Snapshots have workers of their own kind, so that one that takes long holds up nobody.
 
 mod attend;
+mod checkpoints;
 mod final_snapshot;
 mod registry;
 mod rest;
@@ -85,6 +86,9 @@ impl Inner {
         if let Err(error) = self.sweep_volumes().await {
             tracing::warn!(%error, "volumes could not be compared; will try again");
         }
+        if let Err(error) = self.sweep_checkpoints().await {
+            tracing::warn!(%error, "checkpoints could not be compared; will try again");
+        }
         if let Err(error) = self.sweep_snapshots().await {
             tracing::warn!(%error, "snapshots could not be compared; will try again");
         }
@@ -104,28 +108,28 @@ impl Inner {
             .filter(|report| is_up(report))
             .map(|of| (of.workspace_id, Place::of(of)))
             .collect();
-        let mut views: HashMap<WorkspaceId, NodeView> =
         let by_id: HashMap<WorkspaceId, &VmReport> =
             reports.iter().map(|report| (report.workspace_id, report)).collect();
+        let mut views: HashMap<WorkspaceId, NodeView> =
             reports.iter().map(|report| (report.workspace_id, view(report))).collect();
         let mut after = None;
         loop {
             let batch = self.store.workspaces_after(after, SWEEP_BATCH).await?;
             let Some(last) = batch.last() else { break };
-            after = Some(last.id);
             let mut wished: HashMap<WorkspaceId, Vec<VolumeMount>> = HashMap::new();
             for attached in self.store.mounts_between(after, last.id).await? {
                 wished.entry(attached.workspace_id).or_default().push(attached.mount);
             }
+            after = Some(last.id);
             let now = self.now();
             for workspace in &batch {
                 let observed = views.remove(&workspace.id);
                 if next_step(workspace, observed.as_ref(), now) != Step::Nothing {
                     self.wake(workspace.id);
                 }
-                let place = places.get(&workspace.id).copied();
                 let wished = wished.remove(&workspace.id).unwrap_or_default();
                 self.compare_mounts(workspace, &wished, by_id.get(&workspace.id).copied());
+                let place = places.get(&workspace.id).copied();
                 let place = place.filter(|place| place.incarnation == workspace.incarnation);
                 self.compare_address(workspace, place).await?;
                 let networked = workspace.private_address.is_some() && workspace.state.has_vm();

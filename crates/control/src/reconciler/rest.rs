@@ -184,6 +184,7 @@ pub(crate) fn may_pass(error: &NodeError) -> bool {
         NodeError::NoSuchVm
         | NodeError::NoSuchSnapshot
         | NodeError::NoSuchVolume
+        | NodeError::NoSuchCheckpoint
         | NodeError::VolumeInUse
         | NodeError::SavedStateUnusable(_)
         | NodeError::NotRunning

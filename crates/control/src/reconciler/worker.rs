@@ -342,9 +342,10 @@ pub(super) fn failure(error: &NodeError, at: skerry_model::Timestamp) -> Failure
         NodeError::NoSuchImage(_) | NodeError::Pull { .. } => FailureCode::ImageMissing,
         NodeError::GuestUnreachable(_) => FailureCode::GuestUnreachable,
         NodeError::Step { .. } => FailureCode::HostStepFailed,
-        NodeError::SavedStateUnusable(_) | NodeError::NoSuchSnapshot | NodeError::NoSuchVolume => {
-            FailureCode::SavedStateUnusable
-        }
+        NodeError::SavedStateUnusable(_)
+        | NodeError::NoSuchSnapshot
+        | NodeError::NoSuchVolume
+        | NodeError::NoSuchCheckpoint => FailureCode::SavedStateUnusable,
         NodeError::NoSuchVm
         | NodeError::NotRunning
         | NodeError::VolumeInUse

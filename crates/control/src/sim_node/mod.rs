@@ -29,7 +29,7 @@ use skerry_internal_api::{
     VmSpec, VolumeInfo,
 };
 use skerry_model::{
-    Incarnation, NetworkPolicy, NodeId, PrivateAddress, SnapshotId, Timestamp, VolumeId,
+    CheckpointId, Incarnation, NetworkPolicy, NodeId, PrivateAddress, SnapshotId, Timestamp, VolumeId,
     VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef},
 };
@@ -378,6 +378,25 @@ impl NodeApi for SimNode {
         self.state().called(Point::EnsureVolume, "ensure_volume".to_owned())?;
         self.gate(Point::EnsureVolume).await;
         self.make_volume(id, size_bytes)
+    }
+
+    async fn ensure_checkpoint(
+        &self,
+        volume_id: VolumeId,
+        checkpoint_id: CheckpointId,
+    ) -> Result<(), NodeError> {
+        self.state().called(Point::EnsureCheckpoint, "ensure_checkpoint".to_owned())?;
+        self.gate(Point::EnsureCheckpoint).await;
+        self.make_checkpoint(volume_id, checkpoint_id)
+    }
+
+    async fn ensure_checkpoint_deleted(
+        &self,
+        volume_id: VolumeId,
+        checkpoint_id: CheckpointId,
+    ) -> Result<(), NodeError> {
+        self.remove_checkpoint(volume_id, checkpoint_id);
+        Ok(())
     }
 
     async fn ensure_volume_deleted(&self, id: VolumeId) -> Result<(), NodeError> {

@@ -21,6 +21,8 @@ pub enum Point {
     EnsureSnapshotDeleted,
     /// Making a volume.
     EnsureVolume,
+    /// Making a checkpoint of a volume.
+    EnsureCheckpoint,
     /// Putting a volume into a VM that runs.
     AttachVolume,
     /// Taking a volume out of a VM that runs.
@@ -30,7 +32,7 @@ pub enum Point {
 }
 
 impl Point {
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::EnsureRunning,
         Self::EnsureStopped,
         Self::EnsureDeleted,
@@ -40,6 +42,7 @@ impl Point {
         Self::TakeSnapshot,
         Self::EnsureSnapshotDeleted,
         Self::EnsureVolume,
+        Self::EnsureCheckpoint,
         Self::AttachVolume,
         Self::DetachVolume,
         Self::SetNetworkPolicy,

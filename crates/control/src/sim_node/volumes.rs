@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use skerry_internal_api::{NodeError, VmPhase, VmSpec, VolumeInfo};
 use skerry_model::{
-    HeldMount, Incarnation, MountMode, MountProgress, VolumeId, VolumeMount, WorkspaceId,
+    CheckpointId, HeldMount, Incarnation, MountMode, MountProgress, VolumeId, VolumeMount,
+    WorkspaceId,
 };
 
 use super::{SimNode, SimState};
@@ -13,6 +14,8 @@ use super::{SimNode, SimState};
 pub(super) struct SimVolumes {
     /// With their sizes in bytes.
     all: HashMap<VolumeId, u64>,
+    /// The checkpoints of each.
+    checkpoints: HashMap<VolumeId, Vec<CheckpointId>>,
     /// What the last start of each workspace has.
     held: HashMap<WorkspaceId, Vec<VolumeMount>>,
 }
@@ -25,6 +28,11 @@ impl SimVolumes {
     fn may_have(&self, workspace_id: WorkspaceId, mount: &VolumeMount) -> Result<(), NodeError> {
         if !self.all.contains_key(&mount.volume_id) {
             return Err(NodeError::NoSuchVolume);
+        }
+        if let Some(checkpoint) = mount.checkpoint_id {
+            let is_there = |all: &Vec<CheckpointId>| all.contains(&checkpoint);
+            let found = self.checkpoints.get(&mount.volume_id).is_some_and(is_there);
+            return if found { Ok(()) } else { Err(NodeError::NoSuchCheckpoint) };
         }
         let written =
             self.held.iter().filter(|(holder, _)| **holder != workspace_id).any(|(_, mounts)| {
@@ -97,7 +105,41 @@ impl SimNode {
             return Err(NodeError::VolumeInUse);
         }
         state.volumes.all.remove(&id);
+        state.volumes.checkpoints.remove(&id);
         Ok(())
+    }
+
+    /// As a real one: a VM that writes the volume has to run, so that its guest can write back.
+    pub(super) fn make_checkpoint(
+        &self,
+        volume_id: VolumeId,
+        checkpoint_id: CheckpointId,
+    ) -> Result<(), NodeError> {
+        let mut state = self.state();
+        state.forget_ended();
+        if !state.volumes.all.contains_key(&volume_id) {
+            return Err(NodeError::NoSuchVolume);
+        }
+        let writes = |mount: &VolumeMount| {
+            mount.volume_id == volume_id && mount.mode == MountMode::ReadWrite
+        };
+        let writer = state.volumes.held.iter().find(|(_, mounts)| mounts.iter().any(writes));
+        if let Some((workspace_id, _)) = writer
+            && state.vms.get(workspace_id).is_none_or(|vm| vm.report.phase != VmPhase::Running)
+        {
+            return Err(NodeError::NotRunning);
+        }
+        let all = state.volumes.checkpoints.entry(volume_id).or_default();
+        if !all.contains(&checkpoint_id) {
+            all.push(checkpoint_id);
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_checkpoint(&self, volume_id: VolumeId, checkpoint_id: CheckpointId) {
+        if let Some(all) = self.state().volumes.checkpoints.get_mut(&volume_id) {
+            all.retain(|one| *one != checkpoint_id);
+        }
     }
 
     pub(super) fn all_volumes(&self) -> Vec<VolumeInfo> {
@@ -106,6 +148,7 @@ impl SimNode {
             id: *id,
             size_bytes: *size_bytes,
             used_bytes: 1 << 20,
+            checkpoints: state.volumes.checkpoints.get(id).cloned().unwrap_or_default(),
         };
         state.volumes.all.iter().map(info).collect()
     }

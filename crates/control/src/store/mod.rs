@@ -21,7 +21,9 @@ use skerry_model::{
 };
 
 pub use sealing::KeyRing;
-pub use volumes::{Attaching, VolumeDeletion, VolumeStore, WantedMount};
+pub use volumes::{
+    Attaching, CheckpointDeletion, CheckpointInsertion, VolumeDeletion, VolumeStore, WantedMount,
+};
 
 use crate::{ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, PublishedPort, SshKey};
 

@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use skerry_model::{
-    AccountId, AttachRefusal, Attachment, MountMode, MountPath, Plan, Timestamp, Volume, VolumeId,
-    VolumeMount, WorkspaceId,
+    AccountId, AttachRefusal, Attachment, Checkpoint, CheckpointId, MountMode, MountPath, Plan,
+    Timestamp, Volume, VolumeId, VolumeMount, WorkspaceId,
 };
 
 use super::Write;
@@ -18,6 +18,8 @@ pub struct WantedMount {
     pub path: MountPath,
     /// For what.
     pub mode: MountMode,
+    /// Which of its checkpoints; `None`: the volume as it is.
+    pub checkpoint_id: Option<CheckpointId>,
 }
 
 /// What came of attaching volumes to a workspace.
@@ -29,6 +31,8 @@ pub enum Attaching {
     NoVolume(VolumeId),
     /// The volume is not ready; the word is its state's.
     NotReady(VolumeId, &'static str),
+    /// The volume has no such checkpoint that is ready.
+    NoCheckpoint(VolumeId),
     /// The workspace gets none of them because of this one.
     Refused(VolumeId, AttachRefusal),
 }
@@ -41,6 +45,28 @@ pub enum VolumeDeletion {
     /// The record has changed since it was read, or is gone.
     Stale,
     /// This workspace has it.
+    AttachedTo(WorkspaceId),
+}
+
+/// What came of recording a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CheckpointInsertion {
+    /// It is recorded, with revision 1.
+    Done(Checkpoint),
+    /// The volume has as many as it may have: this many.
+    TooMany(u32),
+    /// There is no such volume, or it is not ready.
+    NoVolume,
+}
+
+/// What came of beginning a checkpoint's deletion.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CheckpointDeletion {
+    /// It is being deleted: the record as it now is.
+    Begun(Checkpoint),
+    /// The record has changed since it was read, or is gone.
+    Stale,
+    /// This workspace reads it.
     AttachedTo(WorkspaceId),
 }
 
@@ -105,6 +131,41 @@ pub trait VolumeStore: Send + Sync {
 
     /// Who has the volume.
     async fn attachments_of(&self, volume_id: VolumeId) -> Result<Vec<Attachment>, Error>;
+
+    /// Records a checkpoint of a volume that is ready, if that has fewer than
+    /// [`skerry_model::MAX_CHECKPOINTS_OF_A_VOLUME`].
+    async fn insert_checkpoint(
+        &self,
+        checkpoint: &Checkpoint,
+    ) -> Result<CheckpointInsertion, Error>;
+
+    /// Replaces the state if the record's revision is still `checkpoint.revision`. The written record has
+    /// the next revision.
+    async fn update_checkpoint(&self, checkpoint: &Checkpoint) -> Result<Write<Checkpoint>, Error>;
+
+    /// Replaces the record by `checkpoint`, whose deletion has begun, if its revision is still
+    /// `checkpoint.revision` and no workspace reads it at the moment of the write.
+    async fn begin_checkpoint_deletion(
+        &self,
+        checkpoint: &Checkpoint,
+    ) -> Result<CheckpointDeletion, Error>;
+
+    /// Removes the record if its revision is still this one; `Stale` otherwise.
+    async fn remove_checkpoint(&self, id: CheckpointId, revision: u64) -> Result<Write<()>, Error>;
+
+    /// One checkpoint, of any account.
+    async fn checkpoint(&self, id: CheckpointId) -> Result<Option<Checkpoint>, Error>;
+
+    /// The volume's checkpoints, newest first.
+    async fn list_checkpoints(&self, volume_id: VolumeId) -> Result<Vec<Checkpoint>, Error>;
+
+    /// At most `limit` checkpoints of all accounts with an identifier after `after`, in order of
+    /// identifiers.
+    async fn checkpoints_after(
+        &self,
+        after: Option<CheckpointId>,
+        limit: u32,
+    ) -> Result<Vec<Checkpoint>, Error>;
 
     /// Takes volumes from workspaces that have not come to be recorded since `before`; answers from how
     /// many.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use skerry_internal_api::NodeError;
 use skerry_model::{
-    AttachRefusal, ErrorKind, MountPath, State, VolumeMount, Workspace, WorkspaceId,
+    AttachRefusal, ErrorKind, MountMode, MountPath, State, VolumeMount, Workspace, WorkspaceId,
 };
 
 use tokio::sync::OwnedMutexGuard;
@@ -143,8 +143,19 @@ impl Inner {
         let mut wanted = Vec::with_capacity(requests.len());
         for request in requests {
             let path = MountPath::parse(&request.path)?;
-            let volume_id = self.find_volume(caller, &request.volume).await?.id;
-            wanted.push(WantedMount { volume_id, path, mode: request.mode });
+            let volume = self.find_volume(caller, &request.volume).await?;
+            let checkpoint_id = match (&request.checkpoint, request.mode) {
+                (None, _) => None,
+                (Some(_), MountMode::ReadWrite) => {
+                    let problem = "a checkpoint cannot be written";
+                    return Err(Error::invalid("mode", problem, "ro with a checkpoint"));
+                }
+                (Some(which), MountMode::ReadOnly) => {
+                    self.find_checkpoint(&volume, which).await?.map(|found| found.id)
+                }
+            };
+            let mode = request.mode;
+            wanted.push(WantedMount { volume_id: volume.id, path, mode, checkpoint_id });
         }
         Ok(wanted)
     }
@@ -160,6 +171,9 @@ impl Inner {
         match self.store.attach_volumes(account_id, workspace_id, wanted, now).await? {
             Attaching::Done(granted) => Ok(granted),
             Attaching::NoVolume(_) => Err(Error::not_found("volume")),
+            Attaching::NoCheckpoint(_) => {
+                Err(ErrorKind::Conflict("the checkpoint is not ready".to_owned()).into())
+            }
             Attaching::NotReady(_, state) => {
                 Err(ErrorKind::Conflict(format!("the volume is {state}, not ready")).into())
             }

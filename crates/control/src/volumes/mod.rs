@@ -3,12 +3,13 @@
 //! A workspace that stops, or is suspended, keeps what it has; deleting it gives its volumes back.
 
 mod attach;
+mod checkpoints;
 mod compare;
 mod manage;
 
 pub(crate) use compare::{MountTurns, Mounted};
 
-use skerry_model::{Attachment, MountMode, Volume, VolumeId};
+use skerry_model::{Attachment, CheckpointId, MountMode, Volume, VolumeId};
 
 /// How a request names a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,19 @@ pub struct AttachVolume {
     pub path: String,
     /// For what.
     pub mode: MountMode,
+    /// Which of its checkpoints, to be read only; `None`: the volume as it is.
+    pub checkpoint: Option<CheckpointRef>,
+}
+
+/// How a request names a checkpoint of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckpointRef {
+    /// The newest one that is ready; where there is none, the volume as it is.
+    Latest,
+    /// By identity.
+    Id(CheckpointId),
+    /// By its name: the newest one of that name that is ready.
+    Name(String),
 }
 
 /// A volume and who has it.

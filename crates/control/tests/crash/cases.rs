@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use skerry_control::{
-    AttachVolume, Caller, Control, CreateSnapshot, CreateVolume, CreateWorkspace, Error,
-    ForkWorkspace, RestoreWorkspace, SnapshotRef, StartPolicy, VolumeRef, Wait, WorkspaceRef,
+    AttachVolume, Caller, CheckpointRef, Control, CreateSnapshot, CreateVolume, CreateWorkspace,
+    Error, ForkWorkspace, RestoreWorkspace, SnapshotRef, StartPolicy, VolumeRef, Wait,
+    WorkspaceRef,
     internal_api::VmExit,
     sim_node::SimNode,
     testing::{self, TestClock},
@@ -41,6 +42,8 @@ pub enum UseCase {
     RestartByPolicy,
     AttachVolume,
     DetachVolume,
+    TakeCheckpoint,
+    DeleteCheckpoint,
 }
 
 /// A control plane and its node.
@@ -70,6 +73,11 @@ impl Ground {
         made.id
     }
 
+    async fn checkpoint(&self) -> Result<(), Error> {
+        let data = at_data().volume;
+        self.control.create_checkpoint(&self.caller, &data, Some("first"), LONG).await.map(drop)
+    }
+
     async fn snapshot(&self, of: WorkspaceId) -> Result<SnapshotId, Error> {
         let request = CreateSnapshot {
             name: None,
@@ -87,6 +95,7 @@ fn at_data() -> AttachVolume {
         volume: VolumeRef::Name("data".to_owned()),
         path: "/data".to_owned(),
         mode: MountMode::ReadWrite,
+        checkpoint: None,
     }
 }
 
@@ -95,7 +104,7 @@ fn started() -> CreateWorkspace {
 }
 
 impl UseCase {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Create,
         Self::Start,
         Self::Stop,
@@ -117,6 +126,8 @@ impl UseCase {
         Self::RestartByPolicy,
         Self::AttachVolume,
         Self::DetachVolume,
+        Self::TakeCheckpoint,
+        Self::DeleteCheckpoint,
     ];
 
     pub async fn prepare(self, ground: &Ground) -> Prepared {
@@ -161,13 +172,19 @@ impl UseCase {
                 let request = CreateWorkspace { snapshot_on_terminate: Some(last), ..started() };
                 Prepared { workspace: Some(ground.running(request).await), snapshot: None }
             }
-            Self::AttachVolume | Self::DetachVolume => {
+            Self::AttachVolume
+            | Self::DetachVolume
+            | Self::TakeCheckpoint
+            | Self::DeleteCheckpoint => {
                 let data = CreateVolume { name: "data".to_owned(), size_mib: 64 };
                 control.create_volume(caller, data, LONG).await.unwrap();
                 let volumes = match self {
-                    Self::DetachVolume => vec![at_data()],
-                    _ => Vec::new(),
+                    Self::AttachVolume => Vec::new(),
+                    _ => vec![at_data()],
                 };
+                if self == Self::DeleteCheckpoint {
+                    ground.checkpoint().await.unwrap();
+                }
                 let request = CreateWorkspace { volumes, ..started() };
                 Prepared { workspace: Some(ground.running(request).await), snapshot: None }
             }
@@ -242,6 +259,11 @@ impl UseCase {
             }
             Self::AttachVolume => control.attach_volume(caller, id, at_data()).await.map(drop),
             Self::DetachVolume => control.detach_volume(caller, id, &at_data().volume).await,
+            Self::TakeCheckpoint => ground.checkpoint().await,
+            Self::DeleteCheckpoint => {
+                let (volume, first) = (at_data().volume, CheckpointRef::Name("first".to_owned()));
+                control.delete_checkpoint(caller, &volume, &first, LONG).await.map(drop)
+            }
             Self::Expire => {
                 ground.clock.advance(Duration::from_secs(60));
                 testing::until(&ground.control, workspace, |w| w.state == State::Suspended).await;
@@ -286,7 +308,10 @@ impl UseCase {
             }
             Self::Delete => {}
             // Which volumes it has is checked for every use case.
-            Self::AttachVolume | Self::DetachVolume => {
+            Self::AttachVolume
+            | Self::DetachVolume
+            | Self::TakeCheckpoint
+            | Self::DeleteCheckpoint => {
                 assert_eq!((memory(id), file(id)), (first(), first_file()), "{what}");
             }
             Self::Pause | Self::Resume | Self::TakeSnapshot | Self::Wake => {

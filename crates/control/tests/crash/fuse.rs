@@ -1,5 +1,8 @@
 //! A store and a node that die together at the n-th thing control has them do.
 
+mod domains;
+mod volumes;
+
 use std::{
     future::Future,
     pin::pin,
@@ -19,15 +22,14 @@ use skerry_control::{
     },
     sim_node::SimNode,
     store::{
-        Account, Admission, Attaching, KeyOwner, KeyRemoval, PortInsertion, SecretHash,
-        SnapshotDeletion, SshKeyInsertion, StateStore, Store, StoredKey, StoredPort, Tenant,
-        VolumeDeletion, VolumeStore, WantedMount, Write,
+        Account, Admission, KeyOwner, KeyRemoval, PortInsertion, SecretHash, SnapshotDeletion,
+        SshKeyInsertion, StateStore, Store, StoredKey, StoredPort, Tenant, Write,
     },
 };
 use skerry_model::{
-    AccountId, ApiKeyId, Attachment, Incarnation, Neighbourhood, NetworkPolicy, NodeId, Plan,
-    PrivateAddress, ProjectId, Slug, Snapshot, SnapshotId, SshKeyId, Timestamp, Usage, Volume,
-    VolumeId, VolumeMount, Workspace, WorkspaceId,
+    AccountId, ApiKeyId, CheckpointId, Incarnation, Neighbourhood, NetworkPolicy, NodeId, Plan,
+    PrivateAddress, ProjectId, Slug, Snapshot, SnapshotId, SshKeyId, Timestamp, Usage, VolumeId,
+    VolumeMount, Workspace, WorkspaceId,
 };
 use tokio::sync::{Notify, broadcast};
 
@@ -450,6 +452,22 @@ impl NodeApi for FusedNode {
         self.1.counted(self.0.ensure_volume(id, size_bytes)).await
     }
 
+    async fn ensure_checkpoint(
+        &self,
+        volume_id: VolumeId,
+        checkpoint_id: CheckpointId,
+    ) -> Result<(), NodeError> {
+        self.1.counted(self.0.ensure_checkpoint(volume_id, checkpoint_id)).await
+    }
+
+    async fn ensure_checkpoint_deleted(
+        &self,
+        volume_id: VolumeId,
+        checkpoint_id: CheckpointId,
+    ) -> Result<(), NodeError> {
+        self.1.counted(self.0.ensure_checkpoint_deleted(volume_id, checkpoint_id)).await
+    }
+
     async fn ensure_volume_deleted(&self, id: VolumeId) -> Result<(), NodeError> {
         self.1.counted(self.0.ensure_volume_deleted(id)).await
     }
@@ -536,78 +554,5 @@ impl NodeApi for FusedNode {
 
     async fn doctor(&self) -> NodeDoctor {
         self.0.doctor().await
-    }
-}
-
-#[async_trait]
-impl VolumeStore for FusedStore {
-    async fn insert_volume(&self, volume: &Volume, plan: &Plan) -> Result<Write<Volume>, Error> {
-        self.1.counted(self.0.insert_volume(volume, plan)).await
-    }
-
-    async fn update_volume(&self, volume: &Volume) -> Result<Write<Volume>, Error> {
-        self.1.counted(self.0.update_volume(volume)).await
-    }
-
-    async fn begin_volume_deletion(&self, volume: &Volume) -> Result<VolumeDeletion, Error> {
-        self.1.counted(self.0.begin_volume_deletion(volume)).await
-    }
-
-    async fn remove_volume(&self, id: VolumeId, revision: u64) -> Result<Write<()>, Error> {
-        self.1.counted(self.0.remove_volume(id, revision)).await
-    }
-
-    async fn volume(&self, id: VolumeId) -> Result<Option<Volume>, Error> {
-        self.1.uncounted(self.0.volume(id)).await
-    }
-
-    async fn list_volumes(&self, account_id: AccountId) -> Result<Vec<Volume>, Error> {
-        self.1.uncounted(self.0.list_volumes(account_id)).await
-    }
-
-    async fn volumes_after(
-        &self,
-        after: Option<VolumeId>,
-        limit: u32,
-    ) -> Result<Vec<Volume>, Error> {
-        self.1.uncounted(self.0.volumes_after(after, limit)).await
-    }
-
-    async fn attach_volumes(
-        &self,
-        account_id: AccountId,
-        workspace_id: WorkspaceId,
-        wanted: &[WantedMount],
-        now: Timestamp,
-    ) -> Result<Attaching, Error> {
-        self.1.counted(self.0.attach_volumes(account_id, workspace_id, wanted, now)).await
-    }
-
-    async fn detach_volume(
-        &self,
-        workspace_id: WorkspaceId,
-        volume_id: VolumeId,
-    ) -> Result<bool, Error> {
-        self.1.counted(self.0.detach_volume(workspace_id, volume_id)).await
-    }
-
-    async fn mounts_of(&self, workspace_id: WorkspaceId) -> Result<Vec<VolumeMount>, Error> {
-        self.1.uncounted(self.0.mounts_of(workspace_id)).await
-    }
-
-    async fn mounts_between(
-        &self,
-        after: Option<WorkspaceId>,
-        through: WorkspaceId,
-    ) -> Result<Vec<Attachment>, Error> {
-        self.1.uncounted(self.0.mounts_between(after, through)).await
-    }
-
-    async fn attachments_of(&self, volume_id: VolumeId) -> Result<Vec<Attachment>, Error> {
-        self.1.uncounted(self.0.attachments_of(volume_id)).await
-    }
-
-    async fn detach_from_unrecorded(&self, before: Timestamp) -> Result<u64, Error> {
-        self.1.uncounted(self.0.detach_from_unrecorded(before)).await
     }
 }

@@ -19,8 +19,8 @@ use skerry_control::{
     testing::{self, SeededRng, TestClock},
 };
 use skerry_model::{
-    ApiKeyId, Attachment, Desired, Secret, Snapshot, SnapshotPurpose, SnapshotState, State,
-    Timestamp, Workspace, WorkspaceId,
+    ApiKeyId, Attachment, Checkpoint, Desired, Secret, Snapshot, SnapshotPurpose, SnapshotState,
+    State, Timestamp, VolumeState, Workspace, WorkspaceId,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -106,6 +106,7 @@ struct Records {
     workspaces: Vec<Workspace>,
     snapshots: Vec<Snapshot>,
     mounts: Vec<Attachment>,
+    checkpoints: Vec<Checkpoint>,
 }
 
 impl Records {
@@ -113,6 +114,7 @@ impl Records {
         Self {
             workspaces: store.workspaces_after(None, 100).await.unwrap(),
             snapshots: store.snapshots_after(None, 100).await.unwrap(),
+            checkpoints: store.checkpoints_after(None, 100).await.unwrap(),
             mounts: store.mounts_between(None, WorkspaceId::from_u128(u128::MAX)).await.unwrap(),
         }
     }
@@ -154,7 +156,18 @@ impl Records {
             SnapshotState::Failed(_) => record.purpose != SnapshotPurpose::Fork,
             SnapshotState::Creating | SnapshotState::Deleting => false,
         });
-        workspaces_agree && volumes_agree && no_stranger && all_settled && on_node == ready
+        let volumes = node.volumes().await.unwrap();
+        let frozen: Vec<_> = volumes.iter().flat_map(|one| one.checkpoints.clone()).collect();
+        let is_ready = |record: &&Checkpoint| record.state == VolumeState::Ready;
+        let recorded: Vec<_> = self.checkpoints.iter().map(|record| record.id).collect();
+        let checkpoints_agree =
+            self.checkpoints.iter().all(|one| is_ready(&one)) && frozen == recorded;
+        workspaces_agree
+            && volumes_agree
+            && checkpoints_agree
+            && no_stranger
+            && all_settled
+            && on_node == ready
     }
 }
 
@@ -220,6 +233,9 @@ async fn check(world: &World, before: &Records, what: &str) -> Records {
     let stay = |wish: &&Attachment| now.workspaces.iter().any(|now| now.id == wish.workspace_id);
     let stayed: Vec<_> = before.mounts.iter().filter(stay).collect();
     assert_eq!(now.mounts.iter().collect::<Vec<_>>(), stayed, "{what}");
+    let kept = |one: &&Checkpoint| one.state != VolumeState::Deleting;
+    let wished: Vec<_> = before.checkpoints.iter().filter(kept).map(|one| one.id).collect();
+    assert_eq!(now.checkpoints.iter().map(|one| one.id).collect::<Vec<_>>(), wished, "{what}");
     let kept = before.workspaces.iter().filter(|w| w.desired != Desired::Deleted).count();
     assert_eq!(now.workspaces.len(), kept, "{what}");
     now
@@ -314,6 +330,8 @@ dying_anywhere! {
     dying_anywhere_in_a_restart_by_policy_loses_nothing: RestartByPolicy, 3;
     dying_anywhere_in_attaching_a_volume_loses_nothing: AttachVolume, 2;
     dying_anywhere_in_detaching_a_volume_loses_nothing: DetachVolume, 2;
+    dying_anywhere_in_taking_a_checkpoint_loses_nothing: TakeCheckpoint, 3;
+    dying_anywhere_in_deleting_a_checkpoint_loses_nothing: DeleteCheckpoint, 3;
     dying_anywhere_in_a_deletion_that_leaves_a_snapshot_loses_nothing: DeleteLeavingSnapshot, 8;
 }
 

@@ -82,6 +82,7 @@ fn page_of(error: &NodeError, port: u16) -> Page {
         | NodeError::NotRunning
         | NodeError::NoSuchImage(_)
         | NodeError::NoSuchVolume
+        | NodeError::NoSuchCheckpoint
         | NodeError::VolumeInUse
         | NodeError::Pull { .. }
         | NodeError::NoSuchFile(_)

@@ -51,6 +51,12 @@ impl Storage {
         }
         crate::volumes::sweep(&layout.volumes_dir())?;
         gather(&layout.volumes_dir(), &mut named, disk::layers_named_by)?;
+        for volume in dirs_in(&layout.volumes_dir())? {
+            let checkpoints = crate::volumes::checkpoints_dir(&volume);
+            if checkpoints.exists() {
+                gather(&checkpoints, &mut named, disk::layers_named_by)?;
+            }
+        }
         // What VMs have beside their own disk: `volume-N`.
         for dir in dirs_in(&layout.vms_dir())? {
             gather(&dir, &mut named, disk::layers_named_by)?;

@@ -10,6 +10,7 @@ pub(crate) mod link;
 pub(crate) mod owner;
 pub(crate) mod tear_down;
 
+mod checkpoint;
 mod flatten;
 mod pause;
 mod snapshot;
@@ -18,7 +19,7 @@ mod suspend;
 pub(crate) mod volumes;
 
 pub(crate) use self::{
-    snapshot::settle_push,
+    snapshot::{Top, settle_push},
     stillness::CPUS_WITHIN,
     suspend::{cancel_save, forget_memory},
 };
@@ -28,7 +29,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use skerry_internal_api::{
     GuestApi, NodeError, SnapshotContents, SnapshotInfo, StopMode, VmReport, VmSpec,
 };
-use skerry_model::{Incarnation, NetworkPolicy, SnapshotId, VolumeId, VolumeMount, WorkspaceId};
+use skerry_model::{
+    CheckpointId, Incarnation, NetworkPolicy, SnapshotId, VolumeId, VolumeMount, WorkspaceId,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +66,8 @@ pub(crate) enum Request {
     AttachVolume { incarnation: Incarnation, mount: Arc<VolumeMount>, answer: Answer<()> },
     /// Take a volume away.
     DetachVolume { incarnation: Incarnation, volume_id: VolumeId, answer: Answer<()> },
+    /// Keep what a volume is now that it writes.
+    Checkpoint { volume_id: VolumeId, checkpoint_id: CheckpointId, answer: Answer<()> },
     /// Remove everything.
     Delete { answer: Answer<()> },
 }

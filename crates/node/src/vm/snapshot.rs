@@ -12,12 +12,13 @@ use std::{
 };
 
 use skerry_internal_api::{NodeError, SnapshotContents, SnapshotInfo, VmPhase};
-use skerry_model::{Shape, SnapshotId};
+use skerry_model::{Shape, SnapshotId, VolumeSlot};
 use skerry_vmm::{Capability, DiskSpec, SaveProgress, Vm, VmmError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    flatten::Target,
     owner::{Cpus, Owner},
     suspend::{
         begin_save, cancel_save, no_disk, running_state_bytes, save_within, state_bytes,
@@ -43,6 +44,15 @@ const SYNCED_WITHIN: Duration = Duration::from_secs(120);
 /// A manifest and its directory.
 const MANIFEST_BYTES: u64 = 1 << 20;
 
+/// Which disk of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Top {
+    /// Its own.
+    Root,
+    /// The volume in this slot.
+    Volume(VolumeSlot),
+}
+
 /// A snapshot under way.
 struct Taking {
     contents: SnapshotContents,
@@ -55,7 +65,7 @@ struct Taking {
 
 /// The new overlay of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Overlay {
+pub(super) enum Overlay {
     /// Surely not on top.
     Below,
     /// Only the VMM knows.
@@ -136,7 +146,7 @@ impl Owner {
         id: SnapshotId,
         cancel: &CancellationToken,
     ) -> Result<SnapshotInfo, StepFailed> {
-        self.check_depth().await?;
+        check_depth(&self.disk(), &self.paths.dir).await?;
         let contents = SnapshotContents::Disk;
         let stands = || self.draft(id, contents, Cpus::Paused);
         let taking = self.step("snapshot_drafted", stands).await?;
@@ -156,13 +166,13 @@ impl Owner {
             let error = Error::Guest(NodeError::Unsupported("snapshots".to_owned()));
             return Err(StepFailed { step: "snapshot_drafted", error });
         }
-        self.flatten_if_full(cancel).await?;
+        self.flatten_if_full(&Target::root(self.disk()), cancel).await?;
         self.leave_flattening().await;
         let disk = self.disk();
         let vm = Arc::clone(&self.process("snapshot_drafted")?.vm);
-        let settled = settle_push(&*vm, &disk).await;
+        let settled = settle_push(&*vm, Top::Root, &disk).await;
         settled.map_err(StepFailed::at("overlay_settled"))?;
-        self.check_depth().await?;
+        check_depth(&disk, &self.paths.dir).await?;
         let drafted = || self.draft(id, contents, as_before);
         let mut taking = self.step("snapshot_drafted", drafted).await?;
         let purpose = SavePurpose::Snapshot { snapshot_id: id };
@@ -218,7 +228,7 @@ impl Owner {
             self.stop_cpus("snapshot_stopped").await?;
         }
         taking.overlay = Overlay::Unknown;
-        let (found, pushed) = push(&**vm, &overlay).await;
+        let (found, pushed) = push(&**vm, Top::Root, &overlay).await;
         taking.overlay = found;
         pushed.map_err(StepFailed::at("overlay_pushed"))?;
         self.passed("overlay_pushed").await?;
@@ -340,36 +350,36 @@ impl Owner {
         info.map_err(StepFailed::at("snapshot_sealed"))
     }
 
-    /// That another layer is permitted.
-    async fn check_depth(&self) -> Result<(), StepFailed> {
-        let at = StepFailed::at("disk_depth");
-        let chain = match on_disk(&self.disk(), Disk::chain).await {
-            Ok(Some(chain)) => chain,
-            Ok(None) => return Err(at(no_disk(&self.paths.dir))),
-            Err(error) => return Err(at(error)),
-        };
-        if chain.layers.len() < DiskSpec::MAX_LAYERS {
-            return Ok(());
-        }
-        Err(at(Error::NoCapacity(format!(
-            "the disk consists of {} layers, the most there may be: they become one in the \
-             background while the workspace runs",
-            chain.layers.len()
-        ))))
-    }
-
     pub(super) fn disk(&self) -> Disk {
         self.host.storage.disks.at(&self.paths.dir)
     }
+}
+
+/// That another layer is permitted on the disk.
+pub(super) async fn check_depth(disk: &Disk, dir: &Path) -> Result<(), StepFailed> {
+    let at = StepFailed::at("disk_depth");
+    let chain = match on_disk(disk, Disk::chain).await {
+        Ok(Some(chain)) => chain,
+        Ok(None) => return Err(at(no_disk(dir))),
+        Err(error) => return Err(at(error)),
+    };
+    if chain.layers.len() < DiskSpec::MAX_LAYERS {
+        return Ok(());
+    }
+    Err(at(Error::NoCapacity(format!(
+        "the disk consists of {} layers, the most there may be: they become one in the \
+         background while the workspace runs",
+        chain.layers.len()
+    ))))
 }
 
 /// Brings a push to its end that was begun earlier, also in an earlier life of the server.
 ///
 /// # Errors
 /// When the VMM does not say whether the overlay is on top. It may be asked again.
-pub(crate) async fn settle_push(vm: &dyn Vm, disk: &Disk) -> Result<(), Error> {
+pub(crate) async fn settle_push(vm: &dyn Vm, top: Top, disk: &Disk) -> Result<(), Error> {
     let Some(overlay) = on_disk(disk, Disk::pending_overlay).await? else { return Ok(()) };
-    let (found, pushed) = push(vm, &overlay).await;
+    let (found, pushed) = push(vm, top, &overlay).await;
     match found {
         Overlay::OnTop => keep_overlay(disk).await.map(|_| ()),
         Overlay::Below => on_disk(disk, Disk::abort_push).await,
@@ -379,8 +389,14 @@ pub(crate) async fn settle_push(vm: &dyn Vm, disk: &Disk) -> Result<(), Error> {
 
 /// Asks the VMM to write to `overlay`, and once more when its answer is lost: what it does already it
 /// does not do again.
-async fn push(vm: &dyn Vm, overlay: &Path) -> (Overlay, Result<(), Error>) {
-    let first = match vm.push_overlay(overlay, PUSH_WITHIN).await {
+pub(super) async fn push(vm: &dyn Vm, top: Top, overlay: &Path) -> (Overlay, Result<(), Error>) {
+    let ask = || async {
+        match top {
+            Top::Root => vm.push_overlay(overlay, PUSH_WITHIN).await,
+            Top::Volume(slot) => vm.push_volume_overlay(slot, overlay, PUSH_WITHIN).await,
+        }
+    };
+    let first = match ask().await {
         Ok(()) => return (Overlay::OnTop, Ok(())),
         Err(error) => error,
     };
@@ -396,13 +412,13 @@ async fn push(vm: &dyn Vm, overlay: &Path) -> (Overlay, Result<(), Error>) {
         | VmmError::Io { .. } => {}
     }
     tracing::warn!(error = chain(&first), "the VMM did not say whether a new overlay is on top");
-    match vm.push_overlay(overlay, PUSH_WITHIN).await {
+    match ask().await {
         Ok(()) => (Overlay::OnTop, Ok(())),
         Err(_) => (Overlay::Unknown, Err(first.into())),
     }
 }
 
-async fn intend_overlay(disk: &Disk) -> Result<PathBuf, Error> {
+pub(super) async fn intend_overlay(disk: &Disk) -> Result<PathBuf, Error> {
     on_disk(disk, |disk| match disk.pending_overlay()? {
         Some(overlay) => Ok(overlay),
         None => disk.begin_push(),
@@ -410,11 +426,11 @@ async fn intend_overlay(disk: &Disk) -> Result<PathBuf, Error> {
     .await
 }
 
-async fn keep_overlay(disk: &Disk) -> Result<DiskChain, Error> {
+pub(super) async fn keep_overlay(disk: &Disk) -> Result<DiskChain, Error> {
     on_disk(disk, Disk::complete_push).await
 }
 
-async fn sync(link: &GuestLink) -> Result<(), Error> {
+pub(super) async fn sync(link: &GuestLink) -> Result<(), Error> {
     link.sync(SYNCED_WITHIN).await.map_err(Error::Guest)
 }
 

@@ -123,7 +123,7 @@ async fn a_lost_answer_is_asked_for_again_and_a_refusal_is_believed() {
         (vec![Answer::Lost, Answer::Refused], Overlay::Unknown),
     ] {
         let vm = Taciturn::new(&answers);
-        let (found, pushed) = push(&vm, overlay).await;
+        let (found, pushed) = push(&vm, Top::Root, overlay).await;
         assert_eq!((found, pushed.is_ok()), (expected, expected == Overlay::OnTop));
         assert_eq!(vm.asked.lock().unwrap().len(), answers.len());
     }
@@ -139,7 +139,7 @@ async fn a_push_that_was_left_open_is_settled_by_what_the_vmm_says() {
         let (_dir, disk) = disk();
         let overlay = disk.begin_push().unwrap();
         let vm = Taciturn::new(&answers);
-        let settled = settle_push(&vm, &disk).await;
+        let settled = settle_push(&vm, Top::Root, &disk).await;
         assert_eq!(settled.is_err(), pending);
         assert_eq!(vm.asked.lock().unwrap()[0], overlay);
         assert_eq!(disk.push_is_pending().unwrap(), pending);
@@ -147,7 +147,7 @@ async fn a_push_that_was_left_open_is_settled_by_what_the_vmm_says() {
         assert_eq!(overlay.exists(), layers == 1 || pending);
         // Nothing is asked of a VM whose disk is as it should be.
         if !pending {
-            settle_push(&Taciturn::new(&[]), &disk).await.unwrap();
+            settle_push(&Taciturn::new(&[]), Top::Root, &disk).await.unwrap();
         }
     }
 }

@@ -8,10 +8,13 @@
 use std::{sync::Arc, time::Duration};
 
 use skerry_internal_api::{NodeError, VmPhase};
-use skerry_model::{Incarnation, VolumeId, VolumeMount};
+use skerry_model::{Incarnation, MountMode, VolumeId, VolumeMount};
 use skerry_vmm::{Capability, Vm};
 
-use super::owner::Owner;
+use super::{
+    owner::Owner,
+    snapshot::{Top, settle_push},
+};
 use crate::{
     disk::most_file_bytes,
     error::{Error, blocking},
@@ -39,6 +42,7 @@ pub(crate) async fn put_in(
         ledger.append(Entry::VolumeAttaching { mount: mount.clone() }).await?;
     }
     pass(host, "volume_attaching").await?;
+    settle_top(host, paths, vm, mount).await?;
     let (volumes, dir, asked) = (Arc::clone(&host.volumes), paths.dir.clone(), mount.clone());
     let open = blocking(move || volumes.open(&asked, &dir)).await?;
     let most = most_file_bytes(open.size_bytes);
@@ -59,6 +63,7 @@ async fn take_out(
     vm: &Arc<dyn Vm>,
     mount: &VolumeMount,
 ) -> Result<(), Error> {
+    settle_top(host, paths, vm, mount).await?;
     vm.detach_volume(mount.slot, EXCHANGED_WITHIN).await?;
     pass(host, "volume_out_of_slot").await?;
     let (volumes, dir, held) = (Arc::clone(&host.volumes), paths.dir.clone(), mount.clone());
@@ -66,6 +71,23 @@ async fn take_out(
     pass(host, "volume_closed").await?;
     ledger.append(Entry::VolumeDetached { slot: mount.slot }).await?;
     pass(host, "volume_detached").await
+}
+
+/// Brings a checkpoint's new top to be recorded, or to be gone, that was being put into this VM: only the
+/// VMM knows where the guest writes, and only for as long as it has the disk.
+async fn settle_top(
+    host: &Host,
+    paths: &VmPaths,
+    vm: &Arc<dyn Vm>,
+    mount: &VolumeMount,
+) -> Result<(), Error> {
+    match mount.mode {
+        MountMode::ReadWrite if host.volumes.is_written_by(mount.volume_id, &paths.dir) => {
+            let disk = host.volumes.disk_of(mount.volume_id);
+            settle_push(&**vm, Top::Volume(mount.slot), &disk).await
+        }
+        MountMode::ReadWrite | MountMode::ReadOnly => Ok(()),
+    }
 }
 
 /// Passes a point after something that is not to be taken twice.
@@ -117,6 +139,7 @@ impl Owner {
         let state = ledger.state();
         let held = state.volumes.values().find(|mount| mount.volume_id == volume_id);
         let Some(mount) = held else { return Ok(()) };
+        self.leave_flattening().await;
         let (host, paths) = (Arc::clone(&self.host), self.paths.clone());
         let detached = async {
             ledger.note(Entry::VolumeDetaching { slot: mount.slot }).await?;
@@ -145,7 +168,7 @@ impl Owner {
         self.ledger.as_ref().is_some_and(|ledger| !ledger.state().volumes.is_empty())
     }
 
-    async fn running_guest(
+    pub(super) async fn running_guest(
         &mut self,
         incarnation: Incarnation,
     ) -> Result<(Ledger, Arc<dyn Vm>, Arc<GuestLink>), NodeError> {

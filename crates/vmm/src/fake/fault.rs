@@ -46,6 +46,10 @@ pub enum Step {
     GrowDisk,
     /// [`crate::Vm::attach_volume`].
     AttachVolume,
+    /// [`crate::Vm::push_volume_overlay`].
+    PushVolumeOverlay,
+    /// [`crate::Vm::flatten_volume`].
+    FlattenVolume,
     /// [`crate::Vm::detach_volume`].
     DetachVolume,
 }
@@ -63,6 +67,8 @@ impl Step {
             Self::FlattenDisk => "flatten_disk",
             Self::GrowDisk => "grow_disk",
             Self::AttachVolume => "attach_volume",
+            Self::PushVolumeOverlay => "push_volume_overlay",
+            Self::FlattenVolume => "flatten_volume",
             Self::DetachVolume => "detach_volume",
         }
     }

@@ -261,6 +261,22 @@ impl Vm for FakeVm {
         self.machine.step(Step::AttachVolume, within, attach).await
     }
 
+    async fn push_volume_overlay(
+        &self,
+        slot: VolumeSlot,
+        overlay: &Path,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        spec_check::check_overlay(overlay)?;
+        let push = || self.machine.push_volume_overlay(slot, overlay);
+        self.machine.step(Step::PushVolumeOverlay, within, push).await
+    }
+
+    async fn flatten_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {
+        let flatten = || self.machine.flatten_volume(slot);
+        self.machine.step(Step::FlattenVolume, within, flatten).await
+    }
+
     async fn detach_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {
         self.machine.step(Step::DetachVolume, within, || self.machine.detach_volume(slot)).await
     }

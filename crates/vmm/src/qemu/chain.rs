@@ -12,19 +12,18 @@ use serde_json::{Value, json};
 use super::{
     command_line::{BASE_NODE, LAYER_NODE, ROOT_NODE},
     control::{self, ANSWER_DEADLINE},
+    flatten,
     qmp::QmpClient,
     volumes,
 };
 use crate::{DiskSpec, VmmError};
 
 const OVERLAY_NODE: &str = "overlay-";
-const FLATTEN_JOB: &str = "flatten";
-
-/// How fast layers are copied together: a fraction of what a disk reads, so that guests notice little.
-const FLATTEN_BYTES_PER_SECOND: u64 = 64 << 20;
+/// The flattening of the root disk.
+const FLATTEN_JOB: &str = "flatten-root";
 
 /// The longest chain believed in: the process may be anybody's by now.
-const MAX_CHAIN: usize = DiskSpec::MAX_LAYERS + 2;
+pub(super) const MAX_CHAIN: usize = DiskSpec::MAX_LAYERS + 2;
 
 /// The nodes from the one the guest writes to down to the base.
 async fn chain(qmp: &QmpClient) -> Result<Vec<String>, VmmError> {
@@ -34,7 +33,11 @@ async fn chain(qmp: &QmpClient) -> Result<Vec<String>, VmmError> {
 
 fn nodes_in(blockstats: &Value) -> Option<Vec<String>> {
     // The guest has one disk beside its volumes; nodes that are no device's are not listed.
-    let mut node = blockstats.as_array()?.iter().find(|one| is_root(&one["node-name"]))?;
+    nodes_below(blockstats.as_array()?.iter().find(|one| is_root(&one["node-name"]))?)
+}
+
+/// The chain that this node is the top of, as `query-blockstats` has it.
+pub(super) fn nodes_below(mut node: &Value) -> Option<Vec<String>> {
     let mut nodes = Vec::new();
     while let Some(name) = node["node-name"].as_str() {
         nodes.push(name.to_owned());
@@ -77,7 +80,7 @@ pub(super) async fn push_overlay(qmp: &QmpClient, file: OwnedFd) -> Result<(), V
     if pushed_overlay(top).is_some_and(|(_, of_top)| of_top == inode) {
         return Ok(());
     }
-    stop_flattening(qmp).await?;
+    flatten::stop(qmp, FLATTEN_JOB).await?;
     // The chain is the overlay, its layers and the base.
     if chain.len() >= MAX_CHAIN {
         let reason = format!("it has {} layers already", DiskSpec::MAX_LAYERS);
@@ -137,58 +140,8 @@ fn not_held_in<'a>(query_fdsets: &Value, chain: &'a [String]) -> Option<&'a str>
 
 /// See [`crate::Vm::flatten_disk`]; the caller sets the bound.
 pub(super) async fn flatten(qmp: &QmpClient) -> Result<(), VmmError> {
-    let before = chain(qmp).await?;
-    let top = before.first().ok_or_else(|| no_disk("block-stream"))?;
-    if job(qmp).await?.is_none() && before.len() > 2 {
-        let stream = json!({
-            "job-id": FLATTEN_JOB, "device": top, "base-node": BASE_NODE,
-            "speed": FLATTEN_BYTES_PER_SECOND, "auto-dismiss": false,
-        });
-        control::run(qmp, "block-stream", stream).await?;
-    }
-    let ended = control::wait_until(qmp, || async {
-        Ok(match job(qmp).await? {
-            Some(Job::Running) => None,
-            // Somebody else has dismissed it.
-            None => Some(None),
-            Some(Job::Concluded(error)) => Some(error),
-        })
-    });
-    let error = ended.await?;
-    dismiss(qmp).await;
-
-    let after = chain(qmp).await?;
-    if let Some(reason) = error {
-        return Err(VmmError::Refused { command: "block-stream", reason });
-    }
-    if after.len() > 2 {
-        let reason = "it was broken off".to_owned();
-        return Err(VmmError::Refused { command: "block-stream", reason });
-    }
-    forget_unused(qmp, &after).await
-}
-
-/// Ends a flattening under way; what it has copied stays.
-pub(super) async fn stop_flattening(qmp: &QmpClient) -> Result<(), VmmError> {
-    match job(qmp).await? {
-        None => return Ok(()),
-        Some(Job::Concluded(_)) => {}
-        Some(Job::Running) => {
-            // It may have ended in between.
-            let _ = control::run(qmp, "job-cancel", json!({ "id": FLATTEN_JOB })).await;
-            let ended = control::wait_until(qmp, || async {
-                Ok(match job(qmp).await? {
-                    Some(Job::Running) => None,
-                    Some(Job::Concluded(_)) | None => Some(()),
-                })
-            });
-            tokio::time::timeout(ANSWER_DEADLINE, ended)
-                .await
-                .map_err(|_| VmmError::Timeout("job-cancel"))??;
-        }
-    }
-    dismiss(qmp).await;
-    Ok(())
+    flatten::run(qmp, FLATTEN_JOB, BASE_NODE, || chain(qmp)).await?;
+    forget_unused(qmp, &chain(qmp).await?).await
 }
 
 /// See [`crate::Vm::grow_disk`].
@@ -252,29 +205,6 @@ async fn forget(qmp: &QmpClient, node: &str, set: Option<u64>) {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Job {
-    Running,
-    /// With the error, if it failed or was cancelled.
-    Concluded(Option<String>),
-}
-
-async fn job(qmp: &QmpClient) -> Result<Option<Job>, VmmError> {
-    Ok(job_in(&qmp.execute("query-jobs", None, ANSWER_DEADLINE).await?))
-}
-
-fn job_in(query_jobs: &Value) -> Option<Job> {
-    let job = query_jobs.as_array()?.iter().find(|job| job["id"] == FLATTEN_JOB)?;
-    Some(match job["status"].as_str() {
-        Some("concluded") => Job::Concluded(job["error"].as_str().map(str::to_owned)),
-        Some(_) | None => Job::Running,
-    })
-}
-
-async fn dismiss(qmp: &QmpClient) {
-    let _ = control::run(qmp, "job-dismiss", json!({ "id": FLATTEN_JOB })).await;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,14 +261,5 @@ mod tests {
             stats = json!({ "node-name": "layer", "backing": stats });
         }
         assert_eq!(nodes_in(&json!([stats])), None);
-    }
-
-    #[test]
-    fn a_job_is_over_when_it_says_so() {
-        let job = |status: &str| job_in(&json!([{ "id": FLATTEN_JOB, "status": status }]));
-        assert_eq!(job("running"), Some(Job::Running));
-        assert_eq!(job("pending"), Some(Job::Running));
-        assert_eq!(job("concluded"), Some(Job::Concluded(None)));
-        assert_eq!(job_in(&json!([{ "id": "other", "status": "running" }])), None);
     }
 }

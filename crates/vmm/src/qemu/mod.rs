@@ -19,6 +19,7 @@ mod control;
 mod driver;
 mod files;
 mod fingerprint;
+mod flatten;
 mod host_cpu;
 mod process;
 mod qmp;

@@ -11,7 +11,7 @@ use super::{
     command_line::{Beginning, Mapping, STATE_FD},
     control::{self, Migration, RunState},
     driver::{Driver, io_error},
-    files, fingerprint,
+    files, fingerprint, flatten,
     qmp::QmpClient,
     save::{self, Progress, Source},
     vm::{Cpus, Shared},
@@ -166,7 +166,7 @@ impl Shared {
         let qmp = self.qmp()?;
         let begun = async {
             // A disk whose files are being copied cannot be let go of at the end of a save.
-            chain::stop_flattening(qmp).await?;
+            flatten::stop_all(qmp).await?;
             let label = Label {
                 fingerprint: self.record.fingerprint.clone(),
                 memory,
@@ -329,6 +329,32 @@ impl Shared {
         })?;
         let attached = timeout(within, volumes::attach(self.qmp()?, slot, files)).await;
         self.or_gone(attached.map_err(|_| VmmError::Timeout("blockdev-reopen"))?).await
+    }
+
+    pub(super) async fn push_volume_overlay(
+        &self,
+        slot: VolumeSlot,
+        overlay: &Path,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        spec_check::check_overlay(overlay)?;
+        self.may_change_its_disk("blockdev-snapshot").await?;
+        let file = files::give_overlay(overlay, self.uid()?)?;
+        let pushed = timeout(within, volumes::push(self.qmp()?, slot, file)).await;
+        self.or_gone(pushed.map_err(|_| VmmError::Timeout("blockdev-snapshot"))?).await
+    }
+
+    pub(super) async fn flatten_volume(
+        &self,
+        slot: VolumeSlot,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        self.may_change_its_disk("block-stream").await?;
+        if self.save.lock().await.as_ref().is_some_and(|save| !save.is_over()) {
+            return Err(refused("block-stream", IS_BEING_SAVED));
+        }
+        let flattened = timeout(within, volumes::flatten(self.qmp()?, slot)).await;
+        self.or_gone(flattened.map_err(|_| VmmError::Timeout("block-stream"))?).await
     }
 
     pub(super) async fn detach_volume(

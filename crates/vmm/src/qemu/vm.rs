@@ -228,6 +228,19 @@ impl Vm for QemuVm {
         self.shared.attach_volume(slot, disk, most_file_bytes, within).await
     }
 
+    async fn push_volume_overlay(
+        &self,
+        slot: VolumeSlot,
+        overlay: &Path,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        self.shared.push_volume_overlay(slot, overlay, within).await
+    }
+
+    async fn flatten_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {
+        self.shared.flatten_volume(slot, within).await
+    }
+
     async fn detach_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {
         self.shared.detach_volume(slot, within).await
     }

@@ -6,8 +6,9 @@
 //! to the volume's chain and back. The guest learns of it when it looks at the device anew, which its
 //! agent has the kernel do. A saved state holds the device and nothing of what is below.
 //!
-//! The nodes of a volume in slot N are named `vN-base`, `vN-layer-I` and `vN-top-INODE`. As with
-//! [`super::chain`], what there is now is asked of QEMU each time.
+//! The nodes of a volume in slot N are named `vN-base`, `vN-layer-I` and, for the overlay it came with
+//! and each that was pushed since, `vN-top-INODE`. As with [`super::chain`], what there is now is asked
+//! of QEMU each time.
 
 use std::os::fd::OwnedFd;
 
@@ -15,8 +16,9 @@ use serde_json::{Value, json};
 use skerry_model::VolumeSlot;
 
 use super::{
-    chain::with_inode,
+    chain::{MAX_CHAIN, nodes_below, with_inode},
     control::{self, ANSWER_DEADLINE},
+    flatten,
     qmp::QmpClient,
 };
 use crate::{DiskSpec, VmmError};
@@ -129,6 +131,7 @@ pub(super) async fn detach(qmp: &QmpClient, slot: VolumeSlot) -> Result<(), VmmE
     if there.is_empty() {
         return Ok(());
     }
+    flatten::stop(qmp, &flatten_job(slot)).await?;
     stand_on(qmp, slot, &empty_node(slot)).await?;
     forget(qmp, slot, &there).await;
     match nodes_of(qmp, slot).await?.is_empty() {
@@ -138,6 +141,111 @@ pub(super) async fn detach(qmp: &QmpClient, slot: VolumeSlot) -> Result<(), VmmE
             Err(VmmError::Refused { command: "blockdev-del", reason })
         }
     }
+}
+
+/// See [`crate::Vm::push_volume_overlay`]. `file` names the new overlay and is the VM's user's already.
+pub(super) async fn push(qmp: &QmpClient, slot: VolumeSlot, file: OwnedFd) -> Result<(), VmmError> {
+    let (file, inode) = with_inode(file)
+        .map_err(|source| VmmError::Io { context: "look at the overlay".into(), source })?;
+    let top = top_node(slot, inode);
+    let chain = chain(qmp, slot).await?;
+    let Some(former) = chain.first() else { return Err(is_empty("blockdev-snapshot", slot)) };
+    if *former == top {
+        return Ok(());
+    }
+    flatten::stop(qmp, &flatten_job(slot)).await?;
+    if chain.len() >= MAX_CHAIN {
+        let reason = format!("it has {} layers already", DiskSpec::MAX_LAYERS);
+        return Err(VmmError::Refused { command: "blockdev-snapshot", reason });
+    }
+    // Left by a push that was broken off, if at all.
+    forget_unused(qmp, slot, &chain).await?;
+    let pushed = async {
+        let set = free_file_set(qmp, slot).await?;
+        let file = hand_over(qmp, set, file).await?;
+        let overlay = json!({
+            "node-name": top, "driver": "qcow2", "discard": "unmap", "backing": null,
+            "file": { "driver": "file", "filename": file },
+        });
+        control::run(qmp, "blockdev-add", overlay).await?;
+        control::run(qmp, "blockdev-snapshot", json!({ "node": former, "overlay": top })).await
+    }
+    .await;
+    if let Err(VmmError::Refused { .. }) = pushed {
+        // Its file's set is free again once the slot is emptied.
+        let _ = control::run(qmp, "blockdev-del", json!({ "node-name": top })).await;
+    }
+    pushed
+}
+
+/// See [`crate::Vm::flatten_volume`]; the caller sets the bound.
+pub(super) async fn flatten(qmp: &QmpClient, slot: VolumeSlot) -> Result<(), VmmError> {
+    if chain(qmp, slot).await?.is_empty() {
+        return Err(is_empty("block-stream", slot));
+    }
+    let base = format!("{}base", prefix(slot));
+    flatten::run(qmp, &flatten_job(slot), &base, || chain(qmp, slot)).await?;
+    forget_unused(qmp, slot, &chain(qmp, slot).await?).await
+}
+
+fn flatten_job(slot: VolumeSlot) -> String {
+    format!("flatten-v{slot}")
+}
+
+fn is_empty(command: &'static str, slot: VolumeSlot) -> VmmError {
+    VmmError::Refused { command, reason: format!("slot {slot} is empty") }
+}
+
+/// The nodes of the slot's volume from the one the guest writes to down to the base; none while it is
+/// empty.
+async fn chain(qmp: &QmpClient, slot: VolumeSlot) -> Result<Vec<String>, VmmError> {
+    let answer = qmp.execute("query-blockstats", None, ANSWER_DEADLINE).await?;
+    chain_in(&answer, slot).ok_or_else(|| {
+        let reason = format!("it has no slot {slot}");
+        VmmError::Refused { command: "query-blockstats", reason }
+    })
+}
+
+fn chain_in(blockstats: &Value, slot: VolumeSlot) -> Option<Vec<String>> {
+    let device = device_node(slot);
+    let mut devices = blockstats.as_array()?.iter();
+    let device = devices.find(|one| one["node-name"] == *device)?;
+    // What the device's own node hands everything down to.
+    let mut nodes = nodes_below(&device["parent"])?;
+    nodes.retain(|node| *node != empty_node(slot));
+    Some(nodes)
+}
+
+/// Forgets nodes of the slot that its device does not stand on.
+async fn forget_unused(
+    qmp: &QmpClient,
+    slot: VolumeSlot,
+    chain: &[String],
+) -> Result<(), VmmError> {
+    for node in nodes_of(qmp, slot).await?.iter().filter(|node| !chain.contains(node)) {
+        let _ = control::run(qmp, "blockdev-del", json!({ "node-name": node })).await;
+    }
+    Ok(())
+}
+
+/// A number of the slot under which no file was handed over.
+async fn free_file_set(qmp: &QmpClient, slot: VolumeSlot) -> Result<u64, VmmError> {
+    let sets = qmp.execute("query-fdsets", None, ANSWER_DEADLINE).await?;
+    let taken = file_sets_in(&sets, slot);
+    let first = first_file_set(slot);
+    let mut all = first..first + FILE_SETS_PER_SLOT;
+    all.find(|set| !taken.contains(set)).ok_or_else(|| {
+        let reason = "too many overlays were put on top of it".to_owned();
+        VmmError::Refused { command: "add-fd", reason }
+    })
+}
+
+fn file_sets_in(query_fdsets: &Value, slot: VolumeSlot) -> Vec<u64> {
+    let first = first_file_set(slot);
+    let sets = query_fdsets.as_array().into_iter().flatten();
+    sets.filter_map(|set| set["fdset-id"].as_u64())
+        .filter(|set| (first..first + FILE_SETS_PER_SLOT).contains(set))
+        .collect()
 }
 
 /// Exchanges what the slot's device stands on. Requests under way are waited for.
@@ -193,14 +301,24 @@ fn height(kind: &str) -> u64 {
 
 /// Forgets nodes and the slot's files. What is in use stays.
 async fn forget(qmp: &QmpClient, slot: VolumeSlot, nodes: &[String]) {
-    for node in nodes {
-        let _ = control::run(qmp, "blockdev-del", json!({ "node-name": node })).await;
+    let mut left: Vec<&String> = nodes.iter().collect();
+    // Of the overlays pushed over each other the names do not say which is above which.
+    loop {
+        let before = left.len();
+        let mut kept = Vec::new();
+        for node in left {
+            let gone = control::run(qmp, "blockdev-del", json!({ "node-name": node })).await;
+            if gone.is_err() {
+                kept.push(node);
+            }
+        }
+        left = kept;
+        if left.is_empty() || left.len() == before {
+            break;
+        }
     }
     let Ok(sets) = qmp.execute("query-fdsets", None, ANSWER_DEADLINE).await else { return };
-    let first = first_file_set(slot);
-    let sets = sets.as_array().into_iter().flatten();
-    let ours = sets.filter_map(|set| set["fdset-id"].as_u64());
-    for set in ours.filter(|set| (first..first + FILE_SETS_PER_SLOT).contains(set)) {
+    for set in file_sets_in(&sets, slot) {
         let _ = control::run(qmp, "remove-fd", json!({ "fdset-id": set })).await;
     }
 }
@@ -216,6 +334,19 @@ mod tests {
         let nodes: Vec<Value> = names.map(|name| json!({ "node-name": name })).into();
         let found = nodes_in(&Value::from(nodes), slot);
         assert_eq!(found, ["v1-top-7f", "v1-layer-10", "v1-layer-2", "v1-base"]);
+    }
+
+    #[test]
+    fn a_volumes_chain_is_what_its_device_stands_on() {
+        let slot = VolumeSlot::new(1).unwrap();
+        let top = json!({ "node-name": "v1-top-2", "backing": {
+            "node-name": "v1-top-1", "backing": { "node-name": "v1-base" },
+        } });
+        let stats = |below: Value| json!([{ "node-name": "root" }, { "node-name": "volume-1", "parent": below }]);
+        let chain = chain_in(&stats(top), slot).unwrap();
+        assert_eq!(chain, ["v1-top-2", "v1-top-1", "v1-base"]);
+        assert!(chain_in(&stats(json!({ "node-name": "empty-1" })), slot).unwrap().is_empty());
+        assert_eq!(chain_in(&json!([]), slot), None);
     }
 
     #[test]

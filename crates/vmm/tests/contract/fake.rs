@@ -344,6 +344,12 @@ async fn take(vm: &Arc<dyn Vm>, step: Step, dir: &Path) -> Result<(), VmmError> 
             let disk = DiskSpec { overlay, layers: Vec::new(), base };
             vm.attach_volume(VolumeSlot::new(0).unwrap(), &disk, 1 << 30, STEP).await
         }
+        Step::PushVolumeOverlay => {
+            drop(file("pushed-volume"));
+            let pushed = dir.join("pushed-volume");
+            vm.push_volume_overlay(VolumeSlot::new(0).unwrap(), &pushed, STEP).await
+        }
+        Step::FlattenVolume => vm.flatten_volume(VolumeSlot::new(0).unwrap(), STEP).await,
         Step::DetachVolume => vm.detach_volume(VolumeSlot::new(0).unwrap(), STEP).await,
     }
 }
@@ -362,6 +368,8 @@ async fn a_fault_injected_at_a_step_is_met_there_once_and_nowhere_else() {
         Step::FlattenDisk,
         Step::GrowDisk,
         Step::AttachVolume,
+        Step::PushVolumeOverlay,
+        Step::FlattenVolume,
         Step::DetachVolume,
     ];
     for faulty in steps {

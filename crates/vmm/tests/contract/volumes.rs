@@ -1,6 +1,6 @@
 //! The promises about volumes, and what a real guest sees of one.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
 use skerry_model::VolumeSlot;
 use skerry_vmm::{BootSpec, DiskSpec, SaveProgress, SavedMemory, Vm, VmmError};
@@ -93,6 +93,67 @@ async fn a_volume_goes_from_one_running_guest_to_the_next_with_what_was_written(
         for vm in [one, two] {
             vm.kill().await.unwrap();
         }
+    })
+    .await;
+}
+
+/// A new, empty overlay of a volume.
+fn overlay(dir: &Path, name: &str) -> std::path::PathBuf {
+    let path = dir.join(name);
+    let made = std::process::Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(&path)
+        .arg(SIZE_BYTES.to_string())
+        .status();
+    assert!(made.unwrap().success());
+    path
+}
+
+#[tokio::test]
+async fn what_a_volume_was_is_frozen_while_its_guest_writes_on_and_becomes_one_layer_again() {
+    bounded(async {
+        let harness = QemuHarness::new();
+        let vmm: Arc<dyn skerry_vmm::Vmm> = Arc::new(open().await);
+        let dir = harness.kept_dir();
+        let disk = volume(&dir, "data");
+        let root = harness.disk_on("one.qcow2", &[]);
+        let vm = boot(&vmm, &BootSpec { disk: Some(root), ..harness.spec_in("one") }).await;
+        let mut guest = Guest::meet(&vm, 1).await;
+        let empty = vm.push_volume_overlay(slot(1), &overlay(&dir, "early"), STEP).await;
+        assert!(matches!(empty, Err(VmmError::Refused { .. })), "{empty:?}");
+        attach(&vm, 1, &disk).await.unwrap();
+        look_anew(&mut guest, 1).await;
+        guest.run("echo first > /volume/file; sync").await;
+
+        let tops = [overlay(&dir, "second"), overlay(&dir, "third")];
+        for top in &tops {
+            // What is on top already stays where it is.
+            for _ in 0..2 {
+                vm.push_volume_overlay(slot(1), top, STEP).await.unwrap();
+            }
+            guest.run("echo more >> /volume/file; sync").await;
+        }
+        vm.flatten_volume(slot(1), TEST_DEADLINE).await.unwrap();
+        assert_eq!(guest.run("cat /volume/file").await, "first\nmore\nmore");
+        guest.run("umount /volume").await;
+        vm.detach_volume(slot(1), STEP).await.unwrap();
+
+        // The top stands on the base alone now, and what was frozen is as it was.
+        let flat = DiskSpec { overlay: tops[1].clone(), ..disk.clone() };
+        let frozen = DiskSpec {
+            overlay: overlay(&dir, "reader"),
+            layers: vec![disk.overlay.clone()],
+            base: disk.base.clone(),
+        };
+        // The caller of the driver seals it.
+        fs::set_permissions(&disk.overlay, fs::Permissions::from_mode(0o444)).unwrap();
+        for (disk, seen) in [(flat, "first\nmore\nmore"), (frozen, "first")] {
+            attach(&vm, 1, &disk).await.unwrap();
+            look_anew(&mut guest, 1).await;
+            assert_eq!(guest.run("cat /volume/file; umount /volume").await, seen);
+            vm.detach_volume(slot(1), STEP).await.unwrap();
+        }
+        vm.kill().await.unwrap();
     })
     .await;
 }

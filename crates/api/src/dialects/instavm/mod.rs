@@ -5,6 +5,7 @@
 //! number behind `vm_`, followed by that of the start from the second one on.
 
 mod account;
+mod checkpoints;
 mod convert;
 mod egress;
 mod error_body;
@@ -59,6 +60,8 @@ pub fn router() -> Router<ApiState> {
             "/v1/volumes/{volume}",
             get(volumes::get).patch(volumes::update).delete(volumes::delete),
         )
+        .route("/v1/volumes/{volume}/checkpoints", post(checkpoints::create).get(checkpoints::list))
+        .route("/v1/volumes/{volume}/checkpoints/{checkpoint}", delete(checkpoints::delete))
         .route("/v1/vms/{vm}/volumes", post(volumes::mount).get(volumes::mounts))
         .route("/v1/vms/{vm}/volumes/{volume}", delete(volumes::unmount))
         .route("/v1/sessions/session", post(sessions::create))

@@ -3,12 +3,14 @@
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use skerry_control::{AttachVolume, CreateVolume, Error, VolumeRef, VolumeView, Wait};
+use skerry_control::{
+    AttachVolume, CheckpointRef, CreateVolume, Error, VolumeRef, VolumeView, Wait,
+};
 use skerry_model::{MountMode, VolumeId, VolumeMount, VolumeState};
 
 use super::{
-    Instavm, convert, error_body::Problem, request::AuthenticatedBody, validation::Fields,
-    vms::DELETE_WAIT,
+    Instavm, checkpoints::checkpoint_ref, convert, error_body::Problem, request::AuthenticatedBody,
+    validation::Fields, vms::DELETE_WAIT,
 };
 use crate::{
     ApiState,
@@ -18,7 +20,7 @@ use crate::{
 };
 
 const MIB: u64 = 1024 * 1024;
-/// The words of a mount that reads what is there now, as InstaVM's command line says it.
+/// The newest checkpoint, or what is there now where there is none, as InstaVM's command line says it.
 const LATEST: &str = "latest";
 
 /// A volume.
@@ -50,7 +52,7 @@ pub(super) struct MountRecord {
     volume_id: String,
     mount_path: String,
     mode: &'static str,
-    checkpoint_id: Option<&'static str>,
+    checkpoint_id: Option<String>,
     status: &'static str,
 }
 
@@ -82,9 +84,10 @@ fn mount_record(mount: &VolumeMount, status: &'static str) -> MountRecord {
         volume_id: mount.volume_id.to_string(),
         mount_path: mount.path.to_string(),
         mode: mount.mode.as_str(),
-        checkpoint_id: match mount.mode {
-            MountMode::ReadWrite => None,
-            MountMode::ReadOnly => Some(LATEST),
+        checkpoint_id: match (mount.mode, mount.checkpoint_id) {
+            (MountMode::ReadWrite, _) => None,
+            (MountMode::ReadOnly, Some(id)) => Some(id.to_string()),
+            (MountMode::ReadOnly, None) => Some(LATEST.to_owned()),
         },
         status,
     }
@@ -95,7 +98,7 @@ fn no_such_volume() -> Problem {
 }
 
 /// Volumes are named by id in paths, as InstaVM does.
-fn volume_ref(text: &str) -> Result<VolumeRef, Problem> {
+pub(super) fn volume_ref(text: &str) -> Result<VolumeRef, Problem> {
     let uuid = ids::parse_uuid(text).ok_or_else(no_such_volume)?;
     Ok(VolumeRef::Id(VolumeId::from_uuid(uuid)))
 }
@@ -194,18 +197,16 @@ pub(super) fn wish(fields: &mut Fields) -> Result<AttachVolume, Problem> {
         fields.refuse("mode", "Input should be 'rw' or 'ro'");
         MountMode::ReadOnly
     });
-    match (mode, checkpoint.as_deref()) {
-        (MountMode::ReadWrite | MountMode::ReadOnly, None)
-        | (MountMode::ReadOnly, Some(LATEST)) => {}
+    let checkpoint = match (mode, checkpoint.as_deref()) {
+        (MountMode::ReadWrite | MountMode::ReadOnly, None) => None,
+        (MountMode::ReadOnly, Some(LATEST)) => Some(CheckpointRef::Latest),
+        (MountMode::ReadOnly, Some(id)) => Some(checkpoint_ref(id)?),
         (MountMode::ReadWrite, Some(_)) => {
             fields.refuse("checkpoint_id", "A checkpoint can only be mounted ro");
+            None
         }
-        (MountMode::ReadOnly, Some(_)) => {
-            let accepted = "null or \"latest\": there are no checkpoints";
-            return Err(Problem::Unserved { field: "checkpoint_id", accepted });
-        }
-    }
-    Ok(AttachVolume { volume, path: path.unwrap_or_default(), mode })
+    };
+    Ok(AttachVolume { volume, path: path.unwrap_or_default(), mode, checkpoint })
 }
 
 /// The field `volumes` of a VM to be made.

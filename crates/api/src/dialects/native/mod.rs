@@ -120,6 +120,8 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(ssh::delete))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::get, volumes::update, volumes::delete))
+        .routes(routes!(volumes::list_checkpoints, volumes::create_checkpoint))
+        .routes(routes!(volumes::delete_checkpoint))
         .routes(routes!(volumes::list_of_workspace, volumes::attach))
         .routes(routes!(volumes::detach))
         .routes(routes!(account::list_projects, account::create_project))

@@ -2,8 +2,8 @@
 
 use axum::{Json, extract::State};
 use http::StatusCode;
-use skerry_control::{self as control, VolumeRef, VolumeView};
-use skerry_model::{self as model, Attachment, VolumeMount};
+use skerry_control::{self as control, CheckpointRef, VolumeRef, VolumeView};
+use skerry_model::{self as model, Attachment, Checkpoint, VolumeMount};
 
 use super::{Body, Login, Params, Query, convert, error_body::NativeResult, wire};
 use crate::{
@@ -25,10 +25,18 @@ const fn mode(mode: model::MountMode) -> wire::MountMode {
     }
 }
 
-const fn asked_mode(mode: Option<wire::MountMode>) -> model::MountMode {
-    match mode {
-        None | Some(wire::MountMode::Rw) => model::MountMode::ReadWrite,
-        Some(wire::MountMode::Ro) => model::MountMode::ReadOnly,
+const fn asked_mode(asked: &wire::AttachVolume) -> model::MountMode {
+    match (asked.mode, &asked.checkpoint) {
+        (None, None) | (Some(wire::MountMode::Rw), _) => model::MountMode::ReadWrite,
+        (None, Some(_)) | (Some(wire::MountMode::Ro), _) => model::MountMode::ReadOnly,
+    }
+}
+
+fn checkpoint_ref(text: &str) -> CheckpointRef {
+    match (text, parse_uuid(text)) {
+        ("latest", _) => CheckpointRef::Latest,
+        (_, Some(uuid)) => CheckpointRef::Id(model::CheckpointId::from_uuid(uuid)),
+        (_, None) => CheckpointRef::Name(text.to_owned()),
     }
 }
 
@@ -36,8 +44,9 @@ const fn asked_mode(mode: Option<wire::MountMode>) -> model::MountMode {
 pub(super) fn wish(asked: wire::AttachVolume) -> control::AttachVolume {
     control::AttachVolume {
         volume: volume_ref(&asked.volume),
+        mode: asked_mode(&asked),
+        checkpoint: asked.checkpoint.as_deref().map(checkpoint_ref),
         path: asked.mount_path,
-        mode: asked_mode(asked.mode),
     }
 }
 
@@ -46,6 +55,7 @@ fn attachment(held: &Attachment) -> wire::VolumeAttachment {
         workspace_id: held.workspace_id.to_string(),
         mount_path: held.mount.path.to_string(),
         mode: mode(held.mount.mode),
+        checkpoint_id: held.mount.checkpoint_id.map(|id| id.to_string()),
     }
 }
 
@@ -54,28 +64,49 @@ fn mounted(mount: &VolumeMount) -> wire::VolumeMount {
         volume_id: mount.volume_id.to_string(),
         mount_path: mount.path.to_string(),
         mode: mode(mount.mode),
+        checkpoint_id: mount.checkpoint_id.map(|id| id.to_string()),
+    }
+}
+
+fn state_of(state: &model::VolumeState) -> (wire::VolumeState, Option<wire::VolumeFailure>) {
+    match state {
+        model::VolumeState::Creating => (wire::VolumeState::Creating, None),
+        model::VolumeState::Ready => (wire::VolumeState::Ready, None),
+        model::VolumeState::Deleting => (wire::VolumeState::Deleting, None),
+        model::VolumeState::Failed(failure) => {
+            let failure = wire::VolumeFailure {
+                code: failure.code.clone(),
+                message: failure.message.clone(),
+                at: convert::time(failure.at),
+            };
+            (wire::VolumeState::Failed, Some(failure))
+        }
+    }
+}
+
+fn frozen(checkpoint: &Checkpoint) -> wire::Checkpoint {
+    let (state, failure) = state_of(&checkpoint.state);
+    wire::Checkpoint {
+        id: checkpoint.id.to_string(),
+        volume_id: checkpoint.volume_id.to_string(),
+        name: checkpoint.name.to_string(),
+        state,
+        failure,
+        created_at: convert::time(checkpoint.created_at),
+        updated_at: convert::time(checkpoint.updated_at),
     }
 }
 
 fn shown(view: &VolumeView) -> wire::Volume {
     let volume = &view.volume;
-    let (state, failure) = match &volume.state {
-        model::VolumeState::Creating => (wire::VolumeState::Creating, None),
-        model::VolumeState::Ready => (wire::VolumeState::Ready, None),
-        model::VolumeState::Failed(failure) => (wire::VolumeState::Failed, Some(failure)),
-        model::VolumeState::Deleting => (wire::VolumeState::Deleting, None),
-    };
+    let (state, failure) = state_of(&volume.state);
     wire::Volume {
         id: volume.id.to_string(),
         name: volume.name.to_string(),
         size_mib: volume.size_mib,
         used_bytes: view.used_bytes,
         state,
-        failure: failure.map(|failure| wire::VolumeFailure {
-            code: failure.code.clone(),
-            message: failure.message.clone(),
-            at: convert::time(failure.at),
-        }),
+        failure,
         attachments: view.attachments.iter().map(attachment).collect(),
         created_at: convert::time(volume.created_at),
         updated_at: convert::time(volume.updated_at),
@@ -192,6 +223,90 @@ pub(super) async fn delete(
 ) -> NativeResult<(StatusCode, Json<wire::DeletedVolume>)> {
     let (which, wait) = (volume_ref(&path.value), convert::wait(&query.value)?);
     let deleting = state.control.delete_volume(&login.caller, &which, wait);
+    let complete = state.until_shutdown(deleting).await?;
+    let status = if complete { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(wire::DeletedVolume { complete })))
+}
+
+/// Makes a checkpoint of a volume, whether a workspace has it or not. With `wait`, the answer comes when
+/// it is ready or has failed, which its `state` says.
+#[utoipa::path(
+    operation_id = "create_checkpoint",
+    post, path = "/skerry/v1/volumes/{volume}/checkpoints", tag = "volumes",
+    params(("volume" = String, Path, description = "Identity or name"), wire::WaitQuery),
+    request_body = wire::CreateCheckpoint,
+    responses(
+        (status = 201, body = wire::Checkpoint, description = "Recorded"),
+        (status = 400, body = wire::ErrorBody, description = "A field is not acceptable"),
+        (status = 401, body = wire::ErrorBody, description = "No valid credential"),
+        (status = 404, body = wire::ErrorBody, description = "No such volume"),
+        (status = 409, body = wire::ErrorBody, description = "It has too many, is not ready, or is written by a workspace that stands still"),
+    ),
+)]
+pub(super) async fn create_checkpoint(
+    State(state): State<ApiState>,
+    login: Login,
+    path: Params<String>,
+    query: Query<wire::WaitQuery>,
+    body: Body<wire::CreateCheckpoint>,
+) -> NativeResult<(StatusCode, Json<wire::Checkpoint>)> {
+    let (which, wait) = (volume_ref(&path.value), convert::wait(&query.value)?);
+    let name = body.value.name.as_deref();
+    let making = state.control.create_checkpoint(&login.caller, &which, name, wait);
+    Ok((StatusCode::CREATED, Json(frozen(&state.until_shutdown(making).await?))))
+}
+
+/// Lists the checkpoints of a volume, newest first.
+#[utoipa::path(
+    operation_id = "list_checkpoints",
+    get, path = "/skerry/v1/volumes/{volume}/checkpoints", tag = "volumes",
+    params(("volume" = String, Path, description = "Identity or name")),
+    responses(
+        (status = 200, body = wire::CheckpointList),
+        (status = 401, body = wire::ErrorBody, description = "No valid credential"),
+        (status = 404, body = wire::ErrorBody, description = "No such volume"),
+    ),
+)]
+pub(super) async fn list_checkpoints(
+    State(state): State<ApiState>,
+    login: Login,
+    path: Params<String>,
+) -> NativeResult<Json<wire::CheckpointList>> {
+    let all = state.control.list_checkpoints(&login.caller, &volume_ref(&path.value)).await?;
+    Ok(Json(wire::CheckpointList { checkpoints: all.iter().map(frozen).collect() }))
+}
+
+/// Deletes a checkpoint. Refused while a workspace has it mounted.
+#[utoipa::path(
+    operation_id = "delete_checkpoint",
+    delete, path = "/skerry/v1/volumes/{volume}/checkpoints/{checkpoint}", tag = "volumes",
+    params(
+        ("volume" = String, Path, description = "Identity or name"),
+        ("checkpoint" = String, Path, description = "Identity, or name: the newest ready one of that name"),
+        wire::WaitQuery,
+    ),
+    responses(
+        (status = 200, body = wire::DeletedVolume, description = "Everything is gone"),
+        (status = 202, body = wire::DeletedVolume, description = "It goes on by itself"),
+        (status = 401, body = wire::ErrorBody, description = "No valid credential"),
+        (status = 404, body = wire::ErrorBody, description = "No such volume or checkpoint"),
+        (status = 409, body = wire::ErrorBody, description = "A workspace has it mounted"),
+    ),
+)]
+pub(super) async fn delete_checkpoint(
+    State(state): State<ApiState>,
+    login: Login,
+    path: Params<(String, String)>,
+    query: Query<wire::WaitQuery>,
+) -> NativeResult<(StatusCode, Json<wire::DeletedVolume>)> {
+    let (volume, checkpoint) = &path.value;
+    let (which, wait) = (volume_ref(volume), convert::wait(&query.value)?);
+    let checkpoint = match checkpoint_ref(checkpoint) {
+        // A word for mounts; of a deletion it would say too little.
+        CheckpointRef::Latest => CheckpointRef::Name(checkpoint.clone()),
+        named => named,
+    };
+    let deleting = state.control.delete_checkpoint(&login.caller, &which, &checkpoint, wait);
     let complete = state.until_shutdown(deleting).await?;
     let status = if complete { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(wire::DeletedVolume { complete })))

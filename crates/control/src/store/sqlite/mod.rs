@@ -2,6 +2,8 @@
 //! several connections read; a reader never waits for the writer.
 
 mod accounts;
+mod checkpoints;
+mod domains;
 mod networks;
 mod picture;
 mod ports;

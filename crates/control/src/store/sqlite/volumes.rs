@@ -2,25 +2,28 @@
 
 use async_trait::async_trait;
 use skerry_model::{
-    AccountId, Attachment, DisplayName, MountMode, MountPath, Plan, Timestamp, Volume, VolumeId,
-    VolumeMount, VolumeSlot, VolumeState, WorkspaceId, admit_attachment, limits::admit_volume,
+    AccountId, Attachment, Checkpoint, CheckpointId, DisplayName, MountMode, MountPath, Plan,
+    Timestamp, Volume, VolumeId, VolumeMount, VolumeSlot, VolumeState, WorkspaceId,
+    admit_attachment, limits::admit_volume,
 };
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
-    Sqlite,
+    Sqlite, checkpoints,
     writer::{Broken, Operation},
 };
 use crate::{
     Error,
     store::{
-        Attaching, VolumeDeletion, VolumeStore, WantedMount, Write,
+        Attaching, CheckpointDeletion, CheckpointInsertion, VolumeDeletion, VolumeStore,
+        WantedMount, Write,
         row::{id, json, nanos, parse, signed, time, unsigned},
     },
 };
 
 const VOLUME: &str = "SELECT id, account_id, name, size_mib, state_json, created_at, updated_at, revision FROM volumes";
-const ATTACHMENT: &str = "SELECT workspace_id, volume_id, slot, path, mode FROM volume_attachments";
+const ATTACHMENT: &str =
+    "SELECT workspace_id, volume_id, slot, path, mode, checkpoint_id FROM volume_attachments";
 
 fn volume_from(row: &SqliteRow) -> Result<Volume, Error> {
     let text = |index: usize| row.try_get::<&str, _>(index);
@@ -40,6 +43,7 @@ fn volume_from(row: &SqliteRow) -> Result<Volume, Error> {
 fn attachment_from(row: &SqliteRow) -> Result<Attachment, Error> {
     let slot = u8::try_from(row.try_get::<i64, _>(2)?).map_err(Error::internal)?;
     let mode: &str = row.try_get(4)?;
+    let checkpoint: Option<&str> = row.try_get(5)?;
     Ok(Attachment {
         workspace_id: id(row.try_get(0)?)?,
         mount: VolumeMount {
@@ -48,11 +52,15 @@ fn attachment_from(row: &SqliteRow) -> Result<Attachment, Error> {
             path: MountPath::parse(row.try_get(3)?).map_err(Error::internal)?,
             mode: MountMode::of_word(mode)
                 .ok_or_else(|| Error::internal(format!("a volume is mounted {mode:?}")))?,
+            checkpoint_id: checkpoint.map(id).transpose()?,
         },
     })
 }
 
-async fn by_id(db: &mut SqliteConnection, id: VolumeId) -> Result<Option<Volume>, Broken> {
+pub(super) async fn by_id(
+    db: &mut SqliteConnection,
+    id: VolumeId,
+) -> Result<Option<Volume>, Broken> {
     let row = sqlx::query(&format!("{VOLUME} WHERE id = ?"))
         .bind(id.to_string())
         .fetch_optional(db)
@@ -61,7 +69,7 @@ async fn by_id(db: &mut SqliteConnection, id: VolumeId) -> Result<Option<Volume>
 }
 
 /// Those with this text in that column.
-async fn attachments(
+pub(super) async fn attachments(
     db: &mut SqliteConnection,
     column: &'static str,
     value: String,
@@ -217,13 +225,18 @@ impl Operation for AttachVolumes {
         let held = attachments(&mut *db, "workspace_id", self.workspace_id.to_string()).await?;
         let mut of_workspace: Vec<VolumeMount> = held.into_iter().map(|held| held.mount).collect();
         let mut granted = Vec::with_capacity(self.wanted.len());
-        for WantedMount { volume_id, path, mode } in self.wanted.iter().cloned() {
+        for WantedMount { volume_id, path, mode, checkpoint_id } in self.wanted.iter().cloned() {
             let found = by_id(&mut *db, volume_id).await?;
             let Some(volume) = found.filter(|found| found.account_id == self.account_id) else {
                 return Ok(Ok(Attaching::NoVolume(volume_id)));
             };
             if volume.state != VolumeState::Ready {
                 return Ok(Ok(Attaching::NotReady(volume_id, volume.state.name())));
+            }
+            if let Some(checkpoint_id) = checkpoint_id
+                && !checkpoints::is_ready(&mut *db, volume_id, checkpoint_id).await?
+            {
+                return Ok(Ok(Attaching::NoCheckpoint(volume_id)));
             }
             let mut of_volume = attachments(&mut *db, "volume_id", volume_id.to_string()).await?;
             // Those of this very call are not written yet.
@@ -234,20 +247,26 @@ impl Operation for AttachVolumes {
                     .cloned()
                     .map(|mount| Attachment { workspace_id: self.workspace_id, mount }),
             );
-            let admitted =
-                admit_attachment(self.workspace_id, &path, mode, &of_volume, &of_workspace);
+            let admitted = admit_attachment(
+                self.workspace_id,
+                &path,
+                mode,
+                checkpoint_id,
+                &of_volume,
+                &of_workspace,
+            );
             let slot = match admitted {
                 Ok(slot) => slot,
                 Err(refusal) => return Ok(Ok(Attaching::Refused(volume_id, refusal))),
             };
-            let mount = VolumeMount { volume_id, slot, path, mode };
+            let mount = VolumeMount { volume_id, slot, path, mode, checkpoint_id };
             of_workspace.push(mount.clone());
             granted.push(mount);
         }
         for mount in &granted {
             sqlx::query(
                 "INSERT INTO volume_attachments (workspace_id, volume_id, slot, path, mode, \
-                 created_at) VALUES (?, ?, ?, ?, ?, ?)",
+                 created_at, checkpoint_id) VALUES (?, ?, ?, ?, ?, ?, ?)",
             )
             .bind(self.workspace_id.to_string())
             .bind(mount.volume_id.to_string())
@@ -255,6 +274,7 @@ impl Operation for AttachVolumes {
             .bind(mount.path.as_str())
             .bind(mount.mode.as_str())
             .bind(nanos(self.now))
+            .bind(mount.checkpoint_id.map(|id| id.to_string()))
             .execute(&mut *db)
             .await?;
         }
@@ -395,6 +415,44 @@ impl VolumeStore for Sqlite {
             .fetch_all(&self.readers)
             .await?;
         rows.iter().map(attachment_from).collect()
+    }
+
+    async fn insert_checkpoint(
+        &self,
+        checkpoint: &Checkpoint,
+    ) -> Result<CheckpointInsertion, Error> {
+        self.writer.run(checkpoints::Insert(checkpoint.clone())).await
+    }
+
+    async fn update_checkpoint(&self, checkpoint: &Checkpoint) -> Result<Write<Checkpoint>, Error> {
+        self.writer.run(checkpoints::Update(checkpoint.clone())).await
+    }
+
+    async fn begin_checkpoint_deletion(
+        &self,
+        checkpoint: &Checkpoint,
+    ) -> Result<CheckpointDeletion, Error> {
+        self.writer.run(checkpoints::BeginDeletion(checkpoint.clone())).await
+    }
+
+    async fn remove_checkpoint(&self, id: CheckpointId, revision: u64) -> Result<Write<()>, Error> {
+        self.writer.run(checkpoints::Remove { id, revision }).await
+    }
+
+    async fn checkpoint(&self, id: CheckpointId) -> Result<Option<Checkpoint>, Error> {
+        checkpoints::one(&self.readers, id).await
+    }
+
+    async fn list_checkpoints(&self, volume_id: VolumeId) -> Result<Vec<Checkpoint>, Error> {
+        checkpoints::of_volume(&self.readers, volume_id).await
+    }
+
+    async fn checkpoints_after(
+        &self,
+        after: Option<CheckpointId>,
+        limit: u32,
+    ) -> Result<Vec<Checkpoint>, Error> {
+        checkpoints::after(&self.readers, after, limit).await
     }
 
     async fn detach_from_unrecorded(&self, before: Timestamp) -> Result<u64, Error> {

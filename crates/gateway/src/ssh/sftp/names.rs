@@ -145,6 +145,7 @@ pub(super) fn status(error: &NodeError) -> StatusReply {
         | NodeError::Cancelled
         | NodeError::NoSuchSnapshot
         | NodeError::NoSuchVolume
+        | NodeError::NoSuchCheckpoint
         | NodeError::VolumeInUse
         | NodeError::SavedStateUnusable(_)
         | NodeError::NotRunning

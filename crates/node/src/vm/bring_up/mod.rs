@@ -488,6 +488,7 @@ fn is_hang(error: &Error) -> bool {
         | Error::SavedState { .. }
         | Error::NoSuchSnapshot
         | Error::NoSuchVolume
+        | Error::NoSuchCheckpoint
         | Error::VolumeInUse
         | Error::NotOfOneMoment
         | Error::Program { .. }

@@ -236,6 +236,14 @@ impl Owner {
                     let result = self.detach_volume(incarnation, volume_id).await;
                     reply(answer, result);
                 }
+                Happened::Request(Some(Request::Checkpoint {
+                    volume_id,
+                    checkpoint_id,
+                    answer,
+                })) => {
+                    let result = self.checkpoint_volume(volume_id, checkpoint_id).await;
+                    reply(answer, result);
+                }
                 Happened::Request(Some(Request::Stop { through, mode, answer })) => {
                     let result = self.ensure_stopped(through, mode).await;
                     reply(answer, result);

@@ -53,6 +53,43 @@ impl Machine {
                 || inside.disk.as_ref().is_some_and(|disk| disk.overlay == file))
     }
 
+    pub(in crate::fake) fn push_volume_overlay(
+        &self,
+        slot: VolumeSlot,
+        overlay: &Path,
+    ) -> Result<(), VmmError> {
+        let refused = |reason| Err(refused(Step::PushVolumeOverlay, reason));
+        if self.state() == VmState::Parked {
+            return refused("it waits for its saved state");
+        }
+        let mut inside = self.inside();
+        let Some(disk) = inside.volumes.get_mut(&slot) else {
+            return refused("the slot is empty");
+        };
+        if disk.overlay == overlay {
+            return Ok(());
+        }
+        if disk.layers.len() == DiskSpec::MAX_LAYERS {
+            return refused("it has as many layers as it may have");
+        }
+        if disk.layers.iter().any(|layer| layer == overlay) {
+            return refused("the file is a layer of it already");
+        }
+        let frozen = std::mem::replace(&mut disk.overlay, overlay.to_owned());
+        disk.layers.insert(0, frozen);
+        Ok(())
+    }
+
+    pub(in crate::fake) fn flatten_volume(&self, slot: VolumeSlot) -> Result<(), VmmError> {
+        match self.inside().volumes.get_mut(&slot) {
+            Some(disk) => {
+                disk.layers.clear();
+                Ok(())
+            }
+            None => Err(refused(Step::FlattenVolume, "the slot is empty")),
+        }
+    }
+
     pub(in crate::fake) fn detach_volume(&self, slot: VolumeSlot) -> Result<(), VmmError> {
         if self.state() == VmState::Parked {
             return Err(refused(Step::DetachVolume, "it waits for its saved state"));

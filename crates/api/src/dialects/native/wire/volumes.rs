@@ -74,6 +74,9 @@ pub struct VolumeAttachment {
     pub mount_path: String,
     /// For what.
     pub mode: MountMode,
+    /// Which checkpoint, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_id: Option<String>,
 }
 
 /// The account's volumes.
@@ -120,8 +123,11 @@ pub struct AttachVolume {
     /// Where: an absolute path.
     #[schema(min_length = 2, max_length = 255)]
     pub mount_path: String,
-    /// For what; absent: `rw`.
+    /// For what; absent: `rw`, and `ro` with a checkpoint.
     pub mode: Option<MountMode>,
+    /// A checkpoint's identity or name (the newest ready one of it), or `latest`: the newest ready one, or
+    /// the volume as it is where there is none. Absent: the volume as it is.
+    pub checkpoint: Option<String>,
 }
 
 /// A volume that a workspace has.
@@ -133,6 +139,47 @@ pub struct VolumeMount {
     pub mount_path: String,
     /// For what.
     pub mode: MountMode,
+    /// Which checkpoint, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_id: Option<String>,
+}
+
+/// A checkpoint: what a volume was at a moment, kept unchanged. It goes with its volume.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Checkpoint {
+    /// Its identity, a UUID.
+    pub id: String,
+    /// Of which volume.
+    pub volume_id: String,
+    /// Its name.
+    pub name: String,
+    /// How far it is.
+    pub state: VolumeState,
+    /// Why it failed; present in the state `failed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<VolumeFailure>,
+    /// When it was asked for.
+    #[schema(format = DateTime)]
+    pub created_at: String,
+    /// When the record last changed.
+    #[schema(format = DateTime)]
+    pub updated_at: String,
+}
+
+/// The checkpoints of a volume.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CheckpointList {
+    /// Newest first.
+    pub checkpoints: Vec<Checkpoint>,
+}
+
+/// A checkpoint to make.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateCheckpoint {
+    /// A name; absent: the time.
+    #[schema(min_length = 1, max_length = 255)]
+    pub name: Option<String>,
 }
 
 /// The volumes of a workspace.

@@ -4,9 +4,15 @@
 #[allow(dead_code, reason = "each suite uses what it needs")]
 mod front;
 
+use std::time::Duration;
+
 use front::{As, Front};
 use serde_json::{Value, json};
-use skerry_control::sim_node::SimNode;
+use skerry_control::{
+    RefusedEgress,
+    internal_api::{EgressRefusal, EgressRefusals},
+    sim_node::SimNode,
+};
 use skerry_model::{
     Destination, EgressRule, NetworkPolicy, WorkspaceId, network_wish::PACKAGE_HOSTS,
 };
@@ -44,6 +50,34 @@ fn policy(front: &Front, of: &str) -> NetworkPolicy {
 fn everywhere() -> NetworkPolicy {
     let egress = [EgressRule::all(Destination::Anywhere)].into();
     NetworkPolicy { egress, ..NetworkPolicy::default() }
+}
+
+#[tokio::test]
+async fn what_a_workspace_was_refused_is_shown_to_its_owner() {
+    let mut front = networked().await;
+    let line = "POST /skerry/v1/workspaces?wait=60";
+    let box_id = made(&front, line, json!({ "name": "box" }), "/id").await;
+    let path = "GET /skerry/v1/workspaces/box/network/refusals";
+    front.call(As::Admin, path, None).await;
+    let refusal = |what, name: Option<&str>, times| EgressRefusal {
+        what,
+        name: name.map(|name| name.parse().expect("a name")),
+        times,
+        ago: Duration::from_secs(times),
+    };
+    let last = vec![
+        refusal(RefusedEgress::Resolution, Some("other.example.org"), 90),
+        refusal(RefusedEgress::PrivateAnswer, Some("inside.example.org"), 10),
+        refusal(RefusedEgress::Connection(443), None, 3),
+    ];
+    let refusals = EgressRefusals { total: 103, last, refused_packets: 7, dropped_frames: 2 };
+    front.test.node.set_refusals(id(&box_id), refusals);
+    front.call(As::Admin, path, None).await;
+    front.call(As::Admin, "GET /skerry/v1/workspaces/nobody/network/refusals", None).await;
+    made(&front, "POST /skerry/v1/workspaces/box/stop?wait=60", json!({}), "/id").await;
+    let answer = front.call(As::Admin, path, None).await;
+    assert_eq!(answer.body["total"], 0, "without a VM nothing is counted");
+    insta::assert_snapshot!(front.transcript());
 }
 
 #[tokio::test]

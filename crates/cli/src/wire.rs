@@ -128,6 +128,23 @@ pub(crate) struct Network {
     pub(crate) links: Vec<Peer>,
 }
 
+#[derive(Debug, Deserialize)]
+pub(crate) struct NetworkRefusals {
+    pub(crate) total: u64,
+    pub(crate) last: Vec<NetworkRefusal>,
+    pub(crate) refused_packets: u64,
+    pub(crate) dropped_frames: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct NetworkRefusal {
+    pub(crate) what: String,
+    pub(crate) name: Option<String>,
+    pub(crate) port: Option<u16>,
+    pub(crate) times: u64,
+    pub(crate) last_at: String,
+}
+
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Egress {
     pub(crate) internet: String,

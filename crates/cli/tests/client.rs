@@ -13,8 +13,8 @@ use std::{
 use serde_json::Value;
 use skerry_api::{ApiConfig, ApiState};
 use skerry_control::{
-    CreateWorkspace, StartPolicy, Wait, WorkspaceRef,
-    internal_api::NodeError,
+    CreateWorkspace, RefusedEgress, StartPolicy, Wait, WorkspaceRef,
+    internal_api::{EgressRefusal, EgressRefusals, NodeError},
     sim_node::{Point, SimCommand, SimGuest, SimNode},
     testing::{self, KEY, TestControl},
 };

@@ -34,7 +34,7 @@ pub use config::{ControlConfig, Environment, Rng};
 pub use control::Control;
 pub use error::Error;
 pub use keys::{ApiKey, NewApiKey};
-pub use network::{NetworkView, Peer};
+pub use network::{NetworkRefusal, NetworkRefusals, NetworkView, Peer, RefusedEgress};
 pub use ports::{PortVisibility, Publication, PublishPort, PublishedPort};
 pub use projects::{CreateProject, Project};
 pub use quota::Quota;

@@ -1,6 +1,6 @@
 //! What control asks of a node. Every call is idempotent: repeating it after a lost answer is safe.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{fmt, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -250,13 +250,18 @@ pub struct NodeNetwork {
     pub has_uplink: bool,
 }
 
-/// What a guest wanted of names outside, and was refused.
+/// What a guest wanted of the network, and was refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EgressRefusals {
-    /// How many since the VM was started, or since the server was.
+    /// How many that concern names, since the VM was started, or since the server was.
     pub total: u64,
     /// The last of them, the newest at the end; a bounded number.
     pub last: Vec<EgressRefusal>,
+    /// Packets to addresses and ports that are not permitted, since the VM was started.
+    pub refused_packets: u64,
+    /// Frames that are neither IPv4 nor ARP, or in which the guest says that it is somebody else, since
+    /// the VM was started. Every guest with IPv6 sends some by itself.
+    pub dropped_frames: u64,
 }
 
 /// Something that a guest wanted and was refused.
@@ -268,6 +273,8 @@ pub struct EgressRefusal {
     pub name: Option<HostName>,
     /// How often in a row.
     pub times: u64,
+    /// How long ago it was, the last time.
+    pub ago: Duration,
 }
 
 /// Kinds of refusals.
@@ -279,6 +286,16 @@ pub enum RefusedEgress {
     PrivateAnswer,
     /// To connect to this TCP port, to the name that it asked for there.
     Connection(u16),
+}
+
+impl fmt::Display for RefusedEgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resolution => f.write_str("to resolve a name"),
+            Self::PrivateAnswer => f.write_str("an address of a name that is not of the internet"),
+            Self::Connection(port) => write!(f, "a connection by name to port {port}"),
+        }
+    }
 }
 
 /// What this host can do, for people.
@@ -485,11 +502,14 @@ pub trait NodeApi: Send + Sync {
         None
     }
 
-    /// What the workspace's VM wanted of names outside and was refused; `None` without a VM that has a
-    /// network.
-    async fn egress_refusals(&self, workspace_id: WorkspaceId) -> Option<EgressRefusals> {
+    /// What the workspace's VM wanted of the network and was refused; `None` without a VM that has a
+    /// network and a policy.
+    async fn egress_refusals(
+        &self,
+        workspace_id: WorkspaceId,
+    ) -> Result<Option<EgressRefusals>, NodeError> {
         let _ = workspace_id;
-        None
+        Ok(None)
     }
 
     /// Changes what the running VM of this incarnation may do on the network, all of it at the same

@@ -449,9 +449,17 @@ impl NodeApi for Node {
         Some(NodeNetwork { gateway: GUEST_GATEWAY, has_uplink: network.has_uplink() })
     }
 
-    async fn egress_refusals(&self, workspace_id: WorkspaceId) -> Option<EgressRefusals> {
-        let network = self.host.network.as_ref()?;
-        network.egress_refusals(network.known_address(&self.host.layout.vm(workspace_id).dir)?)
+    async fn egress_refusals(
+        &self,
+        workspace_id: WorkspaceId,
+    ) -> Result<Option<EgressRefusals>, NodeError> {
+        let Some(network) = self.host.network.clone() else { return Ok(None) };
+        let dir = self.host.layout.vm(workspace_id).dir;
+        let Some(address) = network.known_address(&dir) else { return Ok(None) };
+        blocking(move || network.egress_refusals(address))
+            .await
+            .map_err(StepFailed::at("egress_refusals"))
+            .map_err(|failed| failed.report("reading what a guest was refused"))
     }
 
     async fn set_network_policy(

@@ -11,6 +11,12 @@ pub enum NetCommand {
         #[arg(value_name = "NAME")]
         workspace: String,
     },
+    /// Show what a workspace wanted of the network and was refused
+    Refusals {
+        /// Name, slug, or id in any API's form
+        #[arg(value_name = "NAME")]
+        workspace: String,
+    },
     /// Change how much of the internet is open while nothing is allowed by name
     Set(NetSetArgs),
     /// Allow destinations; once there is one, nothing else is open

@@ -8,7 +8,7 @@ use crate::{
     args::{DestinationArgs, LinkArgs, NetCommand, NetSetArgs},
     client::{Client, read},
     error::Error,
-    output::{Output, fields},
+    output::{Output, fields, table, time},
     wire,
 };
 
@@ -16,6 +16,11 @@ pub(crate) async fn net(client: &Client, command: NetCommand, output: Output) ->
     let answer = match command {
         NetCommand::Show { workspace } => {
             client.get(&["workspaces", &workspace, "network"], &[]).await?
+        }
+        NetCommand::Refusals { workspace } => {
+            let answer =
+                client.get(&["workspaces", &workspace, "network", "refusals"], &[]).await?;
+            return output.answer(&answer, || Ok(refused(&read(&answer)?)));
         }
         NetCommand::Set(args) => set(client, args).await?,
         NetCommand::Allow(args) => {
@@ -161,6 +166,31 @@ fn entries(args: &DestinationArgs) -> Vec<wire::EgressEntry> {
         ports: ports.clone(),
     };
     args.destinations.iter().map(entry).collect()
+}
+
+fn refused(refusals: &wire::NetworkRefusals) -> String {
+    let counted = fields(&[
+        ("names refused", refusals.total.to_string()),
+        ("packets refused", refusals.refused_packets.to_string()),
+        ("frames dropped", refusals.dropped_frames.to_string()),
+    ]);
+    let what = |one: &wire::NetworkRefusal| match (one.what.as_str(), one.port) {
+        ("connection", Some(port)) => format!("connection to port {port}"),
+        ("private_answer", _) => "private address".to_owned(),
+        (other, _) => other.to_owned(),
+    };
+    let rows: Vec<[String; 4]> = refusals
+        .last
+        .iter()
+        .map(|one| {
+            let name = one.name.clone().unwrap_or_else(|| "-".to_owned());
+            [name, what(one), one.times.to_string(), time(&one.last_at)]
+        })
+        .collect();
+    match rows.is_empty() {
+        true => counted,
+        false => format!("{counted}\n{}", table(["NAME", "REFUSED", "TIMES", "LAST"], &rows)),
+    }
 }
 
 fn shown(network: &wire::Network) -> String {

@@ -1,6 +1,7 @@
 //! What workspaces ask of the network: reading and changing it. That VMs get it is `policies`'.
 
 mod policies;
+mod refusals;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -13,6 +14,8 @@ use skerry_model::{
 use crate::{Caller, Control, Error, WorkspaceRef, control::Inner, workspaces::refused};
 
 pub(crate) use policies::{Place, Policed, Policies};
+pub use refusals::{NetworkRefusal, NetworkRefusals};
+pub use skerry_internal_api::RefusedEgress;
 
 /// Another workspace of the same account, as far as the network is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -452,6 +452,10 @@ impl NodeApi for SimNode {
         self.state().network
     }
 
+    async fn egress_refusals(&self, id: WorkspaceId) -> Result<Option<EgressRefusals>, NodeError> {
+        Ok(self.refusals(id))
+    }
+
     async fn set_network_policy(
         &self,
         workspace_id: WorkspaceId,

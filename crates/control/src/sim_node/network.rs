@@ -3,10 +3,10 @@
 
 use std::net::Ipv4Addr;
 
-use skerry_internal_api::{NodeError, NodeNetwork, VmPhase};
+use skerry_internal_api::{EgressRefusals, NodeError, NodeNetwork, VmPhase};
 use skerry_model::{Incarnation, NetworkPolicy, PrivateAddress, Transport, WorkspaceId};
 
-use super::{Point, SimNode, SimState};
+use super::{Point, SimNode, SimState, SimVm};
 
 /// The first address that is given out; the lowest that is free is the next.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 2);
@@ -39,6 +39,19 @@ impl SimNode {
         let state = self.state();
         let vm = state.vms.get(&id).filter(|vm| vm.report.pid.is_some())?;
         Some(vm.policy.clone())
+    }
+
+    /// From now on the workspace's VM was refused this.
+    pub fn set_refusals(&self, id: WorkspaceId, refusals: EgressRefusals) {
+        if let Some(vm) = self.state().vms.get_mut(&id) {
+            vm.refusals = refusals;
+        }
+    }
+
+    pub(super) fn refusals(&self, id: WorkspaceId) -> Option<EgressRefusals> {
+        let state = self.state();
+        let up = |vm: &&SimVm| vm.report.pid.is_some() && vm.is_networked;
+        Some(state.vms.get(&id).filter(up)?.refusals.clone())
     }
 
     /// Whether a connection by TCP from one VM to a port of another would come about: each side has to

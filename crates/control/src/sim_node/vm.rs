@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use skerry_internal_api::{NodeError, VmPhase, VmReport, VmSpec};
+use skerry_internal_api::{EgressRefusals, NodeError, VmPhase, VmReport, VmSpec};
 use skerry_model::{NetworkPolicy, Timestamp};
 use tokio::{sync::watch, task::AbortHandle};
 
@@ -22,6 +22,8 @@ pub(super) struct SimVm {
     pub(super) saved: Option<Saved>,
     /// Whether the VM came up with a network.
     pub(super) is_networked: bool,
+    /// What it was refused there.
+    pub(super) refusals: EgressRefusals,
     /// What it may do on the network.
     pub(super) policy: NetworkPolicy,
 }
@@ -101,6 +103,7 @@ impl SimVm {
             beginning: Beginning::Disk,
             saved: None,
             is_networked: false,
+            refusals: EgressRefusals::default(),
             policy: NetworkPolicy::default(),
         }
     }

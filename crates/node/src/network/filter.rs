@@ -9,7 +9,7 @@ mod rule;
 use std::{io, net::Ipv4Addr, time::Duration};
 
 use netlink_bindings::{
-    nftables::{Chained, Nfgenmsg, PushSetelemListElemAttrs, Request, SetFlags},
+    nftables::{Chained, ExprOps, Nfgenmsg, PushSetelemListElemAttrs, Request, SetFlags},
     traits::Pusher,
     utils::{finalize_nested_header, push_header, push_nested_header},
 };
@@ -369,6 +369,29 @@ fn push_elements<P: Pusher>(mut list: PushSetelemListElemAttrs<P>, elements: &El
             }
         }
     }
+}
+
+/// The packets that the counting rules of a chain have seen, all together; none if there is no such
+/// chain. Blocks.
+pub(super) fn packets_counted(family: Family, table: &str, chain: &str) -> io::Result<u64> {
+    let mut header = Nfgenmsg::new();
+    header.nfgen_family = family.number();
+    let mut request = Request::new().op_getrule_dump(&header);
+    request.encode().push_table_bytes(table.as_bytes()).push_chain_bytes(chain.as_bytes());
+    let mut socket = NetlinkSocket::new();
+    let mut reply = socket.request(&request)?;
+    let mut packets = 0_u64;
+    while let Some(rule) = reply.recv() {
+        let (_, rule) = rule.map_err(io::Error::from)?;
+        let Ok(expressions) = rule.get_expressions() else { continue };
+        for expression in expressions.get_elem() {
+            if let Ok(ExprOps::Counter(counter)) = expression.get_data() {
+                let seen = counter.get_packets().map_err(io::Error::other)?;
+                packets = packets.saturating_add(seen);
+            }
+        }
+    }
+    Ok(packets)
 }
 
 fn batch_header() -> Nfgenmsg {

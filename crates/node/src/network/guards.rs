@@ -4,12 +4,12 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::Ipv4Addr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use skerry_internal_api::{EgressRefusal, EgressRefusals, RefusedEgress};
-use skerry_model::{HostName, NetworkPolicy, PrivateAddress, network::Reachable};
+use skerry_model::{HostName, NetworkPolicy, PrivateAddress, WorkspaceId, network::Reachable};
 use tokio::sync::{Semaphore, watch};
 
 use super::{
@@ -26,6 +26,9 @@ const LONGEST_PIN: Duration = Duration::from_secs(3600);
 const MAX_PINS: usize = 1024;
 /// The most refusals that are remembered for one VM.
 const MAX_REFUSALS: usize = 64;
+/// Lines of the log about refusals of one VM within a while; the others are counted only.
+const LOGGED_AT_MOST: u32 = 20;
+const LOGGED_WITHIN: Duration = Duration::from_secs(60);
 /// Connections of one VM that are inspected at a time.
 const MAX_INSPECTED: usize = 256;
 
@@ -39,6 +42,8 @@ pub(super) struct Guards {
 #[derive(Debug)]
 pub(super) struct Guard {
     namespace: String,
+    /// Whose VM it is, once that is known: a VM waits in a pool for somebody.
+    owner: OnceLock<WorkspaceId>,
     policy: watch::Sender<Arc<NetworkPolicy>>,
     /// Held while the kernel is told: what it is told last is what holds.
     pins: Mutex<Pins>,
@@ -52,7 +57,26 @@ type Pins = BTreeMap<(HostName, Ipv4Addr), Instant>;
 #[derive(Debug, Default)]
 struct Refusals {
     total: u64,
-    last: VecDeque<EgressRefusal>,
+    last: VecDeque<Refused>,
+    /// Since when how many lines were logged.
+    logged: Option<(Instant, u32)>,
+}
+
+#[derive(Debug)]
+struct Refused {
+    what: RefusedEgress,
+    name: Option<HostName>,
+    times: u64,
+    at: Instant,
+}
+
+impl Refusals {
+    fn may_log(&mut self, now: Instant) -> bool {
+        let since = self.logged.filter(|(since, _)| now.duration_since(*since) < LOGGED_WITHIN);
+        let (since, lines) = since.unwrap_or((now, 0));
+        self.logged = Some((since, lines.saturating_add(1)));
+        lines < LOGGED_AT_MOST
+    }
 }
 
 impl Guards {
@@ -65,6 +89,7 @@ impl Guards {
     pub fn place(&self, address: PrivateAddress, namespace: &str) -> Arc<Guard> {
         let guard = Arc::new(Guard {
             namespace: namespace.to_owned(),
+            owner: OnceLock::new(),
             policy: watch::Sender::new(Arc::default()),
             pins: Mutex::default(),
             refusals: Mutex::default(),
@@ -99,6 +124,16 @@ impl Guards {
 }
 
 impl Guard {
+    /// Notes whose VM it is.
+    pub fn belongs_to(&self, owner: WorkspaceId) {
+        let _ = self.owner.set(owner);
+    }
+
+    /// The namespace that it is about.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// What holds now, and every change of it.
     pub fn policy(&self) -> watch::Receiver<Arc<NetworkPolicy>> {
         self.policy.subscribe()
@@ -146,25 +181,47 @@ impl Guard {
         Ok(())
     }
 
-    /// Notes a refusal.
+    /// Notes a refusal, and logs it unless it is the same once more or there are very many.
     pub fn refused(&self, what: RefusedEgress, name: Option<HostName>) {
+        let now = Instant::now();
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.total += 1;
-        match refusals.last.back_mut() {
-            Some(last) if (last.what, &last.name) == (what, &name) => last.times += 1,
-            Some(_) | None => {
-                if refusals.last.len() == MAX_REFUSALS {
-                    refusals.last.pop_front();
-                }
-                refusals.last.push_back(EgressRefusal { what, name, times: 1 });
-            }
+        if let Some(last) = refusals.last.back_mut()
+            && (last.what, &last.name) == (what, &name)
+        {
+            last.times += 1;
+            last.at = now;
+            return;
         }
+        if refusals.may_log(now) {
+            let (owner, shown) = (self.owner.get(), name.as_ref().map(HostName::as_str));
+            tracing::info!(
+                workspace.id = owner.map(tracing::field::display),
+                name = shown,
+                "refused to a guest: {what}"
+            );
+        }
+        if refusals.last.len() == MAX_REFUSALS {
+            refusals.last.pop_front();
+        }
+        refusals.last.push_back(Refused { what, name, times: 1, at: now });
     }
 
-    /// How many refusals there were, and the last of them, the newest at the end.
+    /// How many refusals there were that concern names, and the last of them, the newest at the end.
     pub fn refusals(&self) -> EgressRefusals {
+        let now = Instant::now();
         let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        EgressRefusals { total: refusals.total, last: refusals.last.iter().cloned().collect() }
+        let shown = |one: &Refused| EgressRefusal {
+            what: one.what,
+            name: one.name.clone(),
+            times: one.times,
+            ago: now.saturating_duration_since(one.at),
+        };
+        EgressRefusals {
+            total: refusals.total,
+            last: refusals.last.iter().map(shown).collect(),
+            ..EgressRefusals::default()
+        }
     }
 
     fn pins(&self) -> MutexGuard<'_, Pins> {
@@ -199,9 +256,18 @@ mod tests {
             guard.refused(RefusedEgress::Connection(port), None);
             guard.refused(RefusedEgress::Connection(port), None);
         }
-        let EgressRefusals { total, last } = guard.refusals();
+        let EgressRefusals { total, last, .. } = guard.refusals();
         assert_eq!((total, last.len(), last[63].times), (200, MAX_REFUSALS, 2));
         assert_eq!(last[63].what, RefusedEgress::Connection(99));
+    }
+
+    #[test]
+    fn a_guest_cannot_fill_the_log_with_its_refusals() {
+        let (mut refusals, began) = (Refusals::default(), Instant::now());
+        let logged = (0..100).filter(|_| refusals.may_log(began)).count();
+        assert_eq!(logged, 20);
+        assert!(!refusals.may_log(began + Duration::from_secs(59)));
+        assert!(refusals.may_log(began + Duration::from_secs(60)));
     }
 
     #[test]

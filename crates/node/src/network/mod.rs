@@ -34,7 +34,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use skerry_internal_api::EgressRefusals;
-use skerry_model::{NetworkPolicy, PrivateAddress};
+use skerry_model::{NetworkPolicy, PrivateAddress, WorkspaceId};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -333,22 +333,34 @@ impl Network {
             .then_some("egress: the node has no uplink")
     }
 
-    /// What the VM with this address wanted of names and was refused.
-    pub fn egress_refusals(&self, address: PrivateAddress) -> Option<EgressRefusals> {
-        Some(self.guards.at(address.0)?.refusals())
+    /// What the VM with this address wanted and was refused; `None` when nothing is known of it. Blocks.
+    pub fn egress_refusals(
+        &self,
+        address: PrivateAddress,
+    ) -> Result<Option<EgressRefusals>, Error> {
+        let Some(guard) = self.guards.at(address.0) else { return Ok(None) };
+        let counted = Namespace::open(guard.namespace())?.enter(rules::counted)?;
+        Ok(Some(EgressRefusals {
+            refused_packets: counted.refused_packets,
+            dropped_frames: counted.dropped_frames,
+            ..guard.refusals()
+        }))
     }
 
     /// Changes what a VM may do while it runs, all at the same moment. What is not permitted any more
     /// ends, also in connections that exist; the others go on. Blocks.
     pub fn apply(
         &self,
+        owner: WorkspaceId,
         holding: &NetworkHolding,
         address: PrivateAddress,
         policy: &NetworkPolicy,
     ) -> Result<(), Error> {
         let namespace = Namespace::open(&holding.namespace)?;
         let terrain = &self.terrain;
-        self.guards.of(address, &holding.namespace).change(terrain, policy, |pinned| {
+        let guard = self.guards.of(address, &holding.namespace);
+        guard.belongs_to(owner);
+        guard.change(terrain, policy, |pinned| {
             namespace.enter(|| rules::apply(terrain, policy, pinned))
         })
     }

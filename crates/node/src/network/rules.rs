@@ -19,7 +19,9 @@ use skerry_model::{
 };
 
 use super::{
-    filter::{Direction, Elements, End, Family, Hook, Otherwise, Services, Transaction},
+    filter::{
+        Direction, Elements, End, Family, Hook, Otherwise, Services, Transaction, packets_counted,
+    },
     wiring::{GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, HUB_PORT_PREFIX, OUTSIDE, TAP, UPLINK},
 };
 
@@ -33,9 +35,12 @@ const LINKS: &str = "links";
 const OPENINGS: &str = "openings";
 const PEERS: &str = "peers";
 
-/// Chains: from the guest, to the guest.
+/// Chains: from the guest, to the guest; what the guest is refused.
 const OUT: &str = "out";
 const IN: &str = "in";
+const REFUSED: &str = "refused";
+/// Every frame of the guest.
+const FROM_GUEST: &str = "from-guest";
 /// The same, as far as it depends on names.
 const NAMED_OUT: &str = "named-out";
 const NAMED_IN: &str = "named-in";
@@ -95,16 +100,21 @@ pub(super) fn install_in_vm(terrain: &Terrain) -> io::Result<()> {
     table.base_chain("forward", Hook::Forward, Otherwise::Drop);
     table.chain(OUT);
     table.chain(IN);
+    table.chain(REFUSED);
 
-    let ends = [End::Source, End::Destination];
-    ends.into_iter().for_each(|end| {
+    table.rule(REFUSED).address_begins(End::Destination, LINK_LOCAL).counted().drop();
+    // The guest is told; who knocks from outside is not.
+    table.rule(REFUSED).counted().reject();
+
+    let to_metadata = table.rule("forward").arrived_by(TAP);
+    to_metadata.address_begins(End::Destination, LINK_LOCAL).jump(REFUSED);
+    for end in [End::Source, End::Destination] {
         table.rule("forward").address_begins(end, LINK_LOCAL).counted().drop();
-    });
+    }
     table.rule("forward").invalid().counted().drop();
     table.rule("forward").arrived_by(TAP).leaves_by(UPLINK).jump(OUT);
     table.rule("forward").arrived_by(UPLINK).leaves_by(TAP).jump(IN);
-    // The guest is told; who knocks from outside is not.
-    table.rule("forward").arrived_by(TAP).counted().reject();
+    table.rule("forward").arrived_by(TAP).jump(REFUSED);
     table.rule("forward").counted().drop();
 
     let (near, far) = (End::Source, End::Destination);
@@ -257,7 +267,7 @@ fn twice((protocol, ports): (u8, (u16, u16))) -> ((u8, u8), (u16, u16)) {
 /// Frames of a guest that says it is somebody else, or that are neither IPv4 nor ARP.
 fn guard() -> Transaction {
     let mut table = Transaction::replace(Family::Netdev, GUARD);
-    let chain = "from-guest";
+    let chain = FROM_GUEST;
     table.base_chain(chain, Hook::Ingress(TAP), Otherwise::Drop);
     table.rule(chain).not_from_station(GUEST_MAC).counted().drop();
     let arp = u16::try_from(libc::ETH_P_ARP).unwrap_or_default();
@@ -375,6 +385,23 @@ pub(super) fn apply(terrain: &Terrain, policy: &NetworkPolicy, pinned: &Pinned) 
     }
     egress(&mut table, terrain, policy, pinned);
     table.commit()
+}
+
+/// How much of what a guest sent went no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// Packets that the policy does not permit.
+    pub refused_packets: u64,
+    /// Frames of another kind, or of somebody else.
+    pub dropped_frames: u64,
+}
+
+/// What was counted in the calling thread's namespace since it was made. Blocks.
+pub(super) fn counted() -> io::Result<Counted> {
+    Ok(Counted {
+        refused_packets: packets_counted(Family::Ip, TABLE, REFUSED)?,
+        dropped_frames: packets_counted(Family::Netdev, GUARD, FROM_GUEST)?,
+    })
 }
 
 /// Puts addresses of names in force beside those that are, in the calling thread's namespace. Blocks.

@@ -93,6 +93,7 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(rest::restore))
         .routes(routes!(rest::fork))
         .routes(routes!(network::show, network::replace))
+        .routes(routes!(network::refusals))
         .routes(routes!(lifecycle::change))
         .routes(routes!(lifecycle::renew))
         .routes(routes!(lifecycle::touch))

@@ -7,7 +7,7 @@ use skerry_model::{
 };
 
 use super::{
-    Body, Login, Params,
+    Body, Login, Params, convert,
     error_body::{NativeError, NativeResult},
     wire,
 };
@@ -35,6 +35,46 @@ pub(super) async fn show(
 ) -> NativeResult<Json<wire::Network>> {
     let which = parse_workspace_ref(&path.value);
     Ok(Json(shown(&state.control.network_of(&login.caller, &which).await?)))
+}
+
+/// Shows what a workspace wanted of the network and was refused. All is nothing without a VM.
+#[utoipa::path(
+    operation_id = "get_network_refusals",
+    get, path = "/skerry/v1/workspaces/{workspace}/network/refusals", tag = "network",
+    params(("workspace" = String, Path, description = "Slug, name, or identity in any API's form")),
+    responses(
+        (status = 200, body = wire::NetworkRefusals),
+        (status = 401, body = wire::ErrorBody, description = "No valid credential"),
+        (status = 404, body = wire::ErrorBody, description = "No such workspace"),
+    ),
+)]
+pub(super) async fn refusals(
+    State(state): State<ApiState>,
+    login: Login,
+    path: Params<String>,
+) -> NativeResult<Json<wire::NetworkRefusals>> {
+    let which = parse_workspace_ref(&path.value);
+    let refusals = state.control.network_refusals(&login.caller, &which).await?;
+    let shown = |one: &control::NetworkRefusal| {
+        let (what, port) = match one.what {
+            control::RefusedEgress::Resolution => (wire::Refused::Resolution, None),
+            control::RefusedEgress::PrivateAnswer => (wire::Refused::PrivateAnswer, None),
+            control::RefusedEgress::Connection(port) => (wire::Refused::Connection, Some(port)),
+        };
+        wire::NetworkRefusal {
+            what,
+            name: one.name.as_ref().map(ToString::to_string),
+            port,
+            times: one.times,
+            last_at: convert::time(one.last_at),
+        }
+    };
+    Ok(Json(wire::NetworkRefusals {
+        total: refusals.total,
+        last: refusals.last.iter().map(shown).collect(),
+        refused_packets: refusals.refused_packets,
+        dropped_frames: refusals.dropped_frames,
+    }))
 }
 
 /// Replaces what a workspace asks of the network. In force when the answer comes, also for connections

@@ -16,7 +16,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::{read, write},
 };
-use skerry_model::{NetworkPolicy, Opening, PortRange, PrivateAddress, Transport};
+use skerry_model::{NetworkPolicy, Opening, PortRange, PrivateAddress, Transport, WorkspaceId};
 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 const PATIENCE_MS: u16 = 20_000;
 /// How long nothing has to come.
 const SILENCE: Duration = Duration::from_millis(400);
+
+/// Whose every guest is.
+pub(super) const OWNER: WorkspaceId =
+    WorkspaceId::from_u128(0x5eed_0000_0000_4000_8000_0000_0000_0007);
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -141,7 +145,7 @@ impl<'a> Guest<'a> {
     }
 
     pub fn apply(&self, policy: &NetworkPolicy) {
-        self.network.apply(&self.holding, self.address(), policy).unwrap();
+        self.network.apply(OWNER, &self.holding, self.address(), policy).unwrap();
     }
 
     /// Does something in the namespace around the guest.

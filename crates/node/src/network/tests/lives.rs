@@ -73,8 +73,9 @@ fn a_vm_goes_on_while_its_server_is_replaced_and_can_be_told_a_new_policy() {
     }
     next.sweep().unwrap();
     let open = [(client.address(), skerry_model::Transport::Tcp, 80, 80)];
-    next.apply(&server.holding, server.address(), &super::ground::policy(&[], &open)).unwrap();
-    next.apply(&client.holding, client.address(), &super::ground::policy(&[server.address()], &[]))
+    let (owner, policy) = (super::ground::OWNER, super::ground::policy);
+    next.apply(owner, &server.holding, server.address(), &policy(&[], &open)).unwrap();
+    next.apply(owner, &client.holding, client.address(), &policy(&[server.address()], &[]))
         .unwrap();
     let (client, server) = (client.boot(), server.boot());
     let _listening = server.listen(80);
@@ -137,7 +138,10 @@ fn a_namespace_that_is_not_there_is_an_error_that_names_it() {
     let ground = Ground::new();
     let holding = ground.network.names(7);
     let address = PrivateAddress(std::net::Ipv4Addr::new(10, 201, 0, 9));
-    let apply = |holding| ground.network.apply(holding, address, &NetworkPolicy::default());
+    let apply = |holding| {
+        let owner = super::ground::OWNER;
+        ground.network.apply(owner, holding, address, &NetworkPolicy::default())
+    };
     let Err(Error::Io { context, .. }) = apply(&holding) else {
         panic!("there is no such namespace")
     };

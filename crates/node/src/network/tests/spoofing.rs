@@ -65,6 +65,14 @@ fn frames_with_another_address_or_station_or_protocol_are_dropped() {
     }
     socket.set_nonblocking(true).unwrap();
     assert!(socket.recv(&mut [0; 64]).is_err(), "more came than was honest");
+    let counted = ground.network.egress_refusals(guest.address()).unwrap().unwrap();
+    assert_eq!((counted.dropped_frames, counted.refused_packets), (8, 0));
+    // By its port it is honest and not permitted; the guest is told.
+    let elsewhere = Ipv4Addr::new(198, 18, 0, 1);
+    guest.send(&datagram(gateway, GUEST_MAC, GUEST_ADDRESS, elsewhere, b"refused"));
+    while guest.receive()[23] != 1 {}
+    let counted = ground.network.egress_refusals(guest.address()).unwrap().unwrap();
+    assert_eq!((counted.dropped_frames, counted.refused_packets), (8, 1));
 }
 
 #[test]

@@ -27,7 +27,8 @@ impl Owner {
         // One that was started before the network was switched on.
         let held = held.ok_or(NodeError::NotRunning)?;
         let address = self.private_address().ok_or(NodeError::NotRunning)?;
-        blocking(move || network.apply(&held, address, &policy))
+        let owner = self.slot.workspace_id;
+        blocking(move || network.apply(owner, &held, address, &policy))
             .await
             .map_err(StepFailed::at("network_policy"))
             .map_err(|failed| failed.report("changing a network policy"))

@@ -104,6 +104,47 @@ pub struct Peer {
     pub private_address: Option<String>,
 }
 
+/// What was refused.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Refused {
+    /// To resolve a name.
+    Resolution,
+    /// The addresses of a name that are not of the internet.
+    PrivateAnswer,
+    /// A connection by name to a port where names are looked at.
+    Connection,
+}
+
+/// Something that a workspace wanted of the network and was refused.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct NetworkRefusal {
+    /// What.
+    pub what: Refused,
+    /// The name that was given; `null` when there was none that could be read.
+    pub name: Option<String>,
+    /// Of a connection, its port.
+    pub port: Option<u16>,
+    /// How often in a row.
+    pub times: u64,
+    /// The last time.
+    pub last_at: String,
+}
+
+/// What a workspace wanted of the network and was refused since its VM was started.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct NetworkRefusals {
+    /// How often that concerned names; counted anew when the server is restarted.
+    pub total: u64,
+    /// The last of these, the newest first; at most 64.
+    pub last: Vec<NetworkRefusal>,
+    /// Packets to addresses and ports that were not permitted.
+    pub refused_packets: u64,
+    /// Frames that were neither IPv4 nor ARP, or said to be from somebody else. A guest with IPv6 sends
+    /// some by itself.
+    pub dropped_frames: u64,
+}
+
 /// The network of a workspace.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Network {

@@ -12,7 +12,7 @@
 //! | Aether | the UUID | `9f1c…-…` |
 
 use skerry_control::WorkspaceRef;
-use skerry_model::{Incarnation, WorkspaceId};
+use skerry_model::{Incarnation, PublishedPortId, WorkspaceId};
 use uuid::Uuid;
 
 /// Digits needed for 2^128 - 1 in base 36.
@@ -59,6 +59,18 @@ pub fn oblien_workspace_id(id: WorkspaceId) -> String {
 #[must_use]
 pub fn rigbox_workspace_id(id: WorkspaceId) -> String {
     format!("ws-{}", base36(id.as_u128()))
+}
+
+/// Rigbox's id of an app.
+#[must_use]
+pub fn rigbox_app_id(id: PublishedPortId) -> String {
+    format!("app-{}", base36(id.as_u128()))
+}
+
+/// The published port that is Rigbox's app of this id.
+#[must_use]
+pub fn parse_rigbox_app_id(text: &str) -> Option<PublishedPortId> {
+    text.strip_prefix("app-").and_then(parse_base36).map(PublishedPortId::from_u128)
 }
 
 /// InstaVM's id of the first VM of a workspace.

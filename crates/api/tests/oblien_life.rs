@@ -152,3 +152,57 @@ async fn a_stop_that_nobody_asked_for_is_not_shown_as_the_users() {
     let stopped = send(&mut front, &format!("POST /workspace/{id}/stop"), None).await;
     assert_eq!(stopped["workspace"]["info"]["user_requested_stop"], true);
 }
+
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKHEChAmwHBWfYXtYs4ZUu6kd2aXYuQxTJ2lzGWnNNPM ada@laptop";
+
+#[tokio::test]
+async fn ssh_is_told_as_clients_take_it_apart_and_a_key_is_set() {
+    let mut front = Front::open_with_ssh(2222).await;
+    let body = json!({ "image": "base", "config": { "ssh_access": true } });
+    let id = create(&mut front, body).await;
+    let path = format!("/workspace/{id}/ssh");
+    let before = send(&mut front, &format!("GET {path}"), None).await;
+    assert_eq!(before["ssh_key_set"], false);
+    let key = json!({ "public_key": KEY, "user": "root" });
+    for _ in 0..2 {
+        let set = send(&mut front, &format!("POST {path}/key"), Some(key.clone())).await;
+        assert_eq!(set["ssh_key_set"], true);
+    }
+    insta::assert_json_snapshot!(send(&mut front, &format!("POST {path}/enable"), None).await);
+    let details = send(&mut front, &format!("GET /workspace/{id}/details"), None).await;
+    let details = &details["workspace"];
+    assert_eq!(details["ssh"]["ssh_id"], json!(id));
+    assert_eq!(details["access"]["ssh_enabled"], true);
+    for (line, body, status) in [
+        (format!("POST {path}/key"), json!({}), 400),
+        (format!("POST {path}/key"), json!({ "public_key": "none" }), 400),
+        (format!("POST {path}/password"), json!({ "password": "secret" }), 501),
+        (format!("POST {path}/disable"), json!({}), 501),
+    ] {
+        let answer = front.call(As::Admin, &line, Some(body)).await;
+        assert_eq!(answer.status.as_u16(), status, "{line}: {}", answer.body);
+    }
+    let other = front.call(As::Other, &format!("GET {path}"), None).await;
+    assert_eq!(other.status.as_u16(), 404);
+    // Somebody else's key is nobody else's.
+    let body = json!({ "image": "base" });
+    let made = front.call(As::Other, "POST /workspace", Some(body)).await;
+    let theirs = made.body["workspace"]["id"].as_str().expect("an id").to_owned();
+    let taken =
+        front.call(As::Other, &format!("POST /workspace/{theirs}/ssh/key"), Some(key)).await;
+    assert_eq!(taken.status.as_u16(), 409, "{}", taken.body);
+}
+
+#[tokio::test]
+async fn a_server_without_ssh_says_so() {
+    let mut front = Front::open().await;
+    let body = json!({ "image": "base", "config": { "ssh_access": true } });
+    let refused = front.call(As::Admin, "POST /workspace", Some(body)).await;
+    assert_eq!(refused.body["details"]["field"], "config.ssh_access", "{}", refused.body);
+    let id = create(&mut front, json!({ "image": "base" })).await;
+    let shown = send(&mut front, &format!("GET /workspace/{id}/ssh"), None).await;
+    assert_eq!((&shown["supported"], &shown["connection"]), (&json!(false), &Value::Null));
+    let enabled = front.call(As::Admin, &format!("POST /workspace/{id}/ssh/enable"), None).await;
+    assert_eq!(enabled.status.as_u16(), 501);
+}

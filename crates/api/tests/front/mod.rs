@@ -8,7 +8,7 @@ use axum::{Router, body::Body};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
-use skerry_api::{ApiConfig, ApiState};
+use skerry_api::{ApiConfig, ApiState, SshEndpoint};
 use skerry_control::{
     ControlConfig, Error, Wait, WorkspaceRef,
     testing::{self, KEY, TestControl},
@@ -68,8 +68,18 @@ impl Front {
         Self::open_with(testing::config()).await
     }
 
+    /// The front of a server that speaks SSH at this port.
+    pub async fn open_with_ssh(port: u16) -> Self {
+        let (host, host_key) = ("ssh.example.org".to_owned(), "ssh-ed25519 AAAA".to_owned());
+        Self::build(testing::config(), Some(SshEndpoint { host, port, host_key })).await
+    }
+
     /// A front with this configuration.
     pub async fn open_with(config: ControlConfig) -> Self {
+        Self::build(config, None).await
+    }
+
+    async fn build(config: ControlConfig, ssh: Option<SshEndpoint>) -> Self {
         let test = testing::open_with(config).await;
         let (_, other_key) = test.other_caller("other").await;
         let config = ApiConfig {
@@ -78,7 +88,10 @@ impl Front {
             preview_domain: "localhost".to_owned(),
             version: "0.0.0-test",
         };
-        let state = ApiState::new(test.control.clone(), config, CancellationToken::new());
+        let mut state = ApiState::new(test.control.clone(), config, CancellationToken::new());
+        if let Some(ssh) = ssh {
+            state = state.with_ssh(ssh);
+        }
         let router = skerry_api::router(state);
         let other_key = other_key.expose().to_owned();
         Self { test, router, other_key, transcript: String::new() }

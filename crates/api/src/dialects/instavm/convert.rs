@@ -21,8 +21,10 @@ use super::{
         Sandbox, SessionRecord, SessionStatus, SnapshotRecord, Usage, VmCreated, VmRecord, VmState,
     },
 };
-use crate::ids;
+use crate::{SshEndpoint, ids};
 
+/// Where clients look for SSH.
+const SSH_PORT: u16 = 22;
 const DEFAULT_VCPU_COUNT: u64 = 2;
 const DEFAULT_MEMORY_MB: u64 = 512;
 const DEFAULT_SESSION_LIFETIME_SECONDS: u32 = 300;
@@ -349,7 +351,8 @@ pub(super) fn vm_created(workspace: &Workspace) -> VmCreated {
     }
 }
 
-pub(super) fn vm_record(workspace: &Workspace) -> VmRecord {
+/// `ssh` is where the server speaks SSH.
+pub(super) fn vm_record(workspace: &Workspace, ssh: Option<&SshEndpoint>) -> VmRecord {
     let vm_id = vm_id(workspace);
     let spec = &workspace.spec;
     let last_snapshot = spec.snapshot_on_terminate.as_ref();
@@ -374,7 +377,8 @@ pub(super) fn vm_record(workspace: &Workspace) -> VmRecord {
             Origin::Image => None,
             Origin::Snapshot { snapshot_id } => Some(snapshot_id.to_string()),
         },
-        ssh_host: None,
+        // Clients make `ssh <vm_id>@<ssh_host>` of it and have no place for a port.
+        ssh_host: ssh.filter(|ssh| ssh.port == SSH_PORT).map(|ssh| ssh.host.clone()),
     }
 }
 

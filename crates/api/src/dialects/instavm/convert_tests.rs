@@ -158,3 +158,14 @@ fn a_lifetime_ends_in_deletion() {
     let deletion = Expiry { after_seconds: 20, action: ExpiryAction::Delete };
     assert_eq!(request.expiry, Some(deletion));
 }
+
+#[test]
+fn where_ssh_is_spoken_is_said_when_clients_find_it_there() {
+    let workspace = workspace(State::Stopped, Desired::Stopped);
+    let shown = |port| {
+        let (host, host_key) = ("vms.example.org".to_owned(), String::new());
+        vm_record(&workspace, Some(&crate::SshEndpoint { host, port, host_key })).ssh_host
+    };
+    assert_eq!((shown(22).as_deref(), shown(2222)), (Some("vms.example.org"), None));
+    assert_eq!(vm_record(&workspace, None).ssh_host, None);
+}

@@ -149,7 +149,7 @@ pub(super) async fn list_live(
 ) -> Result<Json<Vec<VmRecord>>, Problem> {
     let page = state.control.list_workspaces(&caller, &ListWorkspaces::default()).await?;
     let live = page.items.iter().filter(|workspace| convert::is_live(workspace));
-    Ok(Json(live.map(convert::vm_record).collect()))
+    Ok(Json(live.map(|workspace| convert::vm_record(workspace, state.ssh())).collect()))
 }
 
 /// `GET /v1/vms/`: all records.
@@ -158,7 +158,9 @@ pub(super) async fn list_all(
     Authenticated { caller, .. }: Authenticated<Instavm>,
 ) -> Result<Json<Vec<VmRecord>>, Problem> {
     let page = state.control.list_workspaces(&caller, &ListWorkspaces::default()).await?;
-    Ok(Json(page.items.iter().map(convert::vm_record).collect()))
+    Ok(Json(
+        page.items.iter().map(|workspace| convert::vm_record(workspace, state.ssh())).collect(),
+    ))
 }
 
 pub(super) async fn get(
@@ -167,7 +169,7 @@ pub(super) async fn get(
     PathOf { value: vm, .. }: PathOf<String, Instavm>,
 ) -> Result<Json<VmRecord>, Problem> {
     let workspace = state.control.get_workspace(&caller, &ids::parse_workspace_ref(&vm)).await?;
-    Ok(Json(convert::vm_record(&workspace)))
+    Ok(Json(convert::vm_record(&workspace, state.ssh())))
 }
 
 pub(super) async fn update(
@@ -178,7 +180,7 @@ pub(super) async fn update(
     let which = ids::parse_workspace_ref(&vm);
     let asked = convert::vm_update(fields)?;
     let workspace = change(&state, &caller, &which, asked).await?;
-    Ok(Json(convert::vm_record(&workspace)))
+    Ok(Json(convert::vm_record(&workspace, state.ssh())))
 }
 
 /// Changes the record, and then the rules of the VM's life: everything that could be refused in these

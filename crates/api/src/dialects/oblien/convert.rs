@@ -41,8 +41,7 @@ const UNSERVED_FIELDS: [Unserved; 4] = [
 ];
 
 /// Fields of `config` that are refused while they ask for something.
-const UNSERVED_CONFIG: [Unserved; 9] = [
-    unserved("ssh_access"),
+const UNSERVED_CONFIG: [Unserved; 8] = [
     unserved("cmd"),
     unserved("workloads"),
     unserved("proxy_assignment_id"),
@@ -52,6 +51,9 @@ const UNSERVED_CONFIG: [Unserved; 9] = [
     unserved("kernel_id"),
     unserved("macos"),
 ];
+
+/// The same in an update: whether SSH is spoken is the server's.
+const FIXED_CONFIG: [Unserved; 1] = [unserved("ssh_access")];
 
 /// Absent, `null`, `false`, `""`, `[]` and `{}` ask for nothing.
 pub(super) fn is_nothing(value: &Value) -> bool {
@@ -237,6 +239,7 @@ pub(super) fn update_request(body: UpdateBody) -> Result<UpdateWorkspace, Refusa
     }
     let config = body.config.unwrap_or_default();
     refuse_unserved("config.", &config.others, &UNSERVED_CONFIG, "INVALID_CONFIG")?;
+    refuse_unserved("config.", &config.others, &FIXED_CONFIG, "INVALID_CONFIG")?;
     refuse_network(&config.others)?;
     let fixed = [
         ("ttl", config.ttl.as_ref().is_some_and(|ttl| !is_nothing(ttl))),
@@ -257,7 +260,8 @@ pub(super) fn update_request(body: UpdateBody) -> Result<UpdateWorkspace, Refusa
         });
     }
     let known = |name: &str| {
-        UNSERVED_CONFIG.iter().any(|entry| entry.field == name) || NETWORK_CONFIG.contains(&name)
+        UNSERVED_CONFIG.iter().chain(&FIXED_CONFIG).any(|entry| entry.field == name)
+            || NETWORK_CONFIG.contains(&name)
     };
     if let Some(name) = config.others.keys().find(|name| !known(name)) {
         return Err(Refusal {

@@ -12,6 +12,7 @@ mod power;
 mod public_access;
 mod quota;
 mod rest;
+mod ssh;
 mod unserved;
 mod wire;
 mod workspaces;
@@ -63,6 +64,9 @@ pub fn router() -> Router<ApiState> {
             "/workspace/{workspace}/network",
             get(network::get).patch(network::change).put(network::change),
         )
+        .route("/workspace/{workspace}/ssh", get(ssh::get))
+        .route("/workspace/{workspace}/ssh/enable", post(ssh::enable))
+        .route("/workspace/{workspace}/ssh/key", post(ssh::add_key))
         .route("/workspace/{workspace}/provisioning/retry", post(power::retry));
     for path in unserved::PATHS {
         routes = routes.route(path, any(unserved::refuse));

@@ -9,13 +9,14 @@ use super::{
     convert::TYPE_LABEL,
     life, network,
     public_access::PublicPort,
+    ssh::Connection,
     wire::{
         Access, ApiAccess, DetailedConfig, DetailedLifecycle, Details, Idle, Info, Lifecycle,
         LifecycleStatus, Provisioning, ProvisioningError, Resources, RestartInfo, Ssh, Stats,
         WorkspaceObject,
     },
 };
-use crate::ids;
+use crate::{SshEndpoint, ids};
 
 /// The failure that ended the last start or the machine, unless the next try was asked for already (a
 /// start that fails gives up the wish for it).
@@ -120,6 +121,7 @@ fn provisioning(workspace: &Workspace) -> Provisioning {
 pub(super) fn workspace_object(
     workspace: &Workspace,
     public_ports: Vec<PublicPort>,
+    ssh: Option<&SshEndpoint>,
     now: Timestamp,
 ) -> WorkspaceObject {
     let status = status(workspace);
@@ -157,7 +159,7 @@ pub(super) fn workspace_object(
             .map(time)
             .unwrap_or_default(),
         info: Info { status, is_running, user_requested_stop: stop_wanted },
-        access: Access { ssh_enabled: false },
+        access: Access { ssh_enabled: ssh.is_some() },
         network: network::shown(&workspace.spec.network),
         public_ports,
         resources: Resources {
@@ -210,14 +212,19 @@ pub(super) fn lifecycle_status(workspace: &Workspace, now: Timestamp) -> Lifecyc
 pub(super) fn details(
     workspace: &Workspace,
     public_ports: Vec<PublicPort>,
+    ssh: Option<&SshEndpoint>,
     stats: Option<Stats>,
     now: Timestamp,
 ) -> Details {
     Details {
-        workspace: workspace_object(workspace, public_ports, now),
+        workspace: workspace_object(workspace, public_ports, ssh, now),
         token: None,
         stats,
-        ssh: Ssh { ssh_enabled: false, ssh_id: None, connection: None },
+        ssh: Ssh {
+            ssh_enabled: ssh.is_some(),
+            ssh_id: ssh.map(|_| ids::oblien_workspace_id(workspace.id)),
+            connection: ssh.map(|ssh| Connection::of(workspace, ssh)),
+        },
         api_access: ApiAccess { terminal: false, preview: false },
         lifecycle: DetailedLifecycle {
             mode: mode(workspace.spec.lifetime),

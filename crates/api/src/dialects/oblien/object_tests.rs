@@ -97,7 +97,7 @@ fn every_state_under_every_wish_has_a_status_and_a_provisioning_the_client_under
     for (case, state, incarnation, failed_starts) in cases {
         for desired in [Desired::Running, Desired::Stopped, Desired::Deleted] {
             let workspace = workspace(state.clone(), desired, incarnation, failed_starts);
-            let object = workspace_object(&workspace, Vec::new(), at);
+            let object = workspace_object(&workspace, Vec::new(), None, at);
             let _ = writeln!(
                 table,
                 "{case:<19} {:<8} {:<11} provisioning={:<8} phase={:<9} stop_requested={:<5} client: {}",

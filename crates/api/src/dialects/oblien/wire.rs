@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::public_access::PublicPort;
+use super::{public_access::PublicPort, ssh::Connection};
 
 /// `POST /workspace`. The client moves sizes into `config`; other callers leave them outside, some
 /// under other names. Without `Debug`: values of variables may be secrets. Fields it does not know are
@@ -244,7 +244,7 @@ pub(super) struct Stats {
 pub(super) struct Ssh {
     pub(super) ssh_enabled: bool,
     pub(super) ssh_id: Option<String>,
-    pub(super) connection: Option<String>,
+    pub(super) connection: Option<Connection>,
 }
 
 #[derive(Debug, Serialize)]

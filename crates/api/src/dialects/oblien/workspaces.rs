@@ -17,6 +17,7 @@ use super::{
     error_body::Problem,
     network, object,
     public_access::exposed_by,
+    ssh,
     wire::{CreateBody, ListQuery, Stats, UpdateBody},
 };
 use crate::{
@@ -43,6 +44,9 @@ pub(super) async fn create(
         Some(config) => network::Asked::of_config(&config.others)?,
         None => network::Asked::default(),
     };
+    if let Some(config) = &body.config {
+        ssh::check_access(&config.others, state.ssh())?;
+    }
     let request = convert::create_request(body, Wait::UpTo(LONGEST_WAIT))?;
     let network = asked.wish_of_new(&state.control, &caller).await?;
     let request = CreateWorkspace { network, ..request };
@@ -88,7 +92,7 @@ pub(super) async fn list(
     let now = state.control.now();
     let ports = exposed_by(&state, &caller, &items).await?;
     let objects: Vec<_> = std::iter::zip(&items, ports)
-        .map(|(workspace, ports)| object::workspace_object(workspace, ports, now))
+        .map(|(workspace, ports)| object::workspace_object(workspace, ports, state.ssh(), now))
         .collect();
     Ok(Json(json!({
         "success": true,
@@ -138,7 +142,7 @@ pub(super) async fn details(
     };
     let ports = exposed_by(&state, &caller, slice::from_ref(&workspace)).await?;
     let ports = ports.into_iter().flatten().collect();
-    let shown = object::details(&workspace, ports, stats, state.control.now());
+    let shown = object::details(&workspace, ports, state.ssh(), stats, state.control.now());
     Ok(Json(json!({ "success": true, "workspace": shown })).into_response())
 }
 
@@ -203,6 +207,6 @@ pub(super) async fn workspace_answer(
 ) -> Result<Response, Problem> {
     let ports = exposed_by(state, caller, slice::from_ref(workspace)).await?;
     let ports = ports.into_iter().flatten().collect();
-    let shown = object::workspace_object(workspace, ports, state.control.now());
+    let shown = object::workspace_object(workspace, ports, state.ssh(), state.control.now());
     Ok(Json(json!({ "success": true, "workspace": shown })).into_response())
 }

@@ -91,7 +91,7 @@ impl Sizes {
     }
 }
 
-fn required(field: &'static str, allowed: &str) -> Invalid {
+pub(super) fn required(field: &'static str, allowed: &str) -> Invalid {
     Invalid { field, problem: "is required".to_owned(), allowed: allowed.to_owned() }
 }
 

@@ -76,6 +76,7 @@ fn field_name(core: &'static str) -> &'static str {
         "memory_mib" => "ram_mb",
         "disk_mib" => "disk_size_mb",
         "env" => "env_vars",
+        "slug" | "label" => "name",
         same => same,
     }
 }

@@ -2,6 +2,7 @@
 //! `/v1/...`, the base path of its public clients, on the host `rigbox.<base>` alone.
 
 mod account;
+mod apps;
 mod catalog;
 mod convert;
 mod error_body;
@@ -9,6 +10,7 @@ mod logs;
 mod metrics;
 mod paging;
 mod snapshots;
+mod ssh_keys;
 mod unsupported;
 mod wire;
 mod workspaces;
@@ -65,5 +67,13 @@ fn routes(prefix: &str) -> Router<ApiState> {
         .route(&at("/users/me/limits"), get(account::limits))
         .route(&at("/api-keys"), get(account::list_keys).post(account::create_key))
         .route(&at("/api-keys/{id}"), delete(account::delete_key))
+        .route(&at("/ssh-keys"), get(ssh_keys::list).post(ssh_keys::add))
+        .route(&at("/ssh-keys/{id}"), delete(ssh_keys::delete))
+        .route(&at("/workspaces/{id}/ssh-keys"), get(ssh_keys::list_of_workspace))
+        .route(&at("/workspaces/{id}/ssh-keys/sync"), post(ssh_keys::sync))
+        .route(&at("/apps"), get(apps::list).post(apps::create))
+        .route(&at("/apps/{id}"), get(apps::get).patch(apps::change).delete(apps::delete))
+        .route(&at("/apps/{id}/visibility"), put(apps::set_visibility))
+        .route(&at("/apps/{id}/health"), get(apps::health))
         .merge(unsupported::routes(prefix))
 }

@@ -11,7 +11,6 @@ use crate::{ApiState, auth::Authenticated};
 const ROOTS: &[&str] = &[
     "/access-control",
     "/app-catalog",
-    "/apps",
     "/auth/cli-session",
     "/builds",
     "/catalog",
@@ -24,7 +23,6 @@ const ROOTS: &[&str] = &[
     "/roadmap/votes",
     "/service-specs",
     "/setup-scripts",
-    "/ssh-keys",
     "/traces",
     "/tunnels",
     "/users/me/ai-defaults",
@@ -53,10 +51,23 @@ const WORKSPACE_ROOTS: &[&str] = &[
     "/reconcile-apps",
     "/rollback",
     "/services",
-    "/ssh-keys",
     "/tasks",
     "/tools",
     "/volumes",
+];
+
+/// The same of an app.
+const APP_ROOTS: &[&str] = &[
+    "/env",
+    "/log-sources",
+    "/logs",
+    "/metrics",
+    "/params",
+    "/restart",
+    "/start",
+    "/status",
+    "/stop",
+    "/verify-domain",
 ];
 
 /// The routes under `prefix`.
@@ -64,12 +75,14 @@ pub(super) fn routes(prefix: &str) -> Router<ApiState> {
     let roots = ROOTS.iter().map(|root| format!("{prefix}{root}"));
     let workspace_roots =
         WORKSPACE_ROOTS.iter().map(|root| format!("{prefix}/workspaces/{{id}}{root}"));
-    roots.chain(workspace_roots).chain([format!("{prefix}/workspaces/from-definition")]).fold(
-        Router::new(),
-        |router, root| {
+    let app_roots = APP_ROOTS.iter().map(|root| format!("{prefix}/apps/{{id}}{root}"));
+    roots
+        .chain(workspace_roots)
+        .chain(app_roots)
+        .chain([format!("{prefix}/workspaces/from-definition")])
+        .fold(Router::new(), |router, root| {
             router.route(&root, any(refuse)).route(&format!("{root}/{{*below}}"), any(refuse))
-        },
-    )
+        })
 }
 
 async fn refuse(method: Method, uri: Uri, _auth: Authenticated<Rigbox>) -> RigboxError {

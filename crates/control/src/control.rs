@@ -1,6 +1,9 @@
 //! The control plane's handle: opening, authentication, and the two ways a record is written.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
@@ -15,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     ApiKey, Caller, ControlConfig, Credential, Environment, Error, NewApiKey, Project,
     activity::Activity,
+    domains::Edge,
     network::{Policed, Policies},
     preview::Visited,
     reconciler::{KeyUses, Watchers, Workers},
@@ -68,6 +72,10 @@ pub(crate) struct Inner {
     pub(crate) activity: Activity,
     /// Published ports that are being visited.
     pub(crate) visited: Visited,
+    /// What serves custom domains, if anything does.
+    pub(crate) edge: OnceLock<Edge>,
+    /// Rings when a domain was verified, or is to be tried again: a certificate may be due.
+    pub(crate) domains_changed: Notify,
     /// Turns for writing memory to disk.
     pub(crate) saves: Semaphore,
     /// Held while timers ring: from asking which are due until those they concern are woken.

@@ -8,6 +8,7 @@
 pub mod access;
 pub mod config;
 pub mod doctor;
+pub mod domains;
 pub mod error;
 pub mod images;
 pub mod keys;
@@ -32,6 +33,7 @@ mod preview;
 pub use access::{Caller, Credential};
 pub use config::{ControlConfig, Environment, Rng};
 pub use control::Control;
+pub use domains::{DomainRef, DomainView};
 pub use error::Error;
 pub use keys::{ApiKey, NewApiKey};
 pub use network::{NetworkRefusal, NetworkRefusals, NetworkView, Peer, RefusedEgress};

@@ -288,7 +288,7 @@ fn check(request: &PublishPort) -> Result<Option<Slug>, Error> {
     let slug = Slug::parse(text)?;
     match PreviewAddress::parse(text) {
         Some(PreviewAddress::Published(_)) => Ok(Some(slug)),
-        Some(PreviewAddress::Token(_)) | None => {
+        Some(PreviewAddress::Token(_) | PreviewAddress::Domain(_)) | None => {
             let allowed =
                 "a word that is not the server's own, and not of the form of a token's host";
             Err(Error::invalid("slug", "is reserved", allowed))

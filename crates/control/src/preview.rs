@@ -8,7 +8,7 @@ use std::{
 use skerry_internal_api::{
     OpenPreview, PreviewAddress, PreviewCredential, PreviewRefusal, TokenAddress,
 };
-use skerry_model::{ErrorKind, Slug, Workspace};
+use skerry_model::{ErrorKind, HostName, Slug, Workspace};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Caller, Control, Credential, Error, control::hash, store::StoredPort};
@@ -64,6 +64,7 @@ impl Control {
         let admitted = match address {
             PreviewAddress::Published(slug) => self.admit_to_published(slug, shown).await?,
             PreviewAddress::Token(address) => self.admit_by_token(address).await?,
+            PreviewAddress::Domain(name) => self.admit_to_domain(name, shown).await?,
         };
         let Admitted { workspace, port, closed } = admitted;
         let id = workspace.id;
@@ -101,6 +102,16 @@ impl Control {
             }
         }
         Err(PreviewRefusal::Forbidden)
+    }
+
+    async fn admit_to_domain(
+        &self,
+        name: &HostName,
+        shown: &[PreviewCredential],
+    ) -> Result<Admitted, PreviewRefusal> {
+        let found = self.inner.store.port_by_domain(name).await.map_err(|error| refusal(&error))?;
+        let StoredPort { port, .. } = found.ok_or(PreviewRefusal::NotFound)?;
+        self.admit_to_published(&port.slug, shown).await
     }
 
     async fn is_key_of(

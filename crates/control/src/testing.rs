@@ -218,6 +218,7 @@ pub async fn quiet(control: &Control) {
 /// Has the timers looked at, which nothing else does when a test sets the clock.
 pub fn clock_was_set(control: &Control) {
     control.inner.timers_changed.notify_one();
+    control.inner.domains_changed.notify_one();
 }
 
 impl TestControl {

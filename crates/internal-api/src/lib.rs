@@ -4,6 +4,7 @@
 //! In one process these traits are called directly; between machines the same traits get a network
 //! form. This crate refuses to know HTTP status codes, databases, dialects and hypervisors.
 
+pub mod edge;
 pub mod error;
 pub mod guest;
 pub mod node;
@@ -11,6 +12,7 @@ pub mod preview;
 pub mod route;
 pub mod volume;
 
+pub use edge::{EdgeApi, EdgeError};
 pub use error::{ConnectFailure, NodeError, PullFailure};
 pub use guest::{
     ByteStream, Duplex, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind,

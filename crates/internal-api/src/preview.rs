@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use skerry_model::{Secret, Slug, WorkspaceId};
+use skerry_model::{HostName, Secret, Slug, WorkspaceId};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
@@ -25,13 +25,15 @@ pub const RESERVED_LABELS: [&str; 10] = [
 /// Length of a workspace's preview token.
 pub const PREVIEW_TOKEN_CHARS: usize = 32;
 
-/// The port a visitor means, read from the first label of the host they came to.
+/// The port a visitor means, read from the host they came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PreviewAddress {
     /// A published port.
     Published(Slug),
     /// Any port of a workspace, by its preview token: `<port>-<id>-<token>`.
     Token(TokenAddress),
+    /// The port that a custom domain leads to.
+    Domain(HostName),
 }
 
 /// What `<port>-<id>-<token>` says.

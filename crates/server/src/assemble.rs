@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use axum::Router;
 use skerry_api::{ApiConfig, ApiState, SshEndpoint};
 use skerry_control::{
@@ -16,8 +16,10 @@ use skerry_control::{
     store::{KeyRing, Store},
 };
 use skerry_gateway::{
+    domains::{Acme, Edge, ServedNames, Texts},
     http::{Limits, PreviewHosts, Previews, Scheme},
     ssh::HostKeys,
+    tls::Certificates,
 };
 use skerry_model::{Plan, Secret, spec::ImageRef};
 use skerry_node::{Node, NodeConfig, NodeEnvironment, Seal, SealError, TemplatePreset, UidRange};
@@ -72,8 +74,9 @@ pub async fn assemble(
         Some(address) => Some(bind_ssh(address).await?),
         None => None,
     };
+    let certificates = Arc::new(Certificates::default());
     let encrypted = match &config.tls {
-        Some(tls) => Some(Encrypted::open(tls).await?),
+        Some(tls) => Some(Encrypted::open(tls, &certificates).await?),
         None => None,
     };
     let key_file = config.data_dir.join("secret.key");
@@ -93,6 +96,10 @@ pub async fn assemble(
     let control = Control::open(control_config(config, plan), environment, store, node_api)
         .await
         .context("opening the control plane")?;
+    let brought = Arc::new(ServedNames::default());
+    let edge = edge(config, &brought, &certificates)?;
+    let ours = own_domains(config, public_url);
+    control.attach_edge(Arc::new(edge), ours).await.context("opening the custom domains")?;
     let api = ApiConfig {
         public_url: public_url.to_owned(),
         base_domain: config.base_domain.clone(),
@@ -101,7 +108,7 @@ pub async fn assemble(
     };
     let previews = Previews::new(
         control.routes(skerry_api::ids::parse_workspace_ref),
-        preview_hosts(config, public_url),
+        preview_hosts(config, public_url, brought),
         Limits::default(),
         Arc::new({
             let rng = rng.clone();
@@ -125,7 +132,7 @@ pub async fn assemble(
 
 /// Where published ports are visited: below the preview domain, and below the hosts that clients of
 /// Aether derive from the address of the API.
-fn preview_hosts(config: &Config, public_url: &str) -> PreviewHosts {
+fn preview_hosts(config: &Config, public_url: &str, brought: Arc<ServedNames>) -> PreviewHosts {
     let base = &config.base_domain;
     let domains =
         [config.preview_domain.clone(), format!("preview.{base}"), format!("aether.{base}")];
@@ -133,8 +140,30 @@ fn preview_hosts(config: &Config, public_url: &str) -> PreviewHosts {
     PreviewHosts {
         domains: domains.map(|domain| domain.to_ascii_lowercase()).into(),
         own: vec![host_of(public_url).to_ascii_lowercase()],
+        brought,
         scheme,
     }
+}
+
+/// What is served by names that people bring.
+fn edge(
+    config: &Config,
+    names: &Arc<ServedNames>,
+    certificates: &Arc<Certificates>,
+) -> Result<Edge> {
+    let texts =
+        Texts::new(config.domain_name_server).context("opening the resolver for custom domains")?;
+    let acme = config.acme.clone().map(|settings| {
+        Acme::new(settings, Arc::clone(names), Arc::clone(certificates))
+            .map_err(|error| anyhow!("the authority of --acme-root: {error}"))
+    });
+    Ok(Edge::new(Arc::clone(names), Arc::clone(certificates), texts, acme.transpose()?))
+}
+
+/// Names that nobody can bring, with all below them.
+fn own_domains(config: &Config, public_url: &str) -> Vec<String> {
+    let own = [config.base_domain.as_str(), &config.preview_domain, host_of(public_url)];
+    own.map(str::to_ascii_lowercase).into()
 }
 
 /// The host of a URL, without port and brackets.

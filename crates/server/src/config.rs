@@ -18,6 +18,7 @@ use skerry_model::{
     Plan, Secret,
     limits::{Pool, Range},
 };
+use skerry_gateway::domains::AcmeSettings;
 use skerry_node::{
     AddressPrefix, Faults, NetworkChoice, UplinkChoice, UplinkSettings,
     images::{KernelChoice, PullPolicy},
@@ -26,7 +27,7 @@ use skerry_node::{
 use self::values::{absolute, check_domain, check_url, private_network, seconds_within};
 pub use self::{
     tables::{ImagePullSettings, TemplateSettings},
-    tls::{CertificatePaths, TlsConfig},
+    tls::{AcmeChallengeSetting, CertificatePaths, TlsConfig},
     values::{KeyText, check_key},
 };
 
@@ -123,6 +124,23 @@ pub struct Settings {
     /// A PEM file: that certificate's private key
     #[arg(long, env = "SKERRY_TLS_KEY", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
+    /// The directory of an ACME server that certificates for custom domains are got from; its terms of
+    /// service are agreed to [default: none are got]
+    #[arg(long, env = "SKERRY_ACME_DIRECTORY", value_name = "URL")]
+    pub acme_directory: Option<String>,
+    /// An e-mail address that it may write to
+    #[arg(long, env = "SKERRY_ACME_CONTACT", value_name = "ADDRESS")]
+    pub acme_contact: Option<String>,
+    /// A PEM file: an authority that the ACME server's own certificate may come from, beside the usual
+    #[arg(long, env = "SKERRY_ACME_ROOT", value_name = "FILE")]
+    pub acme_root: Option<PathBuf>,
+    /// How names are shown to lead here: by port 80 or by port 443 [default: http-01]
+    #[arg(long, env = "SKERRY_ACME_CHALLENGE", value_name = "HOW")]
+    pub acme_challenge: Option<AcmeChallengeSetting>,
+    /// Which name server is asked for the proofs of custom domains [default: those of
+    /// /etc/resolv.conf]
+    #[arg(long, env = "SKERRY_DOMAIN_NAME_SERVER", value_name = "ADDRESS:PORT")]
+    pub domain_name_server: Option<SocketAddr>,
     /// A key that works at once for the account `admin`; made and kept in <data-dir>/bootstrap-key
     /// when not given
     #[arg(long, env = "SKERRY_BOOTSTRAP_KEY", value_name = "KEY", hide_env_values = true)]
@@ -230,6 +248,10 @@ pub struct Config {
     pub ssh_listen: Option<SocketAddr>,
     /// See [`Settings::tls_listen`]; `None` when TLS is not spoken.
     pub tls: Option<TlsConfig>,
+    /// See [`Settings::acme_directory`]; `None` when no certificates are got.
+    pub acme: Option<AcmeSettings>,
+    /// See [`Settings::domain_name_server`].
+    pub domain_name_server: Option<SocketAddr>,
     /// See [`Settings::bootstrap_key`]; `None` until one is made.
     pub bootstrap_key: Option<Secret>,
     /// See [`Settings::public_url`].
@@ -327,6 +349,11 @@ impl Settings {
             tls_listen: self.tls_listen.or(weaker.tls_listen),
             tls_cert: self.tls_cert.or(weaker.tls_cert),
             tls_key: self.tls_key.or(weaker.tls_key),
+            acme_directory: self.acme_directory.or(weaker.acme_directory),
+            acme_contact: self.acme_contact.or(weaker.acme_contact),
+            acme_root: self.acme_root.or(weaker.acme_root),
+            acme_challenge: self.acme_challenge.or(weaker.acme_challenge),
+            domain_name_server: self.domain_name_server.or(weaker.domain_name_server),
             bootstrap_key: self.bootstrap_key.or(weaker.bootstrap_key),
             public_url: self.public_url.or(weaker.public_url),
             base_domain: self.base_domain.or(weaker.base_domain),
@@ -394,7 +421,16 @@ impl Settings {
                 anyhow!("ssh_listen must be an address and a port such as 127.0.0.1:2222, or empty")
             })?),
         };
-        let tls = tls::resolve(self.tls_listen.as_deref(), self.tls_cert, self.tls_key)?;
+        let tls = tls::Said {
+            listen: self.tls_listen,
+            certificate: self.tls_cert,
+            key: self.tls_key,
+            acme_directory: self.acme_directory,
+            acme_contact: self.acme_contact,
+            acme_root: self.acme_root,
+            acme_challenge: self.acme_challenge,
+        };
+        let (tls, acme) = tls.resolve()?;
         let network_prefix = match self.network_prefix.as_deref() {
             Some(text) => text
                 .parse::<AddressPrefix>()
@@ -425,6 +461,8 @@ impl Settings {
             listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7070))),
             ssh_listen,
             tls,
+            acme,
+            domain_name_server: self.domain_name_server,
             bootstrap_key: self.bootstrap_key.map(|key| key.0),
             public_url: self.public_url.map(|url| url.trim_end_matches('/').to_owned()),
             base_domain,

@@ -1,4 +1,5 @@
 use clap::Parser;
+use skerry_gateway::domains::AcmeChallenge;
 
 use super::*;
 
@@ -52,7 +53,7 @@ fn tls_is_spoken_with_a_certificate_or_not_at_all() {
     let all = "tls_listen = '127.0.0.1:0'\ntls_cert = '/c.pem'\ntls_key = '/k.pem'";
     let tls = file(all).resolve().unwrap().tls.unwrap();
     assert_eq!(tls.listen.to_string(), "127.0.0.1:0");
-    assert_eq!(tls.certificate.key, Path::new("/k.pem"));
+    assert_eq!(tls.certificate.unwrap().key, Path::new("/k.pem"));
     for none in ["", "tls_listen = ''"] {
         assert_eq!(file(none).resolve().unwrap().tls, None);
     }
@@ -60,6 +61,21 @@ fn tls_is_spoken_with_a_certificate_or_not_at_all() {
     assert!(problem("tls_listen = '443'").contains("0.0.0.0:443"));
     assert!(problem("tls_cert = 'c.pem'").contains("together"));
     assert!(problem("tls_cert = 'c.pem'\ntls_key = 'k.pem'").contains("without tls_listen"));
+}
+
+#[test]
+fn certificates_are_got_from_an_acme_server_that_is_named_and_shown_on_the_encrypted_listener() {
+    let all = "tls_listen = '127.0.0.1:0'\nacme_directory = 'https://ca.test/dir'\n\
+               acme_contact = 'ops@example.com'\nacme_challenge = 'tls-alpn-01'";
+    let config = file(all).resolve().unwrap();
+    assert_eq!(config.tls.unwrap().certificate, None);
+    let acme = config.acme.unwrap();
+    assert_eq!((acme.challenge, acme.root), (AcmeChallenge::TlsAlpn01, None));
+    assert!(problem("acme_directory = 'https://ca.test/dir'").contains("tls_listen"));
+    assert!(problem("acme_directory = 'http://ca.test/dir'").contains("https://"));
+    assert!(problem("acme_contact = 'a@b'").contains("without acme_directory"));
+    assert!(problem(&all.replace("ops@example.com", "ops")).contains("e-mail"));
+    assert!(file_problem("acme_challenge = 'dns-01'").contains("http-01"));
 }
 
 #[test]

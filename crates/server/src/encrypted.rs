@@ -23,30 +23,31 @@ pub struct Encrypted {
     pub listener: TcpListener,
     /// Speaks TLS with what is shown.
     pub acceptor: TlsAcceptor,
-    /// What it shows.
-    pub certificates: Arc<Certificates>,
-    /// The files that the default comes from.
-    pub certificate: WatchedCertificate,
+    /// The files that the default comes from, if there is one.
+    pub certificate: Option<WatchedCertificate>,
 }
 
 impl Encrypted {
-    /// Listens, with the certificate of the configuration.
+    /// Listens and shows `certificates`, with the configuration's as the default.
     ///
     /// # Errors
     /// The address is taken; the certificate is of no use.
-    pub async fn open(config: &TlsConfig) -> Result<Self> {
-        let certificates = Arc::new(Certificates::default());
-        let CertificatePaths { certificate, key } = config.certificate.clone();
-        let mut files = CertificateFiles::new(certificate, key);
-        let first = files.read().context("the certificate of --tls-cert and --tls-key")?;
-        certificates.set_default(first);
-        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&certificates)?));
+    pub async fn open(config: &TlsConfig, certificates: &Arc<Certificates>) -> Result<Self> {
+        let certificate = match config.certificate.clone() {
+            Some(CertificatePaths { certificate, key }) => {
+                let mut files = CertificateFiles::new(certificate, key);
+                let first = files.read().context("the certificate of --tls-cert and --tls-key")?;
+                certificates.set_default(first);
+                Some(WatchedCertificate { files, certificates: Arc::clone(certificates) })
+            }
+            None => None,
+        };
+        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(certificates)?));
         let address = config.listen;
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("cannot listen for TLS on {address}; choose another with --tls-listen")
         })?;
-        let certificate = WatchedCertificate { files, certificates: Arc::clone(&certificates) };
-        Ok(Self { listener, acceptor, certificates, certificate })
+        Ok(Self { listener, acceptor, certificate })
     }
 }
 

@@ -22,7 +22,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use skerry_gateway::http::Scheme;
+use skerry_gateway::{http::Scheme, tls::ACME_TLS};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -175,6 +175,10 @@ impl Client {
     }
 
     async fn encrypted(self, stream: TlsStream<TcpStream>) {
+        if stream.get_ref().1.alpn_protocol() == Some(ACME_TLS) {
+            // The handshake was all they wanted to see.
+            return;
+        }
         self.carried(stream, Some(Scheme::Https)).await;
     }
 

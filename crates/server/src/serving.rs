@@ -50,9 +50,9 @@ pub async fn serve_until(
     });
     let mut doors = vec![(listener, Transport::Clear)];
     let mut watching = None;
-    if let Some(Encrypted { listener, acceptor, certificate, .. }) = encrypted {
+    if let Some(Encrypted { listener, acceptor, certificate }) = encrypted {
         doors.push((listener, Transport::Tls(acceptor)));
-        watching = Some(tokio::spawn(certificate.watch(shutdown.clone())));
+        watching = certificate.map(|files| tokio::spawn(files.watch(shutdown.clone())));
     }
     let listened = listen(doors, router, shutdown).await;
     if let Some(watching) = watching

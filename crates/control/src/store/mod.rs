@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod contract;
+mod domains;
 mod row;
 pub mod sealing;
 mod sqlite;
@@ -20,6 +21,7 @@ use skerry_model::{
     SnapshotId, SshKeyId, Timestamp, Usage, Workspace, WorkspaceId,
 };
 
+pub use domains::{DomainInsertion, DomainStore, KeptCertificate};
 pub use sealing::KeyRing;
 pub use volumes::{
     Attaching, CheckpointDeletion, CheckpointInsertion, VolumeDeletion, VolumeStore, WantedMount,
@@ -195,7 +197,7 @@ pub enum SnapshotDeletion {
 
 /// What a database has to offer.
 #[async_trait]
-pub trait StateStore: VolumeStore {
+pub trait StateStore: VolumeStore + DomainStore {
     /// Makes the account and its default project in one transaction, unless an account of this
     /// handle is there. Returns the account that is there afterwards and whether it was made.
     async fn ensure_account(

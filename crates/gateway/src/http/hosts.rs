@@ -1,8 +1,13 @@
 //! Which requests are visits: told by the host alone.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use http::{HeaderValue, Request, header, uri::Authority};
-use skerry_internal_api::RESERVED_LABELS;
+use skerry_internal_api::{PreviewAddress, RESERVED_LABELS};
+use skerry_model::HostName;
+
+use crate::domains::ServedNames;
 
 /// How visitors reach the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +30,37 @@ impl Scheme {
 }
 
 /// The hosts under which ports are visited.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PreviewHosts {
     /// Ports are labels directly below these, lower case.
     pub domains: Vec<String>,
     /// Hosts below those domains that are the server's own, lower case; beside the
     /// [`RESERVED_LABELS`] below each.
     pub own: Vec<String>,
+    /// Names that people have brought.
+    pub brought: Arc<ServedNames>,
     /// How visitors reach the listener in the clear, as servers inside are told: a proxy in front may
     /// have encrypted.
     pub scheme: Scheme,
+}
+
+/// What a host leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Meant {
+    /// A label below our domains.
+    Label(String),
+    /// A name somebody has brought.
+    Domain(HostName),
+}
+
+impl Meant {
+    /// The port; `None` if the label can be none's.
+    pub(super) fn address(self) -> Option<PreviewAddress> {
+        match self {
+            Self::Label(label) => PreviewAddress::parse(&label),
+            Self::Domain(name) => Some(PreviewAddress::Domain(name)),
+        }
+    }
 }
 
 /// What the host of a request says.
@@ -42,8 +68,8 @@ pub struct PreviewHosts {
 pub(super) enum Named {
     /// A port.
     Preview {
-        /// The label.
-        label: String,
+        /// Which.
+        meant: Meant,
         /// The host as it was sent, with its port.
         host: HeaderValue,
     },
@@ -58,8 +84,8 @@ impl PreviewHosts {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let target = request.uri().authority().map(Authority::as_str);
         let (first, second) = (hosts.next(), hosts.next());
-        let of_target = target.and_then(|text| self.label(text));
-        let of_header = |value: &HeaderValue| value.to_str().ok().and_then(|text| self.label(text));
+        let of_target = target.and_then(|text| self.meant(text));
+        let of_header = |value: &HeaderValue| value.to_str().ok().and_then(|text| self.meant(text));
         if second.is_some() {
             let mut all = request.headers().get_all(header::HOST).iter();
             let touches_us = of_target.is_some() || all.any(|value| of_header(value).is_some());
@@ -75,13 +101,13 @@ impl PreviewHosts {
         }
         let host = target.and_then(|text| HeaderValue::from_str(text).ok()).or(first.cloned());
         match (of_target.or(of_header), host) {
-            (Some(label), Some(host)) => Named::Preview { label, host },
+            (Some(meant), Some(host)) => Named::Preview { meant, host },
             (None, _) | (_, None) => Named::Other,
         }
     }
 
-    /// The label of a port's host.
-    fn label(&self, authority: &str) -> Option<String> {
+    /// What a port's host leads to.
+    fn meant(&self, authority: &str) -> Option<Meant> {
         let authority: Authority = authority.parse().ok()?;
         // Credentials in front of a host are nobody's.
         if authority.as_str().contains('@') {
@@ -91,9 +117,10 @@ impl PreviewHosts {
         let label = self.domains.iter().find_map(|domain| {
             let label = host.strip_suffix(domain)?.strip_suffix('.')?;
             (!label.is_empty() && !label.contains('.')).then_some(label)
-        })?;
+        });
+        let Some(label) = label else { return self.brought.find(&host).map(Meant::Domain) };
         let is_own = RESERVED_LABELS.contains(&label) || self.own.contains(&host);
-        (!is_own).then(|| label.to_owned())
+        (!is_own).then(|| Meant::Label(label.to_owned()))
     }
 }
 
@@ -101,10 +128,17 @@ impl PreviewHosts {
 mod tests {
     use super::*;
 
+    fn brought() -> Arc<ServedNames> {
+        let names = ServedNames::default();
+        names.replace([HostName::parse("www.example.com").unwrap()].into());
+        Arc::new(names)
+    }
+
     fn hosts() -> PreviewHosts {
         PreviewHosts {
             domains: vec!["localhost".to_owned(), "preview.localhost".to_owned()],
             own: vec!["box.localhost".to_owned()],
+            brought: brought(),
             scheme: Scheme::Http,
         }
     }
@@ -118,7 +152,23 @@ mod tests {
     }
 
     fn preview(label: &str, host: &'static str) -> Named {
-        Named::Preview { label: label.to_owned(), host: HeaderValue::from_static(host) }
+        let meant = Meant::Label(label.to_owned());
+        Named::Preview { meant, host: HeaderValue::from_static(host) }
+    }
+
+    #[test]
+    fn a_name_that_was_brought_is_a_port_and_what_is_below_it_is_not() {
+        let name = HostName::parse("www.example.com").unwrap();
+        for host in ["www.example.com", "WWW.Example.com.:70"] {
+            let meant = Meant::Domain(name.clone());
+            let host_value = HeaderValue::from_static(host);
+            assert_eq!(named("/", &[host]), Named::Preview { meant, host: host_value }, "{host}");
+        }
+        for host in ["example.com", "a.www.example.com", "www.example.com.evil.test"] {
+            assert_eq!(named("/", &[host]), Named::Other, "{host}");
+        }
+        assert_eq!(named("http://localhost/", &["www.example.com"]), Named::Ambiguous);
+        assert_eq!(named("/", &["www.example.com", "localhost"]), Named::Ambiguous);
     }
 
     #[test]

@@ -34,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use credentials::Shown;
-use hosts::Named;
+use hosts::{Meant, Named};
 pub use hosts::{PreviewHosts, Scheme};
 pub use limits::Limits;
 use page::Page;
@@ -87,7 +87,7 @@ impl Previews {
                     Err(never) => match never {},
                 },
                 Named::Ambiguous => Page::BadHost.answer(request.headers()),
-                Named::Preview { label, host } => previews.inner.visit(&label, host, request).await,
+                Named::Preview { meant, host } => previews.inner.visit(meant, host, request).await,
             }
         })
     }
@@ -102,21 +102,26 @@ impl Previews {
 impl Inner {
     async fn visit(
         &self,
-        label: &str,
+        meant: Meant,
         host: HeaderValue,
         mut request: Request<Body>,
     ) -> Response<Body> {
         let wanted = page::Wanted::of(request.headers());
-        let Some(address) = PreviewAddress::parse(label) else {
+        let Some(address) = meant.address() else {
             return wanted.page(Page::Unknown);
         };
+        if let PreviewAddress::Domain(name) = &address
+            && let Some(answer) = self.hosts.brought.answer(name, request.uri().path())
+        {
+            return Response::new(Body::from(answer));
+        }
         let shown = Shown::take(&mut request);
         let response = match self.carried(&address, shown, host, request).await {
             Ok(response) => response,
             Err(page) => wanted.page(page),
         };
         match address {
-            PreviewAddress::Published(_) => response,
+            PreviewAddress::Published(_) | PreviewAddress::Domain(_) => response,
             PreviewAddress::Token(_) => headers::for_any_origin(response),
         }
     }

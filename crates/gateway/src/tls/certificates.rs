@@ -14,7 +14,7 @@ use rustls::{
 use skerry_model::Secret;
 use thiserror::Error;
 
-use super::provider;
+use super::{ACME_TLS, provider};
 
 /// Why a certificate cannot be shown. Says nothing of the key.
 #[derive(Debug, Error)]
@@ -60,6 +60,17 @@ impl ServerCertificate {
     }
 }
 
+impl ServerCertificate {
+    /// One that was just made with its key, and need not be what servers usually show.
+    pub(crate) fn made(
+        certificate: CertificateDer<'static>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, BadCertificate> {
+        let key = provider().key_provider.load_private_key(key).map_err(BadCertificate::Pair)?;
+        Ok(Self(Arc::new(CertifiedKey::new(vec![certificate], key))))
+    }
+}
+
 /// What is shown, by name. Shared by the listener, which reads, and those who get certificates.
 #[derive(Default)]
 pub struct Certificates {
@@ -72,6 +83,20 @@ struct Shown {
     default: Option<ServerCertificate>,
     /// By name, lower case.
     by_name: HashMap<String, ServerCertificate>,
+    /// By name, lower case: for ACME servers that look, and nobody else.
+    challenges: HashMap<String, ServerCertificate>,
+}
+
+/// A challenge that is shown as long as this exists.
+pub struct Challenging {
+    certificates: Arc<Certificates>,
+    name: String,
+}
+
+impl Drop for Challenging {
+    fn drop(&mut self) {
+        self.certificates.change(|shown| shown.challenges.remove(&self.name));
+    }
 }
 
 impl fmt::Debug for Certificates {
@@ -96,6 +121,18 @@ impl Certificates {
         self.change(|shown| shown.by_name.retain(|name, _| keeps(name)));
     }
 
+    /// Shows `certificate` to ACME servers that want to see one for `name`, until what is returned is
+    /// dropped.
+    pub(crate) fn challenging(
+        self: &Arc<Self>,
+        name: &str,
+        certificate: ServerCertificate,
+    ) -> Challenging {
+        let name = name.to_ascii_lowercase();
+        self.change(|shown| shown.challenges.insert(name.clone(), certificate));
+        Challenging { certificates: Arc::clone(self), name }
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut Shown) -> T) -> T {
         change(&mut self.shown.write().unwrap_or_else(PoisonError::into_inner))
     }
@@ -110,6 +147,12 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let mut offers = hello.alpn().into_iter().flatten();
+        if offers.next() == Some(ACME_TLS) && offers.next().is_none() {
+            let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner);
+            let challenge = shown.challenges.get(hello.server_name()?)?;
+            return Some(Arc::clone(&challenge.0));
+        }
         self.find(hello.server_name())
     }
 }

@@ -3,15 +3,17 @@
 mod certificates;
 mod files;
 
-pub use certificates::{BadCertificate, Certificates, ServerCertificate};
+pub use certificates::{BadCertificate, Certificates, Challenging, ServerCertificate};
 pub use files::{BadFiles, CertificateFiles};
 
 use std::sync::Arc;
 
 use rustls::{ServerConfig, crypto::CryptoProvider};
 
-/// What connections are offered beside it, best first.
-const HTTP: [&[u8]; 2] = [b"h2", b"http/1.1"];
+/// What an ACME server speaks that wants to see a challenge (RFC 8737): nothing, after the handshake.
+pub const ACME_TLS: &[u8] = b"acme-tls/1";
+/// What connections are offered, best first.
+const PROTOCOLS: [&[u8]; 3] = [b"h2", b"http/1.1", ACME_TLS];
 
 /// The one implementation of cryptography in the server.
 fn provider() -> Arc<CryptoProvider> {
@@ -27,6 +29,6 @@ pub fn server_config(certificates: &Arc<Certificates>) -> Result<ServerConfig, r
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_cert_resolver(certificates.clone());
-    config.alpn_protocols = HTTP.map(<[u8]>::to_vec).into();
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
     Ok(config)
 }

@@ -63,6 +63,7 @@ impl Ground {
         let hosts = PreviewHosts {
             domains: vec!["localhost".to_owned(), "preview.localhost".to_owned()],
             own: Vec::new(),
+            brought: Arc::default(),
             scheme: Scheme::Http,
         };
         let routes = test.control.routes(|text| WorkspaceRef::SlugOrName(text.to_owned()));

@@ -8,6 +8,7 @@
 mod machine;
 mod world;
 
+mod acme;
 mod busy;
 mod crash;
 mod dialects;

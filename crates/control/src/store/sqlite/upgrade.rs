@@ -3,7 +3,7 @@
 use skerry_model::Workspace;
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
-use super::{records, usage, writer::Broken};
+use super::{domains, records, usage, writer::Broken};
 use crate::{
     Error,
     store::{
@@ -31,10 +31,13 @@ pub(super) async fn upgrade(db: &mut SqliteConnection, keys: &KeyRing) -> Result
 
 /// Refuses a key file that is not the database's before anything is written with it.
 async fn check_keys(db: &mut SqliteConnection, keys: &KeyRing) -> Result<(), Error> {
-    let headers: Vec<Vec<u8>> =
-        sqlx::query_scalar("SELECT DISTINCT substr(sealed, 1, 9) FROM workspaces")
-            .fetch_all(db)
-            .await?;
+    let headers: Vec<Vec<u8>> = sqlx::query_scalar(
+        "SELECT substr(sealed, 1, 9) FROM workspaces \
+             UNION SELECT substr(sealed, 1, 9) FROM domain_certificates \
+             UNION SELECT substr(sealed, 1, 9) FROM acme_accounts",
+    )
+    .fetch_all(db)
+    .await?;
     headers.iter().try_for_each(|header| keys.check(header))
 }
 
@@ -43,9 +46,9 @@ async fn put_in_order(db: &mut SqliteConnection, keys: &KeyRing) -> Result<(), E
     if plain > 0 {
         tracing::info!(plain, "environments and tokens of workspaces are stored encrypted now");
     }
-    let sealed_anew = seal_anew(db, keys).await?;
+    let sealed_anew = seal_anew(db, keys).await? + domains::seal_anew(db, keys).await?;
     if sealed_anew > 0 {
-        tracing::info!(sealed_anew, "secrets of workspaces are sealed with the newest key now");
+        tracing::info!(sealed_anew, "secrets are sealed with the newest key now");
     }
     let wrong = usage::recount(db).await?;
     if wrong > 0 && plain == 0 {

@@ -255,6 +255,29 @@ async fn a_checkpoint_that_fails_at_any_step_can_be_repeated_and_the_volume_deta
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_at_rest_that_fails_at_any_write_can_be_repeated_in_the_next_life() {
+    for point in ["layer_sealed", "layer_moved", "disk_recorded"] {
+        bounded(async {
+            let world = World::new();
+            let node = written(&world).await;
+            write(&world, 1);
+            node.ensure_stopped(id(1), Incarnation(1), GRACEFUL).await.unwrap();
+            assert!(world.faults.plan(point, FaultKind::Fail));
+            node.ensure_checkpoint(DATA, checkpoint(1)).await.unwrap_err();
+            node.abandon().await;
+
+            let node = world.open().await;
+            assert_eq!(listed(&node).await, [], "{point}");
+            node.ensure_checkpoint(DATA, checkpoint(1)).await.unwrap();
+            assert_eq!(read(&world, &node, 1).await, [1], "{point}");
+            assert_eq!(after_a_restart(&world, &node).await, [1], "{point}");
+            assert_all_goes(&world, &node).await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hypervisor_that_refuses_or_dies_costs_nothing_that_was_written() {
     for fault in [StepFault::Refuse, StepFault::Die] {
         bounded(async {

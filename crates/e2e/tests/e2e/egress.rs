@@ -74,6 +74,7 @@ async fn a_guest_reaches_what_its_policy_names_and_nothing_else_however_it_tries
     names_open_what_they_name(&guest).await?;
     lies_about_names_lead_nowhere(&guest, &world).await?;
     nothing_goes_round_the_names(&guest, &world).await?;
+    what_was_refused_is_told(&guest).await?;
     addresses_open_themselves_and_not_what_is_never_reached(&guest, &world).await?;
     what_is_taken_back_ends_while_it_is_used(&guest).await?;
 
@@ -191,6 +192,29 @@ async fn nothing_goes_round_the_names(guest: &Guest<'_>, world: &World) -> Resul
         ensure!(!log.contains(never), "{never}:\n{log}");
     }
     ensure!(!log.contains("name other"), "{log}");
+    Ok(())
+}
+
+async fn what_was_refused_is_told(guest: &Guest<'_>) -> Result<()> {
+    let path = format!("{WORKSPACES}/{}/network/refusals", guest.id);
+    let told = guest.server.expect(200, "GET", &path, None).await?;
+    let last = told["last"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for (what, name, port) in [
+        ("resolution", "other.test", Value::Null),
+        ("private_answer", "rebound.test", Value::Null),
+        ("connection", "other.test", json!(443)),
+        ("connection", "other.test", json!(80)),
+    ] {
+        let is_it = |one: &Value| {
+            (&one["what"], &one["name"], &one["port"]) == (&json!(what), &json!(name), &port)
+        };
+        ensure!(last.iter().any(is_it), "{what} {name} {port}: {told}");
+    }
+    for counted in ["refused_packets", "dropped_frames"] {
+        ensure!(told[counted].as_u64().is_some_and(|count| count > 0), "{counted}: {told}");
+    }
+    let log = guest.server.log();
+    ensure!(log.contains("refused to a guest") && log.contains(&guest.id), "not logged:\n{log}");
     Ok(())
 }
 

@@ -1,9 +1,6 @@
 //! Plain OpenSSH into real workspaces.
 
-use std::{
-    path::Path,
-    process::{Output, Stdio},
-};
+use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -123,14 +120,15 @@ async fn plain_openssh_works_in_a_workspace_without_an_ssh_server() -> Result<()
     let listed = timeout(READY_WITHIN, sftp.current_dir(client.dir.path()).output()).await??;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     ensure!(listed.contains("2000000"), "{listed}");
-    if Path::new("/usr/bin/rsync").exists() {
-        let shell = format!("ssh -F {}", client.path("config"));
-        let mut rsync = Command::new("rsync");
-        rsync.args(["-e", &shell, &client.path("large"), "blue@gate:by-rsync"]);
-        ensure!(timeout(READY_WITHIN, rsync.status()).await??.success(), "rsync");
-    }
+    let shell = format!("ssh -F {}", client.path("config"));
+    let mut rsync = Command::new("rsync");
+    rsync.args(["-e", &shell, &client.path("large"), "blue@gate:by-rsync"]);
+    ensure!(timeout(READY_WITHIN, rsync.status()).await??.success(), "rsync");
+    let same = client.run("ssh", &["blue@gate", "cmp by-sftp by-rsync"]).await?;
+    ensure!(same.status.success(), "{}", String::from_utf8_lossy(&same.stderr));
 
     through_the_jump_host(&client).await?;
+    as_oblien_tells_it(&server, &client, &id).await?;
     a_port_is_forwarded(&client).await?;
 
     // Somebody else's key opens nothing, whatever the name.
@@ -163,6 +161,18 @@ async fn through_the_jump_host(client: &Client) -> Result<()> {
     let output = client.run("ssh", &["-J", "jump", "root@nobody", "true"]).await?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(said.contains("Permission denied (publickey)"), "{said}");
+    Ok(())
+}
+
+/// The words of Oblien's command, taken apart as its clients do.
+async fn as_oblien_tells_it(server: &Server, client: &Client, id: &str) -> Result<()> {
+    let told = server.expect(200, "GET", &format!("/workspace/{id}/ssh"), None).await?;
+    ensure!(told["ssh_key_set"] == true, "{told}");
+    let command = told["connection"]["command"].as_str().context("a command")?;
+    let words: Vec<&str> = command.split_whitespace().chain(["hostname"]).collect();
+    let (program, words) = words.split_first().context("a program")?;
+    let said = client.succeeds(program, words).await?;
+    ensure!(said == "blue\n", "{command}: {said}");
     Ok(())
 }
 

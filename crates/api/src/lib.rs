@@ -29,7 +29,7 @@ use std::{future::Future, sync::Arc};
 
 use axum::Router;
 use skerry_control::{Control, Error};
-use skerry_model::ErrorKind;
+use skerry_model::{DomainState, ErrorKind};
 use tokio_util::sync::CancellationToken;
 
 pub use dialect::{Dialect, Fault};
@@ -53,12 +53,39 @@ impl ApiConfig {
     pub fn preview_url(&self, label: &str) -> String {
         let (scheme, authority) =
             self.public_url.split_once("://").unwrap_or(("http", self.public_url.as_str()));
-        let port = authority.rsplit_once(':').map(|(_, port)| port);
-        // Not the inside of a bracketed IPv6 address.
-        let port = port.filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
-        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+        let port = port_of(authority);
         format!("{scheme}://{label}.{}{port}", self.preview_domain)
     }
+
+    /// Where a custom domain is visited: on the usual port of the encrypted listener when it has a
+    /// certificate of its own, else as the server itself.
+    #[must_use]
+    pub fn domain_url(&self, name: &str, state: DomainState) -> String {
+        let (scheme, authority) =
+            self.public_url.split_once("://").unwrap_or(("http", self.public_url.as_str()));
+        match state {
+            DomainState::Issued => format!("https://{name}"),
+            DomainState::Pending | DomainState::Verified | DomainState::Failed => {
+                format!("{scheme}://{name}{}", port_of(authority))
+            }
+        }
+    }
+
+    /// The host under which clients reach this server: where custom domains have to lead.
+    #[must_use]
+    pub fn public_host(&self) -> &str {
+        let authority =
+            self.public_url.split_once("://").map_or(&*self.public_url, |(_, rest)| rest);
+        authority.strip_suffix(&*port_of(authority)).unwrap_or(authority)
+    }
+}
+
+/// The port of an authority with its colon; empty when there is none.
+fn port_of(authority: &str) -> String {
+    let port = authority.rsplit_once(':').map(|(_, port)| port);
+    // Not the inside of a bracketed IPv6 address.
+    let port = port.filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    port.map(|port| format!(":{port}")).unwrap_or_default()
 }
 
 /// What every handler is given. Cheap to clone.

@@ -123,6 +123,9 @@ async fn carry_out(
         Command::Port { command } => {
             commands::ports::port(&client()?, command, output).await.map(done)
         }
+        Command::Domain { command } => {
+            commands::domains::domain(&client()?, command, output).await.map(done)
+        }
         Command::Net { command } => commands::net::net(&client()?, command, output).await.map(done),
         Command::Key { command } => {
             commands::account::key(&client()?, command, output).await.map(done)

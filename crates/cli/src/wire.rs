@@ -233,20 +233,26 @@ pub(crate) struct PublishedPort {
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct Ssh {
-    pub(crate) endpoint: Option<SshEndpoint>,
+pub(crate) struct DomainList {
+    pub(crate) domains: Vec<Domain>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct SshEndpoint {
-    pub(crate) host: String,
+pub(crate) struct Domain {
+    pub(crate) domain: String,
+    pub(crate) state: String,
+    pub(crate) last_error: Option<String>,
+    pub(crate) url: String,
     pub(crate) port: u16,
-    pub(crate) host_key: String,
+    pub(crate) txt_record: TxtRecord,
+    pub(crate) target: String,
+    pub(crate) certificate_expires_at: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct SshKeyList {
-    pub(crate) ssh_keys: Vec<SshKey>,
+pub(crate) struct TxtRecord {
+    pub(crate) name: String,
+    pub(crate) value: String,
 }
 
 #[derive(Debug, Deserialize)]

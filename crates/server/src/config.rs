@@ -14,11 +14,11 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
+use skerry_gateway::domains::AcmeSettings;
 use skerry_model::{
     Plan, Secret,
     limits::{Pool, Range},
 };
-use skerry_gateway::domains::AcmeSettings;
 use skerry_node::{
     AddressPrefix, Faults, NetworkChoice, UplinkChoice, UplinkSettings,
     images::{KernelChoice, PullPolicy},

@@ -1,5 +1,6 @@
 //! The surface: every command, argument and flag.
 
+mod domains;
 mod net;
 mod ports;
 mod saved;
@@ -11,6 +12,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use clap::{Args, Subcommand, ValueEnum};
 
+pub use domains::{AddDomainArgs, DomainArg, DomainCommand};
 pub use net::{DestinationArgs, Internet, LinkArgs, NetCommand, NetSetArgs};
 pub use ports::{PortCommand, PublishArgs, Visibility};
 pub use saved::{
@@ -125,6 +127,12 @@ pub enum Command {
         /// What to do
         #[command(subcommand)]
         command: PortCommand,
+    },
+    /// Lead names of your own to published ports
+    Domain {
+        /// What to do
+        #[command(subcommand)]
+        command: DomainCommand,
     },
     /// Show and change what a workspace reaches and who reaches it
     Net {

@@ -2,6 +2,7 @@
 
 pub(crate) mod account;
 pub(crate) mod copy;
+pub(crate) mod domains;
 pub(crate) mod exec;
 pub(crate) mod images;
 pub(crate) mod inspect;

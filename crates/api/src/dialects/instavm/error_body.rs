@@ -59,6 +59,8 @@ pub(super) enum Problem {
     NotAWebSocket,
     /// No such SSH key, or another account's.
     NoSuchSshKey,
+    /// No such domain, or another account's.
+    NoSuchDomain,
     /// No such API key, or another account's.
     NoSuchApiKey,
     /// So many asynchronous executions of the account run already.
@@ -152,6 +154,7 @@ impl IntoResponse for Problem {
                 detail(StatusCode::BAD_REQUEST, "a WebSocket handshake was expected")
             }
             Self::NoSuchSshKey => detail(StatusCode::NOT_FOUND, "SSH key not found"),
+            Self::NoSuchDomain => detail(StatusCode::NOT_FOUND, "Custom domain not found"),
             Self::NoSuchApiKey => detail(StatusCode::NOT_FOUND, "API key not found"),
             Self::TooManyExecutions { max } => detail(
                 StatusCode::TOO_MANY_REQUESTS,

@@ -7,6 +7,7 @@
 mod account;
 mod checkpoints;
 mod convert;
+mod domains;
 mod egress;
 mod error_body;
 mod execute;
@@ -74,6 +75,10 @@ pub fn router() -> Router<ApiState> {
         .route("/v1/vms/{vm}/stage-env", post(staging::stage))
         .route("/v1/shares", post(shares::create))
         .route("/v1/shares/{share}", patch(shares::update))
+        .route("/v1/custom-domains", get(domains::list).post(domains::create))
+        .route("/v1/custom-domains/{domain}", get(domains::get).delete(domains::delete))
+        .route("/v1/custom-domains/{domain}/health", get(domains::health))
+        .route("/v1/custom-domains/{domain}/verify", post(domains::verify))
         .route(
             "/v1/egress/vm/{vm}",
             get(egress::of_vm).post(egress::set_of_vm).patch(egress::set_of_vm),

@@ -30,6 +30,13 @@ pub(super) struct ShareRecord {
     access_token: Option<String>,
 }
 
+impl ShareRecord {
+    /// Its id.
+    pub(super) fn id(&self) -> &str {
+        &self.share_id
+    }
+}
+
 /// A share that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
@@ -158,7 +165,7 @@ async fn change(
     state.control.update_port(caller, which, request).await
 }
 
-fn no_such_share(error: Error) -> Problem {
+pub(super) fn no_such_share(error: Error) -> Problem {
     match error.kind() {
         ErrorKind::NotFound { .. } => Error::not_found("Share").into(),
         _ => error.into(),

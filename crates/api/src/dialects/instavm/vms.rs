@@ -12,7 +12,7 @@ use skerry_model::{AfterRestore, Desired, ErrorKind, Workspace};
 use super::{
     Instavm,
     convert::{self, Attach, VmRequest},
-    egress,
+    domains, egress,
     error_body::Problem,
     request::AuthenticatedBody,
     rules::Rules,
@@ -36,6 +36,7 @@ pub(super) async fn create(
 ) -> Result<Json<VmCreated>, Problem> {
     let wait = convert::wait_for(convert::wait(query.wait.as_deref())?);
     let share = shares::asked(&mut fields);
+    let domain = domains::asked(&mut fields, share.is_some())?;
     let policy = egress::asked(&mut fields);
     let (workspace, made) = match convert::vm_request(fields, wait)? {
         VmRequest::New(request) => {
@@ -58,8 +59,8 @@ pub(super) async fn create(
     }
     let mut created = convert::vm_created(&workspace);
     if let Some(share) = share {
-        match shares::of_vm(&state, &caller, &workspace, share).await {
-            Ok(share) => created.share = Some(share),
+        match outside(&state, &caller, &workspace, share, domain).await {
+            Ok((share, domain)) => (created.share, created.custom_domain) = (Some(share), domain),
             Err(problem) => {
                 if made == Made::New {
                     discard(&state, &caller, &workspace).await?;
@@ -69,6 +70,22 @@ pub(super) async fn create(
         }
     }
     Ok(Json(created))
+}
+
+/// Gives a VM its address outside, and a name of its owner's beside it.
+async fn outside(
+    state: &ApiState,
+    caller: &Caller,
+    workspace: &Workspace,
+    share: shares::Share,
+    domain: Option<String>,
+) -> Result<(shares::ShareRecord, Option<domains::DomainRecord>), Problem> {
+    let share = shares::of_vm(state, caller, workspace, share).await?;
+    let domain = match domain {
+        Some(domain) => Some(domains::of_share(state, caller, &domain, share.id()).await?),
+        None => None,
+    };
+    Ok((share, domain))
 }
 
 /// Whether a create made a session or found one.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::shares::ShareRecord;
+use super::{domains::DomainRecord, shares::ShareRecord};
 
 /// The answer of `POST /v1/vms`. Without `Debug`: a share may have a token.
 #[derive(Serialize)]
@@ -15,7 +15,7 @@ pub(super) struct VmCreated {
     pub(super) session_id: String,
     pub(super) status: &'static str,
     pub(super) share: Option<ShareRecord>,
-    pub(super) custom_domain: Option<Value>,
+    pub(super) custom_domain: Option<DomainRecord>,
     pub(super) env_status: &'static str,
     pub(super) env_error: Option<String>,
 }

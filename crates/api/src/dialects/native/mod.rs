@@ -8,6 +8,7 @@
 mod account;
 mod convert;
 mod convert_saved;
+mod domains;
 mod error_body;
 mod exec;
 mod exec_stream;
@@ -112,6 +113,9 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(inspect::ports))
         .routes(routes!(ports::list, ports::publish))
         .routes(routes!(ports::update, ports::revoke))
+        .routes(routes!(domains::list, domains::add))
+        .routes(routes!(domains::get, domains::remove))
+        .routes(routes!(domains::verify))
         .routes(routes!(account::images, images::pull))
         .routes(routes!(images::pulls))
         .routes(routes!(account::list_keys, account::create_key))

@@ -2,6 +2,7 @@
 //! misspelt one is never silently without effect.
 
 mod account;
+mod domains;
 mod error;
 mod exec;
 mod files;
@@ -14,6 +15,7 @@ mod volumes;
 mod workspaces;
 
 pub use account::*;
+pub use domains::*;
 pub use error::*;
 pub use exec::*;
 pub use files::*;

@@ -317,7 +317,7 @@ async fn a_detachment_broken_off_anywhere_is_seen_after_it_and_can_be_ended_eith
                 let spec = with(world.spec(1, 1), std::slice::from_ref(&wish));
                 node.ensure_running(spec).await.unwrap();
                 let mounted = HeldMount { mount: wish.clone(), progress: MountProgress::Mounted };
-                assert_eq!(held(&node).await, [mounted.clone()], "{point}");
+                assert_eq!(held(&node).await, std::slice::from_ref(&mounted), "{point}");
                 die_detaching(&world, node, point).await;
                 let node = world.open().await;
                 let seen = held(&node).await;

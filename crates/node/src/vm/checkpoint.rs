@@ -55,7 +55,11 @@ impl Owner {
         }
         let (_, vm, link) = self.running_guest(self.incarnation).await?;
         let target = Target::volume(mount.slot, self.host.volumes.disk_of(volume_id));
-        let taken = self.take_checkpoint(&vm, &link, &target, volume_id, checkpoint_id).await;
+        let mut taken = self.take_checkpoint(&vm, &link, &target, volume_id, checkpoint_id).await;
+        if let Err(StepFailed { error: Error::NotOfOneMoment, .. }) = &taken {
+            // The guest thawed by itself before the new top was in place: a host that is busy.
+            taken = self.take_checkpoint(&vm, &link, &target, volume_id, checkpoint_id).await;
+        }
         self.flatten_if_deep().await;
         match taken {
             Ok(()) => {

@@ -14,8 +14,10 @@ import ssl
 import sys
 import time
 
-# How long nothing has to come, and how long something may take.
+# How long nothing has to come, and how long something may take. With --silence before the rest nothing
+# is expected.
 SILENCE, PATIENCE = 4, 120
+expected = SILENCE if sys.argv[1] == "--silence" else PATIENCE
 
 
 def told(work):
@@ -28,7 +30,7 @@ def told(work):
 
 
 def tcp(address, port):
-    with socket.create_connection((address, int(port)), timeout=SILENCE) as stream:
+    with socket.create_connection((address, int(port)), timeout=expected) as stream:
         stream.sendall(b"hello\n")
         return stream.makefile().readline().strip() or "ended"
 
@@ -36,7 +38,7 @@ def tcp(address, port):
 def udp(address, port, text, own=None):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sender:
-        sender.settimeout(SILENCE)
+        sender.settimeout(expected)
         if own:
             sender.bind((own, 0))
         sender.connect((address, int(port)))
@@ -48,12 +50,12 @@ def name(server, asked, how="udp"):
     labels = b"".join(bytes([len(label)]) + label.encode() for label in asked.split("."))
     query = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
     if how == "tcp":
-        with socket.create_connection((server, 53), timeout=SILENCE) as stream:
+        with socket.create_connection((server, 53), timeout=expected) as stream:
             stream.sendall(len(query).to_bytes(2, "big") + query)
             answer = stream.recv(2048)[2:]
     else:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            sender.settimeout(SILENCE)
+            sender.settimeout(expected)
             sender.connect((server, 53))
             sender.send(query)
             answer = sender.recv(2048)
@@ -122,4 +124,5 @@ def hold():
     return json.dumps(said, sort_keys=True)
 
 
-print(told(lambda: globals()[sys.argv[1]](*sys.argv[2:])))
+work, *arguments = [word for word in sys.argv[1:] if word != "--silence"]
+print(told(lambda: globals()[work](*arguments)))

@@ -2,12 +2,12 @@
 //! here: shown to be ours by a request on the one listener or by a handshake on the other.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     path::PathBuf,
     process::Stdio,
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +23,7 @@ use hickory_resolver::proto::{
 };
 use rcgen::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
+use serde_json::json;
 use skerry_control::internal_api::{
     EdgeApi as _, EdgeError, GuestApi, OpenPreview, PreviewAddress, PreviewCredential,
     PreviewRefusal, RouteApi, RouteCredential, RouteError,
@@ -33,17 +34,24 @@ use skerry_gateway::{
     tls::{self, Certificates},
 };
 use skerry_model::{HostName, WorkspaceId};
-use skerry_server::listener::{Limits, Transport, serve};
+use skerry_server::{
+    config::Settings,
+    listener::{Limits, Transport, serve},
+};
 use tempfile::TempDir;
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     process::{Child, Command},
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::world::{Server, WORKSPACES, World, until};
+
+const DOMAINS: &str = "/skerry/v1/domains";
 const BOUND: Duration = Duration::from_secs(240);
 const LIMITS: Limits = Limits {
     connections: 64,
@@ -54,19 +62,29 @@ const LIMITS: Limits = Limits {
 const NAME: &str = "www.brought.test";
 const TEXT: &str = "the text of the name";
 
+/// What the TXT records say: by name with the root's dot.
+type Records = Arc<Mutex<BTreeMap<String, String>>>;
+
 fn name() -> HostName {
     HostName::parse(NAME).unwrap()
 }
 
-/// A name server: `NAME` is here, everything else is nowhere. Answers as long as the process lives.
+/// A name server for which `NAME` is here.
 fn name_server() -> SocketAddr {
+    let texts = BTreeMap::from([(format!("{NAME}."), TEXT.to_owned())]);
+    name_server_of(Arc::new(Mutex::new(texts)))
+}
+
+/// A name server: `NAME` is here, names with a text have it, everything else is nowhere. Answers as long
+/// as the process lives.
+fn name_server_of(texts: Records) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok((count, peer)) = socket.recv_from(&mut buffer) {
             let Ok(question) = Message::from_vec(&buffer[..count]) else { continue };
-            let bytes = answer(&question).to_vec().unwrap();
+            let bytes = answer(&question, &texts.lock().unwrap()).to_vec().unwrap();
             // Whoever has asked may have gone.
             let _ = socket.send_to(&bytes, peer);
         }
@@ -74,7 +92,7 @@ fn name_server() -> SocketAddr {
     address
 }
 
-fn answer(question: &Message) -> Message {
+fn answer(question: &Message, texts: &BTreeMap<String, String>) -> Message {
     let mut answer = question.clone();
     answer.metadata.message_type = MessageType::Response;
     answer.metadata.recursion_available = true;
@@ -82,13 +100,14 @@ fn answer(question: &Message) -> Message {
     answer.additionals.clear();
     let query = question.queries[0].clone();
     let asked = query.name().to_ascii().to_ascii_lowercase();
-    if asked != format!("{NAME}.") {
+    let (is_here, text) = (asked == format!("{NAME}."), texts.get(&asked));
+    if !is_here && text.is_none() {
         answer.metadata.response_code = ResponseCode::NXDomain;
         return answer;
     }
     let data = match query.query_type() {
-        RecordType::A => Some(RData::A(A(Ipv4Addr::LOCALHOST))),
-        RecordType::TXT => Some(RData::TXT(TXT::new(vec![TEXT.to_owned()]))),
+        RecordType::A if is_here => Some(RData::A(A(Ipv4Addr::LOCALHOST))),
+        RecordType::TXT => text.map(|text| RData::TXT(TXT::new(vec![text.clone()]))),
         _ => None,
     };
     if let Some(data) = data {
@@ -163,7 +182,7 @@ impl Ground {
             serving.spawn(serve(listener, transport, router.clone(), LIMITS, shutdown.clone()));
         }
         let servers = name_server();
-        let pebble = Pebble::start(clear_at, encrypted_at, servers).await;
+        let pebble = Pebble::start(clear_at.port(), encrypted_at.port(), servers).await;
         let settings = AcmeSettings {
             directory: pebble.directory.clone(),
             contact: Some("ops@brought.test".to_owned()),
@@ -212,7 +231,7 @@ struct Pebble {
 }
 
 impl Pebble {
-    async fn start(clear: SocketAddr, encrypted: SocketAddr, names: SocketAddr) -> Self {
+    async fn start(clear: u16, encrypted: u16, names: SocketAddr) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let certificate = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let CertifiedKey { cert, signing_key } = certificate;
@@ -224,8 +243,8 @@ impl Pebble {
             "managementListenAddress": "",
             "certificate": chain,
             "privateKey": key,
-            "httpPort": clear.port(),
-            "tlsPort": encrypted.port(),
+            "httpPort": clear,
+            "tlsPort": encrypted,
             "ocspResponderURL": "",
             "externalAccountBindingRequired": false,
         }});
@@ -284,12 +303,12 @@ fn listening_port(process: u32) -> Option<u16> {
     })
 }
 
-/// The certificate that is shown to a visitor who asks for this name and looks at nothing else.
-async fn shown_to(
+/// A visitor who believes whatever they are shown.
+async fn shaken(
     address: SocketAddr,
     name: &str,
     offers: &[&[u8]],
-) -> Result<Vec<u8>, std::io::Error> {
+) -> Result<TlsStream<TcpStream>, std::io::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -301,7 +320,16 @@ async fn shown_to(
     let stream = TcpStream::connect(address).await?;
     let name = name.to_owned().try_into().unwrap();
     let shaken = TlsConnector::from(Arc::new(config)).connect(name, stream);
-    let stream = timeout(BOUND, shaken).await.unwrap()?;
+    timeout(BOUND, shaken).await.unwrap()
+}
+
+/// The certificate that is shown to a visitor who asks for this name and looks at nothing else.
+async fn shown_to(
+    address: SocketAddr,
+    name: &str,
+    offers: &[&[u8]],
+) -> Result<Vec<u8>, std::io::Error> {
+    let stream = shaken(address, name, offers).await?;
     Ok(stream.get_ref().1.peer_certificates().unwrap()[0].to_vec())
 }
 
@@ -381,6 +409,64 @@ async fn a_name_that_does_not_lead_here_gets_no_certificate_and_its_owner_is_tol
         timeout(BOUND, ground.edge.obtain(&account, &elsewhere)).await.unwrap().unwrap_err();
     assert!(why.contains("could not see that the name leads here: "), "{why}");
     ground.end().await;
+}
+
+/// The whole way: added, proven, issued, served by TLS, and there again after a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_domain_is_served_with_its_own_certificate_until_it_is_given_up() {
+    let texts = Records::default();
+    let servers = name_server_of(Arc::clone(&texts));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut pebble = Pebble::start(listener.local_addr().unwrap().port(), 1, servers).await;
+    let mut world = World::new();
+    world.settings = Settings {
+        tls_listen: Some("127.0.0.1:0".to_owned()),
+        acme_directory: Some(pebble.directory.clone()),
+        acme_root: Some(pebble.root()),
+        domain_name_server: Some(servers),
+        ..Settings::default()
+    };
+    world.listener = Mutex::new(Some(listener));
+    let server = world.start().await;
+    let id = server.create("box").await;
+    let port = json!({"port": 1, "slug": "front", "visibility": "public"});
+    server.expect(201, "POST", &format!("{WORKSPACES}/{id}/published-ports"), Some(port)).await;
+    let body = json!({"domain": NAME, "workspace": id, "port": 1});
+    let added = server.expect(201, "POST", DOMAINS, Some(body)).await;
+    let one = format!("{DOMAINS}/{NAME}");
+    let record = |name: &str| added["txt_record"][name].as_str().unwrap().to_owned();
+    texts.lock().unwrap().insert(format!("{}.", record("name")), record("value"));
+    let verify = format!("{one}/verify");
+    until("verified", async || {
+        server.expect(200, "POST", &verify, None).await["state"] != "pending"
+    })
+    .await;
+    until("issued", async || server.get(&one).await["state"] == "issued").await;
+    // Nobody listens in the workspace on this port, which only the gateway can say.
+    let visit = async |server: &Server| visited(server.encrypted.unwrap()).await;
+    until("shown", async || shown_to(server.encrypted.unwrap(), NAME, &[]).await.is_ok()).await;
+    assert!(visit(&server).await.contains("x-skerry-error: nothing_listens"));
+    server.end().await;
+
+    let server = world.start().await;
+    assert!(visit(&server).await.contains("x-skerry-error: nothing_listens"));
+    assert_eq!(server.get(&one).await["state"], "issued");
+    server.expect(204, "DELETE", &one, None).await;
+    shown_to(server.encrypted.unwrap(), NAME, &[]).await.expect_err("nothing to show");
+    server.delete(&id).await;
+    server.end().await;
+    pebble.child.kill().await.unwrap();
+}
+
+/// What a visitor by TLS is answered.
+async fn visited(address: SocketAddr) -> String {
+    let mut stream = shaken(address, NAME, &[b"http/1.1"]).await.unwrap();
+    let request = format!("GET / HTTP/1.1\r\nhost: {NAME}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // The end of the connection need not be told by TLS.
+    let _ = timeout(BOUND, stream.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,9 +2,10 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     ops::Deref,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -54,6 +55,10 @@ pub struct World {
     pub stop_grace: Duration,
     /// What a server does with workspaces at its end.
     pub on_shutdown: OnShutdown,
+    /// What else a server is told; stronger than what all are.
+    pub settings: Settings,
+    /// Where the next server listens, if it has to be known before it starts.
+    pub listener: Mutex<Option<TcpListener>>,
     lives: AtomicU64,
 }
 
@@ -72,6 +77,8 @@ impl World {
             clock: TestClock::at(Timestamp::from_second(1_767_225_600).unwrap()),
             stop_grace: Duration::from_secs(20),
             on_shutdown: OnShutdown::Keep,
+            settings: Settings::default(),
+            listener: Mutex::default(),
             lives: AtomicU64::new(0),
         }
     }
@@ -90,7 +97,7 @@ impl World {
             image_aliases: [("node-20".to_owned(), "base".to_owned())].into(),
             ..Settings::default()
         };
-        let mut config = settings.resolve().unwrap();
+        let mut config = self.settings.clone().or(settings).resolve().unwrap();
         config.runtime_dir = Some(self.dir.path().join("short"));
         config
     }
@@ -109,30 +116,38 @@ impl World {
             Environment { now: self.clock.as_fn(), rng: Arc::new(SeededRng::new(life)) };
         let vmm = Arc::new(FakeVmm::new(self.host.clone()));
         let shutdown = CancellationToken::new();
+        let listener = self.listener.lock().unwrap().take();
         let (ready, is_ready) = oneshot::channel();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let served = runtime.spawn({
             let shutdown = shutdown.clone();
             async move {
-                let listener = TcpListener::bind("127.0.0.1:0").await?;
+                let listener = match listener {
+                    // Of this runtime from now on.
+                    Some(listener) => TcpListener::from_std(listener.into_std()?)?,
+                    None => TcpListener::bind("127.0.0.1:0").await?,
+                };
                 let url = format!("http://{}", listener.local_addr()?);
                 let assembled =
                     assemble::assemble(&config, &url, vmm, environment, shutdown.clone()).await?;
-                let _ = ready.send(url);
+                let encrypted = assembled.encrypted.as_ref().map(|tls| tls.listener.local_addr());
+                let _ = ready.send((url, encrypted.transpose()?));
                 serving::serve_until(listener, assembled, &config, shutdown).await
             }
         });
         let mut server = Server {
             client: Client { url: String::new(), http: http_client(), host: None },
+            encrypted: None,
             faults,
             shutdown,
             served: Some(served),
             runtime: Some(runtime),
         };
         match is_ready.await {
-            Ok(url) => {
+            Ok((url, encrypted)) => {
                 server.client.url = url;
+                server.encrypted = encrypted;
                 Ok(server)
             }
             Err(_) => {
@@ -189,6 +204,8 @@ fn http_client() -> reqwest::Client {
 /// A server at work. Dropping it is a crash of which nobody waits for the end.
 pub struct Server {
     client: Client,
+    /// Where it speaks TLS, if it does.
+    pub encrypted: Option<SocketAddr>,
     /// What goes wrong in this life.
     pub faults: Faults,
     shutdown: CancellationToken,

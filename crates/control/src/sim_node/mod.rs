@@ -29,8 +29,8 @@ use skerry_internal_api::{
     VmSpec, VolumeInfo,
 };
 use skerry_model::{
-    CheckpointId, Incarnation, NetworkPolicy, NodeId, PrivateAddress, SnapshotId, Timestamp, VolumeId,
-    VolumeMount, WorkspaceId,
+    CheckpointId, Incarnation, NetworkPolicy, NodeId, PrivateAddress, SnapshotId, Timestamp,
+    VolumeId, VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef},
 };
 use tokio::{

@@ -133,8 +133,7 @@ async fn check_files_are_held(qmp: &QmpClient, chain: &[String]) -> Result<(), V
 fn not_held_in<'a>(query_fdsets: &Value, chain: &'a [String]) -> Option<&'a str> {
     let sets = query_fdsets.as_array().into_iter().flatten();
     let held: Vec<u64> = sets.filter_map(|set| set["fdset-id"].as_u64()).collect();
-    let mut pushed =
-        chain.iter().filter_map(|node| Some((node.as_str(), pushed_overlay(node)?.0)));
+    let mut pushed = chain.iter().filter_map(|node| Some((node.as_str(), pushed_overlay(node)?.0)));
     pushed.find(|(_, number)| !held.contains(number)).map(|(node, _)| node)
 }
 

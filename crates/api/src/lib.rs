@@ -24,6 +24,7 @@ mod output_budget;
 mod telemetry;
 #[cfg(test)]
 mod test_ground;
+mod unread;
 
 use std::{future::Future, sync::Arc};
 
@@ -172,5 +173,6 @@ impl ApiState {
 
 /// The whole HTTP front.
 pub fn router(state: ApiState) -> Router {
-    telemetry::layered(hosts::router(state))
+    let unread = axum::middleware::from_fn(unread::read_rest);
+    telemetry::layered(hosts::router(state).layer(unread))
 }

@@ -22,6 +22,9 @@ const OVERLAY_NODE: &str = "overlay-";
 /// The flattening of the root disk.
 const FLATTEN_JOB: &str = "flatten-root";
 
+/// How QEMU begins to say that there is no node of a name.
+const NO_SUCH_NODE: &str = "Failed to find node";
+
 /// The longest chain believed in: the process may be anybody's by now.
 pub(super) const MAX_CHAIN: usize = DiskSpec::MAX_LAYERS + 2;
 
@@ -87,14 +90,14 @@ pub(super) async fn push_overlay(qmp: &QmpClient, file: OwnedFd) -> Result<(), V
         return Err(VmmError::Refused { command: "blockdev-snapshot", reason });
     }
     // Left by a push that was broken off, if at all.
-    forget_unused(qmp, &chain).await?;
+    forget_unused(qmp, &chain, Kind::Pushed).await?;
     check_files_are_held(qmp, &chain).await?;
     let numbers = chain.iter().filter_map(|node| pushed_overlay(node));
     let number = numbers.map(|(number, _)| number).max().unwrap_or(0) + 1;
     let node = overlay_node(number, inode);
 
     let pushed = async {
-        let set = json!({ "fdset-id": number });
+        let set = json!({ "fdset-id": number, "opaque": node });
         let answer = qmp.execute_with_file("add-fd", set, file, ANSWER_DEADLINE).await?;
         let Some(fd) = answer["fd"].as_u64() else {
             let reason = "it did not say under which number".to_owned();
@@ -140,7 +143,7 @@ fn not_held_in<'a>(query_fdsets: &Value, chain: &'a [String]) -> Option<&'a str>
 /// See [`crate::Vm::flatten_disk`]; the caller sets the bound.
 pub(super) async fn flatten(qmp: &QmpClient) -> Result<(), VmmError> {
     flatten::run(qmp, FLATTEN_JOB, BASE_NODE, || chain(qmp)).await?;
-    forget_unused(qmp, &chain(qmp).await?).await
+    forget_unused(qmp, &chain(qmp).await?, Kind::All).await
 }
 
 /// See [`crate::Vm::grow_disk`].
@@ -172,34 +175,55 @@ pub(super) fn with_inode(file: OwnedFd) -> io::Result<(OwnedFd, u64)> {
     Ok((file.into(), inode))
 }
 
+/// Nodes of ours.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Overlays that were pushed.
+    Pushed,
+    /// Those, and the ones that came with the process.
+    All,
+}
+
 /// Closes the files of nodes that are in no chain any more.
-async fn forget_unused(qmp: &QmpClient, chain: &[String]) -> Result<(), VmmError> {
-    let flat = json!({ "flat": true });
-    let nodes = qmp.execute("query-named-block-nodes", Some(flat), ANSWER_DEADLINE).await?;
-    for node in unused_in(&nodes, chain) {
-        let set = pushed_overlay(&node).map(|(number, _)| number);
-        forget(qmp, &node, set).await;
+///
+/// Which there are is not asked of QEMU (`query-named-block-nodes`): that looks at every node, also at
+/// the filter of a flattening that has just lost what it stood on, and version 7.2 dies of it. The
+/// pushed ones are known by the sets of their files, which bear their names, and the names of the rest
+/// are fixed.
+async fn forget_unused(qmp: &QmpClient, chain: &[String], kind: Kind) -> Result<(), VmmError> {
+    let sets = qmp.execute("query-fdsets", None, ANSWER_DEADLINE).await?;
+    for node in ours(&sets, kind).iter().filter(|node| !chain.contains(node)) {
+        let set = pushed_overlay(node).map(|(number, _)| number);
+        forget(qmp, node, set).await;
     }
     Ok(())
 }
 
-/// The nodes of ours that are not in the chain.
-fn unused_in(named_nodes: &Value, chain: &[String]) -> Vec<String> {
-    let ours = |node: &str| {
-        node == ROOT_NODE || node.starts_with(LAYER_NODE) || node.starts_with(OVERLAY_NODE)
-    };
-    let names = named_nodes.as_array().into_iter().flatten();
-    let names = names.filter_map(|node| node["node-name"].as_str());
-    names
-        .filter(|node| ours(node) && !chain.iter().any(|used| used == node))
-        .map(str::to_owned)
-        .collect()
+/// The names of nodes that there may be, from the top down: what something stands on is not removed.
+fn ours(query_fdsets: &Value, kind: Kind) -> Vec<String> {
+    let sets = query_fdsets.as_array().into_iter().flatten();
+    let files = sets.flat_map(|set| set["fds"].as_array().into_iter().flatten());
+    let names = files.filter_map(|file| file["opaque"].as_str());
+    let numbered = names.filter_map(|name| Some((pushed_overlay(name)?, name.to_owned())));
+    let mut pushed: Vec<_> = numbered.collect();
+    pushed.sort_by_key(|((number, _), _)| std::cmp::Reverse(*number));
+    let mut ours: Vec<String> = pushed.into_iter().map(|(_, name)| name).collect();
+    if kind == Kind::All {
+        ours.push(ROOT_NODE.to_owned());
+        let layers = (1..=DiskSpec::MAX_LAYERS).rev();
+        ours.extend(layers.map(|layer| format!("{LAYER_NODE}{layer}")));
+    }
+    ours
 }
 
-/// Forgets a node and its file. That there is none is as good.
+/// Forgets a node and its file. That there is none is as good; what is in use stays.
 async fn forget(qmp: &QmpClient, node: &str, set: Option<u64>) {
-    let _ = control::run(qmp, "blockdev-del", json!({ "node-name": node })).await;
-    if let Some(set) = set {
+    let gone = match control::run(qmp, "blockdev-del", json!({ "node-name": node })).await {
+        Ok(()) => true,
+        Err(VmmError::Refused { reason, .. }) => reason.starts_with(NO_SUCH_NODE),
+        Err(_) => false,
+    };
+    if let Some(set) = set.filter(|_| gone) {
         let _ = control::run(qmp, "remove-fd", json!({ "fdset-id": set })).await;
     }
 }
@@ -244,13 +268,26 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_no_disk_stands_on_is_forgotten() {
-        let nodes = json!([
-            { "node-name": "overlay-2-7f" }, { "node-name": "overlay-1-a" },
-            { "node-name": "#block042" }, { "node-name": "layer-1" }, { "node-name": "base" },
+    fn what_may_be_forgotten_is_named_from_the_top_down() {
+        let set = |number: u64, name: Option<&str>| {
+            let file = match name {
+                Some(name) => json!({ "fd": 30, "opaque": name }),
+                None => json!({ "fd": 30 }),
+            };
+            json!({ "fdset-id": number, "fds": [file] })
+        };
+        let sets = json!([
+            set(9, Some("overlay-9-a")),
+            set(10, Some("overlay-10-7f")),
+            set(100_000, None),
+            set(100_100, Some("v1-top-7f")),
         ]);
-        let chain = ["overlay-2-7f".to_owned(), "base".to_owned()];
-        assert_eq!(unused_in(&nodes, &chain), ["overlay-1-a", "layer-1"]);
+        let pushed = ours(&sets, Kind::Pushed);
+        assert_eq!(pushed, ["overlay-10-7f", "overlay-9-a"]);
+        let all = ours(&sets, Kind::All);
+        assert_eq!(all[..2], pushed);
+        assert_eq!((&*all[2], &**all.last().unwrap()), ("root", "layer-1"));
+        assert_eq!(all.len(), 3 + DiskSpec::MAX_LAYERS);
     }
 
     #[test]

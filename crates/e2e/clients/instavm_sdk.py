@@ -33,9 +33,10 @@ def status_of(call):
 
 assert status_of(lambda: client.vms.delete(vm)) == 404
 assert status_of(lambda: client.vms.create(vcpu_count=9)) == 422
-assert status_of(lambda: client.vms.create(custom_domain={"domain": "x.example.org"})) == 400
-shared = client.vms.create(share={"port": 8000})
+assert status_of(lambda: client.vms.create(custom_domain={"domain": "x.example.org"})) == 422
+shared = client.vms.create(share={"port": 8000}, custom_domain={"domain": "x.example.org"})
 assert shared["share"]["port"] == 8000 and shared["share"]["share_id"] in shared["share"]["url"]
+assert shared["custom_domain"]["status"] == "pending", shared
 client.vms.delete(shared["vm_id"])
 assert status_of(lambda: client.vms.create(egress_policy={"allow_https": True})) == 400
 assert client.vms.list_all_records() == []

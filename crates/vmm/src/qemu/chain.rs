@@ -216,16 +216,26 @@ fn ours(query_fdsets: &Value, kind: Kind) -> Vec<String> {
     ours
 }
 
+/// What became of a node that was to be forgotten.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forgotten {
+    /// It is not there, nor is its file.
+    Gone,
+    /// Something stands on it, or nobody knows.
+    InUse,
+}
+
 /// Forgets a node and its file. That there is none is as good; what is in use stays.
-async fn forget(qmp: &QmpClient, node: &str, set: Option<u64>) {
-    let gone = match control::run(qmp, "blockdev-del", json!({ "node-name": node })).await {
-        Ok(()) => true,
-        Err(VmmError::Refused { reason, .. }) => reason.starts_with(NO_SUCH_NODE),
-        Err(_) => false,
-    };
-    if let Some(set) = set.filter(|_| gone) {
+pub(super) async fn forget(qmp: &QmpClient, node: &str, set: Option<u64>) -> Forgotten {
+    match control::run(qmp, "blockdev-del", json!({ "node-name": node })).await {
+        Ok(()) => {}
+        Err(VmmError::Refused { reason, .. }) if reason.starts_with(NO_SUCH_NODE) => {}
+        Err(_) => return Forgotten::InUse,
+    }
+    if let Some(set) = set {
         let _ = control::run(qmp, "remove-fd", json!({ "fdset-id": set })).await;
     }
+    Forgotten::Gone
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use skerry_model::VolumeSlot;
 
 use super::{
-    chain::{MAX_CHAIN, nodes_below, with_inode},
+    chain::{self, Forgotten, MAX_CHAIN, nodes_below, with_inode},
     control::{self, ANSWER_DEADLINE},
     flatten,
     qmp::QmpClient,
@@ -79,11 +79,11 @@ pub(super) async fn attach(
     let top = top_node(slot, inode);
     let there = nodes_of(qmp, slot).await?;
     // An inode is not given to another file as long as somebody has the first one open.
-    if there.contains(&top) {
+    if there.iter().any(|node| node.name == top) {
         return stand_on(qmp, slot, &top).await;
     }
     // Left by an attempt that was broken off, if it can be removed.
-    forget(qmp, slot, &there).await;
+    forget(qmp, there).await;
     if !nodes_of(qmp, slot).await?.is_empty() {
         let reason = format!("slot {slot} has another volume");
         return Err(VmmError::Refused { command: "blockdev-add", reason });
@@ -91,7 +91,7 @@ pub(super) async fn attach(
     let attached = async {
         let mut set = first_file_set(slot);
         let mut below = format!("{}base", prefix(slot));
-        let file = hand_over(qmp, set, files.base).await?;
+        let file = hand_over(qmp, set, &below, files.base).await?;
         let base = json!({
             "node-name": below, "driver": "raw", "read-only": true, "auto-read-only": false,
             "file": { "driver": "file", "filename": file },
@@ -100,7 +100,7 @@ pub(super) async fn attach(
         for (index, layer) in files.layers.into_iter().enumerate() {
             set += 1;
             let node = format!("{}layer-{}", prefix(slot), index + 1);
-            let file = hand_over(qmp, set, layer).await?;
+            let file = hand_over(qmp, set, &node, layer).await?;
             let layer = json!({
                 "node-name": node, "driver": "qcow2",
                 "read-only": true, "auto-read-only": false, "backing": below,
@@ -109,7 +109,7 @@ pub(super) async fn attach(
             control::run(qmp, "blockdev-add", layer).await?;
             below = node;
         }
-        let file = hand_over(qmp, set + 1, overlay).await?;
+        let file = hand_over(qmp, set + 1, &top, overlay).await?;
         let overlay = json!({
             "node-name": top, "driver": "qcow2", "discard": "unmap", "backing": below,
             "file": { "driver": "file", "filename": file },
@@ -119,8 +119,7 @@ pub(super) async fn attach(
     }
     .await;
     if let Err(VmmError::Refused { .. }) = attached {
-        let left = nodes_of(qmp, slot).await?;
-        forget(qmp, slot, &left).await;
+        forget(qmp, nodes_of(qmp, slot).await?).await;
     }
     attached
 }
@@ -133,7 +132,7 @@ pub(super) async fn detach(qmp: &QmpClient, slot: VolumeSlot) -> Result<(), VmmE
     }
     flatten::stop(qmp, &flatten_job(slot)).await?;
     stand_on(qmp, slot, &empty_node(slot)).await?;
-    forget(qmp, slot, &there).await;
+    forget(qmp, there).await;
     match nodes_of(qmp, slot).await?.is_empty() {
         true => Ok(()),
         false => {
@@ -162,7 +161,7 @@ pub(super) async fn push(qmp: &QmpClient, slot: VolumeSlot, file: OwnedFd) -> Re
     forget_unused(qmp, slot, &chain).await?;
     let pushed = async {
         let set = free_file_set(qmp, slot).await?;
-        let file = hand_over(qmp, set, file).await?;
+        let file = hand_over(qmp, set, &top, file).await?;
         let overlay = json!({
             "node-name": top, "driver": "qcow2", "discard": "unmap", "backing": null,
             "file": { "driver": "file", "filename": file },
@@ -172,8 +171,7 @@ pub(super) async fn push(qmp: &QmpClient, slot: VolumeSlot, file: OwnedFd) -> Re
     }
     .await;
     if let Err(VmmError::Refused { .. }) = pushed {
-        // Its file's set is free again once the slot is emptied.
-        let _ = control::run(qmp, "blockdev-del", json!({ "node-name": top })).await;
+        forget_unused(qmp, slot, &chain).await?;
     }
     pushed
 }
@@ -222,9 +220,9 @@ async fn forget_unused(
     slot: VolumeSlot,
     chain: &[String],
 ) -> Result<(), VmmError> {
-    for node in nodes_of(qmp, slot).await?.iter().filter(|node| !chain.contains(node)) {
-        let _ = control::run(qmp, "blockdev-del", json!({ "node-name": node })).await;
-    }
+    let mut unused = nodes_of(qmp, slot).await?;
+    unused.retain(|node| !chain.contains(&node.name));
+    forget(qmp, unused).await;
     Ok(())
 }
 
@@ -254,10 +252,15 @@ async fn stand_on(qmp: &QmpClient, slot: VolumeSlot, below: &str) -> Result<(), 
     control::run(qmp, "blockdev-reopen", options).await
 }
 
-/// Hands a file to the process and answers by which path it opens it. By the number's path and not by
-/// the set's: that opens the file anew, with the rights its mode gives.
-async fn hand_over(qmp: &QmpClient, set: u64, file: OwnedFd) -> Result<String, VmmError> {
-    let set = json!({ "fdset-id": set });
+/// Hands the file of a node to the process and answers by which path it opens it. By the number's path
+/// and not by the set's: that opens the file anew, with the rights its mode gives.
+async fn hand_over(
+    qmp: &QmpClient,
+    set: u64,
+    node: &str,
+    file: OwnedFd,
+) -> Result<String, VmmError> {
+    let set = json!({ "fdset-id": set, "opaque": node });
     let answer = qmp.execute_with_file("add-fd", set, file, ANSWER_DEADLINE).await?;
     match answer["fd"].as_u64() {
         Some(fd) => Ok(format!("/proc/self/fd/{fd}")),
@@ -272,22 +275,31 @@ fn first_file_set(slot: VolumeSlot) -> u64 {
     FIRST_FILE_SET + u64::from(slot.get()) * FILE_SETS_PER_SLOT
 }
 
-/// The nodes of the slot's volume, each before those it stands on.
-async fn nodes_of(qmp: &QmpClient, slot: VolumeSlot) -> Result<Vec<String>, VmmError> {
-    let flat = json!({ "flat": true });
-    let nodes = qmp.execute("query-named-block-nodes", Some(flat), ANSWER_DEADLINE).await?;
-    Ok(nodes_in(&nodes, slot))
+/// A node of a volume, or at least its file.
+#[derive(Debug, PartialEq, Eq)]
+struct Node {
+    name: String,
+    /// The number of the set its file is in.
+    set: u64,
 }
 
-fn nodes_in(named_nodes: &Value, slot: VolumeSlot) -> Vec<String> {
+/// The nodes of the slot's volume, each before those it stands on: as their files bear their names,
+/// for QEMU must not be asked (see [`chain::forget`]).
+async fn nodes_of(qmp: &QmpClient, slot: VolumeSlot) -> Result<Vec<Node>, VmmError> {
+    let sets = qmp.execute("query-fdsets", None, ANSWER_DEADLINE).await?;
+    Ok(nodes_in(&sets, slot))
+}
+
+fn nodes_in(query_fdsets: &Value, slot: VolumeSlot) -> Vec<Node> {
     let prefix = prefix(slot);
-    let names = named_nodes.as_array().into_iter().flatten();
-    let names = names.filter_map(|node| node["node-name"].as_str());
-    let mut names: Vec<String> =
-        names.filter(|name| name.starts_with(&prefix)).map(str::to_owned).collect();
+    let named = query_fdsets.as_array().into_iter().flatten().filter_map(|set| {
+        let name = set["fds"][0]["opaque"].as_str()?.to_owned();
+        Some(Node { name, set: set["fdset-id"].as_u64()? })
+    });
+    let mut nodes: Vec<Node> = named.filter(|node| node.name.starts_with(&prefix)).collect();
     // From the top down: what something stands on cannot be removed.
-    names.sort_by_key(|name| std::cmp::Reverse(height(&name[prefix.len()..])));
-    names
+    nodes.sort_by_key(|node| std::cmp::Reverse(height(&node.name[prefix.len()..])));
+    nodes
 }
 
 /// How far up a node stands; what is none of ours is looked at first, and cannot be removed.
@@ -299,27 +311,23 @@ fn height(kind: &str) -> u64 {
     }
 }
 
-/// Forgets nodes and the slot's files. What is in use stays.
-async fn forget(qmp: &QmpClient, slot: VolumeSlot, nodes: &[String]) {
-    let mut left: Vec<&String> = nodes.iter().collect();
+/// Forgets nodes and their files. What is in use stays.
+async fn forget(qmp: &QmpClient, nodes: Vec<Node>) {
+    let mut left = nodes;
     // Of the overlays pushed over each other the names do not say which is above which.
     loop {
         let before = left.len();
         let mut kept = Vec::new();
         for node in left {
-            let gone = control::run(qmp, "blockdev-del", json!({ "node-name": node })).await;
-            if gone.is_err() {
-                kept.push(node);
+            match chain::forget(qmp, &node.name, Some(node.set)).await {
+                Forgotten::Gone => {}
+                Forgotten::InUse => kept.push(node),
             }
         }
         left = kept;
         if left.is_empty() || left.len() == before {
-            break;
+            return;
         }
-    }
-    let Ok(sets) = qmp.execute("query-fdsets", None, ANSWER_DEADLINE).await else { return };
-    for set in file_sets_in(&sets, slot) {
-        let _ = control::run(qmp, "remove-fd", json!({ "fdset-id": set })).await;
     }
 }
 
@@ -330,10 +338,16 @@ mod tests {
     #[test]
     fn a_volumes_nodes_are_found_from_the_top_down() {
         let slot = VolumeSlot::new(1).unwrap();
-        let names = ["v1-base", "v1-layer-2", "v1-layer-10", "v1-top-7f", "v0-base", "root"];
-        let nodes: Vec<Value> = names.map(|name| json!({ "node-name": name })).into();
-        let found = nodes_in(&Value::from(nodes), slot);
-        assert_eq!(found, ["v1-top-7f", "v1-layer-10", "v1-layer-2", "v1-base"]);
+        let names = ["v1-base", "v1-layer-2", "v1-layer-10", "v1-top-7f", "v0-base", "overlay-1-a"];
+        let sets = names.iter().zip(100_100_u64..);
+        let sets: Vec<Value> = sets
+            .map(|(name, set)| json!({ "fdset-id": set, "fds": [{ "fd": 9, "opaque": name }] }))
+            .collect();
+        let found = nodes_in(&Value::from(sets), slot);
+        let found: Vec<_> = found.iter().map(|node| (&*node.name, node.set)).collect();
+        let (top, upper, lower) =
+            (("v1-top-7f", 100_103), ("v1-layer-10", 100_102), ("v1-layer-2", 100_101));
+        assert_eq!(found, [top, upper, lower, ("v1-base", 100_100)]);
     }
 
     #[test]

@@ -67,7 +67,8 @@ impl Guest {
         };
         let no_input = frame::Input::CloseStdin.encode();
         let asked = self.ask(call::EXEC, &exec, &no_input);
-        let answer = tokio::time::timeout(WITHIN, asked).await.expect("it ends in time");
+        let answer = tokio::time::timeout(WITHIN, asked).await;
+        let answer = answer.unwrap_or_else(|_| panic!("it does not end in time: {script}"));
         let mut frames = BytesMut::from(&answer[..]);
         let mut said = Vec::new();
         loop {

@@ -96,27 +96,48 @@ pub(super) async fn push_overlay(qmp: &QmpClient, file: OwnedFd) -> Result<(), V
     let number = numbers.map(|(number, _)| number).max().unwrap_or(0) + 1;
     let node = overlay_node(number, inode);
 
-    let pushed = async {
-        let set = json!({ "fdset-id": number, "opaque": node });
-        let answer = qmp.execute_with_file("add-fd", set, file, ANSWER_DEADLINE).await?;
-        let Some(fd) = answer["fd"].as_u64() else {
-            let reason = "it did not say under which number".to_owned();
-            return Err(VmmError::Refused { command: "add-fd", reason });
-        };
-        // By the number's path and not by the set's: that opens the file anew, with the rights its
-        // mode gives, and locks that end with the opening.
-        let overlay = json!({
-            "node-name": node, "driver": "qcow2", "discard": "unmap", "backing": null,
-            "file": { "driver": "file", "filename": format!("/proc/self/fd/{fd}") },
-        });
-        control::run(qmp, "blockdev-add", overlay).await?;
-        control::run(qmp, "blockdev-snapshot", json!({ "node": top, "overlay": node })).await
-    }
-    .await;
+    let pushed = put_on_top(qmp, number, file, &node, top).await;
     if let Err(VmmError::Refused { .. }) = pushed {
         forget(qmp, &node, Some(number)).await;
     }
     pushed
+}
+
+/// Opens a new overlay as `node` and has the disk whose top is `top` written there.
+pub(super) async fn put_on_top(
+    qmp: &QmpClient,
+    set: u64,
+    file: OwnedFd,
+    node: &str,
+    top: &str,
+) -> Result<(), VmmError> {
+    let file = hand_over(qmp, set, node, file).await?;
+    let overlay = json!({
+        "node-name": node, "driver": "qcow2", "discard": "unmap", "backing": null,
+        "file": { "driver": "file", "filename": file },
+    });
+    control::run(qmp, "blockdev-add", overlay).await?;
+    control::run(qmp, "blockdev-snapshot", json!({ "node": top, "overlay": node })).await
+}
+
+/// Hands the file of a node to the process and answers by which path it opens it. By the number's path
+/// and not by the set's: that opens the file anew, with the rights its mode gives, and locks that end
+/// with the opening. The set bears the node's name.
+pub(super) async fn hand_over(
+    qmp: &QmpClient,
+    set: u64,
+    node: &str,
+    file: OwnedFd,
+) -> Result<String, VmmError> {
+    let set = json!({ "fdset-id": set, "opaque": node });
+    let answer = qmp.execute_with_file("add-fd", set, file, ANSWER_DEADLINE).await?;
+    match answer["fd"].as_u64() {
+        Some(fd) => Ok(format!("/proc/self/fd/{fd}")),
+        None => {
+            let reason = "it did not say under which number".to_owned();
+            Err(VmmError::Refused { command: "add-fd", reason })
+        }
+    }
 }
 
 /// QEMU opens what becomes a layer once more, by the number of the file that it was handed. Had it

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use skerry_model::VolumeSlot;
 
 use super::{
-    chain::{self, Forgotten, MAX_CHAIN, nodes_below, with_inode},
+    chain::{self, Forgotten, MAX_CHAIN, hand_over, nodes_below, with_inode},
     control::{self, ANSWER_DEADLINE},
     flatten,
     qmp::QmpClient,
@@ -161,13 +161,7 @@ pub(super) async fn push(qmp: &QmpClient, slot: VolumeSlot, file: OwnedFd) -> Re
     forget_unused(qmp, slot, &chain).await?;
     let pushed = async {
         let set = free_file_set(qmp, slot).await?;
-        let file = hand_over(qmp, set, &top, file).await?;
-        let overlay = json!({
-            "node-name": top, "driver": "qcow2", "discard": "unmap", "backing": null,
-            "file": { "driver": "file", "filename": file },
-        });
-        control::run(qmp, "blockdev-add", overlay).await?;
-        control::run(qmp, "blockdev-snapshot", json!({ "node": former, "overlay": top })).await
+        chain::put_on_top(qmp, set, file, &top, former).await
     }
     .await;
     if let Err(VmmError::Refused { .. }) = pushed {
@@ -250,25 +244,6 @@ fn file_sets_in(query_fdsets: &Value, slot: VolumeSlot) -> Vec<u64> {
 async fn stand_on(qmp: &QmpClient, slot: VolumeSlot, below: &str) -> Result<(), VmmError> {
     let options = json!({ "options": [device_options(slot, below)] });
     control::run(qmp, "blockdev-reopen", options).await
-}
-
-/// Hands the file of a node to the process and answers by which path it opens it. By the number's path
-/// and not by the set's: that opens the file anew, with the rights its mode gives.
-async fn hand_over(
-    qmp: &QmpClient,
-    set: u64,
-    node: &str,
-    file: OwnedFd,
-) -> Result<String, VmmError> {
-    let set = json!({ "fdset-id": set, "opaque": node });
-    let answer = qmp.execute_with_file("add-fd", set, file, ANSWER_DEADLINE).await?;
-    match answer["fd"].as_u64() {
-        Some(fd) => Ok(format!("/proc/self/fd/{fd}")),
-        None => {
-            let reason = "it did not say under which number".to_owned();
-            Err(VmmError::Refused { command: "add-fd", reason })
-        }
-    }
 }
 
 fn first_file_set(slot: VolumeSlot) -> u64 {

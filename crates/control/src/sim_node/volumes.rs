@@ -16,7 +16,8 @@ pub(super) struct SimVolumes {
     all: HashMap<VolumeId, u64>,
     /// The checkpoints of each.
     checkpoints: HashMap<VolumeId, Vec<CheckpointId>>,
-    /// What the last start of each workspace has.
+    /// What the last start of each workspace has that has any: with thousands of VMs and no volume,
+    /// this costs a start nothing.
     held: HashMap<WorkspaceId, Vec<VolumeMount>>,
 }
 
@@ -51,7 +52,11 @@ impl SimState {
         for mount in &spec.volumes {
             self.volumes.may_have(spec.workspace_id, mount)?;
         }
-        self.volumes.held.insert(spec.workspace_id, spec.volumes.clone());
+        if spec.volumes.is_empty() {
+            self.volumes.release(spec.workspace_id);
+        } else {
+            self.volumes.held.insert(spec.workspace_id, spec.volumes.clone());
+        }
         Ok(())
     }
 

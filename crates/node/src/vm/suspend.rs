@@ -220,8 +220,15 @@ pub(crate) async fn forget_memory(
         let passed = host.config.faults.after("memory_forgotten").await;
         passed.map_err(StepFailed::at("memory_forgotten"))?;
     }
-    let (states, place) = (host.storage.states.clone(), paths.suspended.clone());
-    blocking(move || states.delete(&place)).await.map_err(StepFailed::at("memory_removed"))?;
+    let (storage, place) = (host.storage.clone(), paths.suspended.clone());
+    let removed = blocking(move || {
+        let remains = storage.room.hold(&place)?;
+        storage.states.delete(&place)?;
+        Ok(remains)
+    });
+    // Nobody who waits for the guest waits for the disk to give back a whole guest's memory.
+    let remains = removed.await.map_err(StepFailed::at("memory_removed"))?;
+    host.tasks.spawn_blocking(move || drop(remains));
     let passed = host.config.faults.after("memory_removed").await;
     passed.map(|_| ()).map_err(StepFailed::at("memory_removed"))
 }

@@ -14,6 +14,7 @@
 pub mod auth;
 pub mod dialect;
 pub mod dialects;
+mod dns_access;
 pub mod extract;
 pub mod health;
 mod hosts;

@@ -4,66 +4,28 @@
 #[allow(dead_code, reason = "each dialect's tests use what they need")]
 mod front;
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex},
-};
+use std::sync::Arc;
 
-use async_trait::async_trait;
 use front::{As, Front};
 use serde_json::{Value, json};
-use skerry_control::internal_api::{EdgeApi, EdgeError};
-use skerry_model::{HostName, KeyedCertificate, Secret};
+use skerry_control::testing::edge::PlayedEdge;
+use skerry_model::Issuance;
 
-/// An edge whose DNS is a table, and that gets no certificates.
-#[derive(Default)]
-struct PlayedEdge {
-    texts: Mutex<BTreeMap<String, String>>,
+async fn edge(front: &Front, issuance: Issuance) -> Arc<PlayedEdge> {
+    let edge = PlayedEdge::new(&front.test, issuance);
+    let ours = vec!["localhost".to_owned()];
+    front.test.control.attach_edge(edge.clone(), ours).await.unwrap();
+    edge
 }
 
-impl PlayedEdge {
-    async fn at(front: &Front) -> Arc<Self> {
-        let edge = Arc::new(Self::default());
-        let ours = vec!["localhost".to_owned()];
-        front.test.control.attach_edge(edge.clone(), ours).await.unwrap();
-        edge
-    }
-
-    fn put(&self, record: &Value) {
-        let text = |name: &str| record[name].as_str().unwrap().to_owned();
-        self.texts.lock().unwrap().insert(text("name"), text("value"));
-    }
-}
-
-#[async_trait]
-impl EdgeApi for PlayedEdge {
-    async fn texts(&self, name: &HostName) -> Result<Vec<String>, EdgeError> {
-        Ok(self.texts.lock().unwrap().get(name.as_str()).cloned().into_iter().collect())
-    }
-
-    fn serve(&self, _: HashSet<HostName>) {}
-
-    fn show(&self, _: &HostName, _: &KeyedCertificate) -> Result<(), EdgeError> {
-        Ok(())
-    }
-
-    fn issuer(&self) -> Option<&str> {
-        None
-    }
-
-    async fn register(&self) -> Result<Secret, EdgeError> {
-        Err(EdgeError("there is no issuer".to_owned()))
-    }
-
-    async fn obtain(&self, _: &Secret, _: &HostName) -> Result<KeyedCertificate, EdgeError> {
-        Err(EdgeError("there is no issuer".to_owned()))
-    }
+fn put(edge: &PlayedEdge, record: &Value) {
+    edge.put_text(record["name"].as_str().unwrap(), record["value"].as_str().unwrap());
 }
 
 #[tokio::test]
 async fn native_domains_are_added_verified_listed_and_given_up() {
     let mut front = Front::open().await;
-    let edge = PlayedEdge::at(&front).await;
+    let edge = edge(&front, Issuance::None).await;
     let made = json!({ "name": "box" });
     front.beside(As::Admin, "POST /skerry/v1/workspaces", Some(made)).await;
     front.settled("box").await;
@@ -83,7 +45,7 @@ async fn native_domains_are_added_verified_listed_and_given_up() {
     front.call(As::Other, &add, body("example.com", 3000)).await;
     let one = format!("{domains}/www.example.com");
     front.call(As::Admin, &format!("POST {one}/verify"), None).await;
-    edge.put(&added.body["txt_record"]);
+    put(&edge, &added.body["txt_record"]);
     front.call(As::Other, &format!("POST {one}/verify"), None).await;
     front.call(As::Admin, &format!("POST {one}/verify"), None).await;
     front.call(As::Admin, &format!("GET {one}"), None).await;
@@ -98,18 +60,116 @@ async fn native_domains_are_added_verified_listed_and_given_up() {
 }
 
 #[tokio::test]
+async fn an_oblien_domain_is_checked_connected_and_disconnected() {
+    let mut front = Front::open().await;
+    let edge = edge(&front, Issuance::None).await;
+    let made = json!({ "name": "box", "image": "base" });
+    let made = front.beside(As::Admin, "POST /workspace", Some(made)).await.body;
+    front.settled("box").await;
+    let id = made["workspace"]["id"].as_str().unwrap();
+    let domain = format!("/workspace/{id}/domain");
+    let (connect, check) = (format!("POST {domain}"), format!("POST {domain}/check"));
+    let name = json!({ "domain": "app.example.com" });
+    front.call(As::Admin, &format!("GET {domain}"), None).await;
+    front.call(As::Admin, &format!("DELETE {domain}"), None).await;
+    let checked = front.call(As::Admin, &check, Some(name.clone())).await.body;
+    for body in [
+        json!({}),
+        json!({ "domain": "not a name" }),
+        json!({ "domain": "x.localhost" }),
+        json!({ "domain": "app.example.com", "port": 0 }),
+        json!({ "domain": "app.example.com", "include_www": true }),
+    ] {
+        front.call(As::Admin, &connect, Some(body)).await;
+    }
+    front.call(As::Admin, &connect, Some(name.clone())).await;
+    front.call(As::Admin, &connect, Some(json!({ "domain": "other.example.com" }))).await;
+    let txt = &checked["required_records"]["txt"];
+    put(&edge, &json!({ "name": txt["host"], "value": txt["value"] }));
+    for name in ["app.example.com", "localhost"] {
+        edge.put_address(name, [192, 0, 2, 1]);
+    }
+    front.call(As::Admin, &check, Some(name.clone())).await;
+    front.call(As::Admin, &connect, Some(name.clone())).await;
+    front.call(As::Admin, &format!("POST {domain}/ssl/renew"), None).await;
+    front.call(As::Admin, &format!("GET {domain}"), None).await;
+    front.call(As::Admin, &format!("GET /workspace/{id}/public-access"), None).await;
+    for call in [format!("GET {domain}"), check, format!("DELETE {domain}")] {
+        let body = call.starts_with("POST").then(|| name.clone());
+        front.call(As::Other, &call, body).await;
+    }
+    front.call(As::Admin, &format!("DELETE {domain}"), None).await;
+    front.call(As::Admin, &format!("GET {domain}"), None).await;
+    insta::assert_snapshot!(front.transcript());
+}
+
+#[tokio::test]
+async fn a_provider_of_dns_is_taken_with_its_credentials_which_nobody_sees_again() {
+    let mut front = Front::open().await;
+    edge(&front, Issuance::Automatic).await;
+    let made = json!({ "share": { "port": 8000 } });
+    let made = front.beside(As::Admin, "POST /v1/vms", Some(made)).await.body;
+    let (vm, share) = (&made["vm_id"], &made["share"]["share_id"]);
+    let token = json!({ "CLOUDFLARE_API_TOKEN": "hunter2" });
+    let updates = json!({
+        "RFC2136_NAMESERVER": "ns.example.com",
+        "RFC2136_TSIG_KEY": "acme",
+        "RFC2136_TSIG_SECRET": "aHVudGVyMg==",
+    });
+    let bad = json!({ "hunter2": "CLOUDFLARE_API_TOKEN", "CLOUDFLARE_API_TOKEN": "hunter2" });
+    for (provider, credentials) in [
+        (json!("route53"), json!(null)),
+        (json!("cloudflare"), json!(null)),
+        (json!("cloudflare"), bad),
+        (json!("none"), token.clone()),
+        (json!(7), json!({ "a": 7 })),
+        (json!("rfc2136"), updates.clone()),
+    ] {
+        let body = json!({
+            "domain": "a.example.com", "share_id": share, "dns_provider": provider,
+            "dns_credentials": credentials,
+        });
+        front.call(As::Admin, "POST /v1/custom-domains", Some(body)).await;
+    }
+    for provider in ["route53", "cloudflare"] {
+        let domain = json!({
+            "domain": "b.example.com", "dns_provider": provider, "dns_credentials": token,
+        });
+        let body = json!({ "share": { "port": 1 }, "custom_domain": domain });
+        front.call(As::Admin, "POST /v1/vms", Some(body)).await;
+    }
+    front.call(As::Admin, "GET /v1/custom-domains", None).await;
+    let native = |provider: &str, credentials: &Value| {
+        Some(json!({
+            "domain": "c.example.com", "workspace": vm, "port": 8000,
+            "dns_provider": provider, "dns_credentials": credentials,
+        }))
+    };
+    for (provider, credentials) in [("route53", &token), ("rfc2136", &token), ("rfc2136", &updates)]
+    {
+        let body = native(provider, credentials);
+        front.call(As::Admin, "POST /skerry/v1/domains", body).await;
+    }
+    front.call(As::Admin, "GET /skerry/v1/domains/c.example.com", None).await;
+    let transcript = front.transcript();
+    let answers = transcript.lines().filter(|line| !line.starts_with('>'));
+    assert!(answers.clone().all(|line| !line.contains("hunter2") && !line.contains("aHVudG")));
+    insta::assert_snapshot!(transcript);
+}
+
+#[tokio::test]
 async fn an_instavm_domain_is_made_with_its_vm_or_for_a_share_and_polled_until_it_is_verified() {
     let mut front = Front::open().await;
-    let edge = PlayedEdge::at(&front).await;
-    let domain = json!({ "domain": "www.example.com", "dns_provider": "cloudflare" });
+    let edge = edge(&front, Issuance::None).await;
+    let domain = json!({ "domain": "www.example.com", "dns_provider": "none" });
     let made = json!({ "share": { "port": 8000, "is_public": true }, "custom_domain": domain });
     let made = front.call(As::Admin, "POST /v1/vms", Some(made)).await.body;
     let (share, domain) = (&made["share"]["share_id"], &made["custom_domain"]);
     let domains = "/v1/custom-domains";
     for body in [
-        json!({ "domain": "example.com", "share_id": share, "dns_provider": "x", "dns_credentials": {} }),
-        json!({ "domain": "www.example.com", "share_id": share, "dns_provider": "x" }),
-        json!({ "domain": "a.test", "share_id": "nobodys", "dns_provider": "x" }),
+        json!({ "domain": "example.com", "share_id": share, "dns_credentials": {} }),
+        json!({ "domain": "www.example.com", "share_id": share, "dns_provider": "none" }),
+        json!({ "domain": "a.test", "share_id": "nobodys", "dns_provider": "none" }),
         json!({ "domain": "not a name", "share_id": share }),
         json!({ "domain": "a.test", "share_id": share, "dns_credentials": { "TOKEN": "hunter2" } }),
         json!({ "domain": 1 }),
@@ -119,7 +179,7 @@ async fn an_instavm_domain_is_made_with_its_vm_or_for_a_share_and_polled_until_i
     let one = format!("{domains}/{}", domain["id"]);
     front.call(As::Admin, &format!("POST {one}/verify"), None).await;
     front.call(As::Admin, &format!("GET {one}/health"), None).await;
-    edge.put(&domain["setup"]["txt_record"]);
+    put(&edge, &domain["setup"]["txt_record"]);
     front.call(As::Admin, &format!("POST {one}/verify"), None).await;
     front.call(As::Admin, &format!("GET {one}/health"), None).await;
     front.call(As::Admin, &format!("GET {domains}"), None).await;

@@ -242,6 +242,7 @@ pub(crate) struct Domain {
     pub(crate) domain: String,
     pub(crate) state: String,
     pub(crate) last_error: Option<String>,
+    pub(crate) dns_provider: Option<String>,
     pub(crate) url: String,
     pub(crate) port: u16,
     pub(crate) txt_record: TxtRecord,

@@ -33,7 +33,7 @@ mod preview;
 pub use access::{Caller, Credential};
 pub use config::{ControlConfig, Environment, Rng};
 pub use control::Control;
-pub use domains::{DomainRef, DomainView};
+pub use domains::{DomainCheck, DomainRef, DomainView};
 pub use error::Error;
 pub use keys::{ApiKey, NewApiKey};
 pub use network::{NetworkRefusal, NetworkRefusals, NetworkView, Peer, RefusedEgress};

@@ -1,6 +1,8 @@
 //! A whole control plane for tests: SQLite in a temporary directory, a clock that stands until it is
 //! set, seeded randomness and the simulated node.
 
+pub mod edge;
+
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},

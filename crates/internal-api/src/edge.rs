@@ -1,10 +1,10 @@
 //! What control asks of the edge of the installation: what the DNS says, certificates, and that names
 //! are served.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, net::IpAddr};
 
 use async_trait::async_trait;
-use skerry_model::{HostName, KeyedCertificate, Secret};
+use skerry_model::{DnsProvider, HostName, KeyedCertificate, Secret};
 use thiserror::Error;
 
 /// Why the edge could not do something; fit to be shown to a domain's owner.
@@ -20,6 +20,12 @@ pub trait EdgeApi: Send + Sync {
     /// # Errors
     /// The name servers could not be asked.
     async fn texts(&self, name: &HostName) -> Result<Vec<String>, EdgeError>;
+
+    /// The addresses that this name has now; none when there is no such name.
+    ///
+    /// # Errors
+    /// The name servers could not be asked.
+    async fn addresses(&self, name: &HostName) -> Result<Vec<IpAddr>, EdgeError>;
 
     /// From now on visits of these names, and of no others, are looked up
     /// ([`crate::PreviewAddress::Domain`]). Certificates of others are shown no more.
@@ -40,7 +46,8 @@ pub trait EdgeApi: Send + Sync {
     /// The server could not be reached or refuses.
     async fn register(&self) -> Result<Secret, EdgeError>;
 
-    /// Gets a certificate for this name, which has to lead here.
+    /// Gets a certificate for this name, which has to lead here; or, with `dns`, in whose zone a record
+    /// is put in place for as long as the issuer looks.
     ///
     /// # Errors
     /// The server could not be reached or refuses.
@@ -48,5 +55,6 @@ pub trait EdgeApi: Send + Sync {
         &self,
         account: &Secret,
         name: &HostName,
+        dns: Option<&DnsProvider>,
     ) -> Result<KeyedCertificate, EdgeError>;
 }

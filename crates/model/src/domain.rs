@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::{AccountId, DomainId, HostName, Invalid, PublishedPortId, Secret};
+use crate::{AccountId, DnsProviderKind, DomainId, HostName, Invalid, PublishedPortId, Secret};
 
 /// Put before a name to ask for its proof.
 const CHALLENGE_LABEL: &str = "_skerry-challenge";
@@ -65,8 +65,11 @@ pub struct CustomDomain {
     pub port_id: PublishedPortId,
     /// The name.
     pub name: HostName,
-    /// The random part of the proof. The owner publishes it: it is no secret.
+    /// What tells this account's proof from those of others. The owner publishes it: it is no secret.
     pub proof: String,
+    /// By whose interface the name is shown to its issuer to be ours; `None`: in the way of the
+    /// installation. What that asks for is kept apart.
+    pub dns_provider: Option<DnsProviderKind>,
     /// When the proof was seen.
     pub proven_at: Option<Timestamp>,
     /// Until when its certificate is good.
@@ -121,6 +124,25 @@ pub fn check_domain_name(text: &str, ours: &[String]) -> Result<HostName, Invali
     Ok(name)
 }
 
+/// The name whose TXT records are asked for.
+#[must_use]
+pub fn challenge_name(name: &HostName) -> String {
+    format!("{CHALLENGE_LABEL}.{name}")
+}
+
+/// What one of them has to say.
+#[must_use]
+pub fn challenge_value(proof: &str) -> String {
+    format!("{PROOF_PREFIX}{proof}")
+}
+
+/// Whether one of these texts says it.
+#[must_use]
+pub fn is_proof(proof: &str, texts: &[String]) -> bool {
+    let wanted = challenge_value(proof);
+    texts.iter().any(|text| text.trim() == wanted)
+}
+
 impl CustomDomain {
     /// Where it is.
     #[must_use]
@@ -139,20 +161,19 @@ impl CustomDomain {
     /// The name whose TXT records are asked for.
     #[must_use]
     pub fn challenge_name(&self) -> String {
-        format!("{CHALLENGE_LABEL}.{}", self.name)
+        challenge_name(&self.name)
     }
 
     /// What one of them has to say.
     #[must_use]
     pub fn challenge_value(&self) -> String {
-        format!("{PROOF_PREFIX}{}", self.proof)
+        challenge_value(&self.proof)
     }
 
     /// Whether these texts prove that the name is the account's.
     #[must_use]
     pub fn is_proven_by(&self, texts: &[String]) -> bool {
-        let wanted = self.challenge_value();
-        texts.iter().any(|text| text.trim() == wanted)
+        is_proof(&self.proof, texts)
     }
 
     /// The proof was seen.

@@ -12,6 +12,7 @@ fn domain() -> CustomDomain {
         port_id: PublishedPortId::from_u128(3),
         name: HostName::parse("www.example.com").unwrap(),
         proof: "abc".to_owned(),
+        dns_provider: None,
         proven_at: None,
         certificate_not_after: None,
         failures: 0,

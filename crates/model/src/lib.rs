@@ -6,6 +6,7 @@
 //! it does not know how an identifier looks on anyone's wire, only which 128 bits it is.
 
 pub mod checkpoint;
+pub mod dns_provider;
 pub mod domain;
 pub mod error;
 pub mod failure;
@@ -28,6 +29,7 @@ pub mod workspace;
 mod test_ground;
 
 pub use checkpoint::{Checkpoint, MAX_CHECKPOINTS_OF_A_VOLUME, next_checkpoint_step};
+pub use dns_provider::{DnsAccess, DnsProvider, DnsProviderKind};
 pub use domain::{CustomDomain, DomainState, Issuance, KeyedCertificate, check_domain_name};
 pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};

@@ -153,9 +153,10 @@ fn edge(
 ) -> Result<Edge> {
     let texts =
         Texts::new(config.domain_name_server).context("opening the resolver for custom domains")?;
+    let texts = Arc::new(texts);
     let acme = config.acme.clone().map(|settings| {
-        Acme::new(settings, Arc::clone(names), Arc::clone(certificates))
-            .map_err(|error| anyhow!("the authority of --acme-root: {error}"))
+        Acme::new(settings, Arc::clone(names), Arc::clone(certificates), Arc::clone(&texts))
+            .map_err(|error| anyhow!("the client for --acme-directory: {error}"))
     });
     Ok(Edge::new(Arc::clone(names), Arc::clone(certificates), texts, acme.transpose()?))
 }

@@ -137,6 +137,15 @@ pub struct Settings {
     /// How names are shown to lead here: by port 80 or by port 443 [default: http-01]
     #[arg(long, env = "SKERRY_ACME_CHALLENGE", value_name = "HOW")]
     pub acme_challenge: Option<AcmeChallengeSetting>,
+    /// Networks, such as 192.168.7.0/24, where the name servers of domains may be whose owners have their
+    /// certificates got by dynamic updates, beside those of the internet
+    #[arg(
+        long,
+        env = "SKERRY_DNS_UPDATE_NETWORKS",
+        value_name = "NETWORK,...",
+        value_delimiter = ','
+    )]
+    pub dns_update_networks: Option<Vec<String>>,
     /// Which name server is asked for the proofs of custom domains [default: those of
     /// /etc/resolv.conf]
     #[arg(long, env = "SKERRY_DOMAIN_NAME_SERVER", value_name = "ADDRESS:PORT")]
@@ -353,6 +362,7 @@ impl Settings {
             acme_contact: self.acme_contact.or(weaker.acme_contact),
             acme_root: self.acme_root.or(weaker.acme_root),
             acme_challenge: self.acme_challenge.or(weaker.acme_challenge),
+            dns_update_networks: self.dns_update_networks.or(weaker.dns_update_networks),
             domain_name_server: self.domain_name_server.or(weaker.domain_name_server),
             bootstrap_key: self.bootstrap_key.or(weaker.bootstrap_key),
             public_url: self.public_url.or(weaker.public_url),
@@ -429,6 +439,7 @@ impl Settings {
             acme_contact: self.acme_contact,
             acme_root: self.acme_root,
             acme_challenge: self.acme_challenge,
+            dns_update_networks: self.dns_update_networks,
         };
         let (tls, acme) = tls.resolve()?;
         let network_prefix = match self.network_prefix.as_deref() {

@@ -67,10 +67,14 @@ fn tls_is_spoken_with_a_certificate_or_not_at_all() {
 fn certificates_are_got_from_an_acme_server_that_is_named_and_shown_on_the_encrypted_listener() {
     let all = "tls_listen = '127.0.0.1:0'\nacme_directory = 'https://ca.test/dir'\n\
                acme_contact = 'ops@example.com'\nacme_challenge = 'tls-alpn-01'";
-    let config = file(all).resolve().unwrap();
+    let with_networks = format!("{all}\ndns_update_networks = ['10.1.0.0/16']");
+    let config = file(&with_networks).resolve().unwrap();
     assert_eq!(config.tls.unwrap().certificate, None);
     let acme = config.acme.unwrap();
     assert_eq!((acme.challenge, acme.root), (AcmeChallenge::TlsAlpn01, None));
+    assert_eq!(acme.update_networks, ["10.1.0.0/16".parse().unwrap()]);
+    assert!(problem(&with_networks.replace("/16", "/33")).contains("dns_update_networks"));
+    assert!(problem("dns_update_networks = []").contains("without acme_directory"));
     assert!(problem("acme_directory = 'https://ca.test/dir'").contains("tls_listen"));
     assert!(problem("acme_directory = 'http://ca.test/dir'").contains("https://"));
     assert!(problem("acme_contact = 'a@b'").contains("without acme_directory"));

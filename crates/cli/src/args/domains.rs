@@ -1,5 +1,7 @@
 //! Custom domains.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 /// `skerry domain`.
@@ -28,6 +30,13 @@ pub struct AddDomainArgs {
     /// A port that the workspace publishes
     #[arg(value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
+    /// By whose interface the server puts records into the name's zone, to get its certificates
+    /// [default: by none; certificates are got as the server is configured to]
+    #[arg(long, value_name = "cloudflare|rfc2136", requires = "dns_credentials")]
+    pub dns_provider: Option<String>,
+    /// A JSON object with what that needs, such as {"CLOUDFLARE_API_TOKEN": "..."}; - for standard input
+    #[arg(long, value_name = "FILE", requires = "dns_provider")]
+    pub dns_credentials: Option<PathBuf>,
 }
 
 /// Which domain.

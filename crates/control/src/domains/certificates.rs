@@ -94,15 +94,26 @@ impl Inner {
     async fn get_certificate(&self, edge: &Edge, id: DomainId) -> Result<(), Error> {
         let due = |domain: &CustomDomain| domain.is_due(self.now());
         let Some(domain) = self.store.domain(id).await?.filter(due) else { return Ok(()) };
+        let dns = match domain.dns_provider {
+            Some(_) => self.store.dns_access(id).await?,
+            None => None,
+        };
+        let dns = dns.map(|access| access.provider()).transpose()?;
         let outcome = match self.acme_account(edge).await? {
             Ok(account) => {
-                let obtaining = edge.api.obtain(&account, &domain.name);
+                let obtaining = edge.api.obtain(&account, &domain.name, dns.as_ref());
                 timeout(OBTAIN_WITHIN, obtaining).await.unwrap_or_else(|_| {
                     Err(EdgeError("the certificate was not there in time".to_owned()))
                 })
             }
             Err(error) => Err(error),
         };
+        // Shown before it is recorded: whoever reads that it was issued is shown it. One of no use is as
+        // good as none.
+        let outcome = outcome.and_then(|certificate| {
+            edge.api.show(&domain.name, &certificate)?;
+            Ok(certificate)
+        });
         let mut before = domain;
         for _ in 0..MAX_REDOS {
             let (mut changed, now) = (before.clone(), self.now());
@@ -112,7 +123,7 @@ impl Inner {
             }
             match self.store.update_domain(&changed, outcome.as_ref().ok()).await? {
                 Write::Done(written) => {
-                    announce(edge, &written, &outcome);
+                    announce(&written, &outcome);
                     return Ok(());
                 }
                 Write::Stale | Write::Taken => match self.store.domain(id).await? {
@@ -138,13 +149,9 @@ impl Inner {
     }
 }
 
-fn announce(edge: &Edge, domain: &CustomDomain, outcome: &Result<KeyedCertificate, EdgeError>) {
-    let shown = match outcome {
-        Ok(certificate) => edge.api.show(&domain.name, certificate),
-        Err(error) => Err(error.clone()),
-    };
-    match shown {
-        Ok(()) => tracing::info!(domain = %domain.name, "a certificate was issued"),
+fn announce(domain: &CustomDomain, outcome: &Result<KeyedCertificate, EdgeError>) {
+    match outcome {
+        Ok(_) => tracing::info!(domain = %domain.name, "a certificate was issued"),
         Err(EdgeError(error)) => {
             let (domain, failures) = (&domain.name, domain.failures);
             tracing::warn!(%domain, failures, error, "no certificate could be got");

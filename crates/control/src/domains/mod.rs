@@ -1,17 +1,20 @@
 //! Custom domains: names that people have brought for their published ports.
 
 mod certificates;
+mod check;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use sha2::{Digest as _, Sha256};
 use skerry_internal_api::{EdgeApi, EdgeError};
 use skerry_model::{
-    CustomDomain, DomainId, DomainState, ErrorKind, HostName, Issuance, Timestamp,
-    check_domain_name,
+    AccountId, CustomDomain, DnsAccess, DomainId, DomainState, ErrorKind, HostName, Invalid,
+    Issuance, Timestamp, check_domain_name,
 };
 use tokio::{sync::Mutex, time::timeout};
 
 pub(crate) use certificates::attend;
+pub use check::DomainCheck;
 
 use crate::{
     Caller, Control, Error, PublishedPort,
@@ -21,8 +24,8 @@ use crate::{
 
 /// Domains that one account has.
 pub const DOMAINS_MAX: u32 = 100;
-/// Letters and digits of a proof: 165 random bits.
-const PROOF_CHARS: usize = 32;
+/// Of a proof: it tells accounts from each other, and is no secret.
+const PROOF_BYTES: usize = 16;
 /// A backstop above the edge's own bound of a question to name servers.
 const ASK_WITHIN: Duration = Duration::from_secs(30);
 /// How often a change is computed anew because the record changed meanwhile.
@@ -80,18 +83,24 @@ impl Control {
     }
 
     /// Claims a name for a published port of the caller's. Nobody is served by it until it is verified.
-    /// Claims do not exclude each other: the name is the account's that proves it first.
+    /// Claims do not exclude each other: the name is the account's that proves it first. With `dns` its
+    /// certificates are got by records in its zone.
     ///
     /// # Errors
-    /// `Invalid` (`domain`); `NotFound` (`port`); `Conflict` when the account has claimed it, another
+    /// `Invalid` (`domain`, `dns_provider` where no certificates are got); `NotFound` (`port`); `Conflict` when the account has claimed it, another
     /// has proven it, or there are [`DOMAINS_MAX`].
     pub async fn add_domain(
         &self,
         caller: &Caller,
         name: &str,
         port: &PublishedPort,
+        dns: Option<DnsAccess>,
     ) -> Result<DomainView, Error> {
-        let name = check_domain_name(name, &self.inner.edge()?.ours)?;
+        let edge = self.inner.edge()?;
+        let name = check_domain_name(name, &edge.ours)?;
+        if dns.is_some() {
+            edge.check_use_of_dns()?;
+        }
         let owner = self.inner.store.workspace(port.workspace_id).await?;
         if owner.is_none_or(|workspace| workspace.account_id != caller.account_id) {
             return Err(Error::not_found("port"));
@@ -101,8 +110,9 @@ impl Control {
             number: 0,
             account_id: caller.account_id,
             port_id: port.id,
+            proof: proof_of(caller.account_id, &name),
             name,
-            proof: self.inner.random_word(PROOF_CHARS),
+            dns_provider: dns.as_ref().map(DnsAccess::kind),
             proven_at: None,
             certificate_not_after: None,
             failures: 0,
@@ -112,7 +122,7 @@ impl Control {
             revision: 0,
         };
         let conflict = |why: &str| Err(Error::new(ErrorKind::Conflict(why.to_owned())));
-        match self.inner.store.insert_domain(&domain, DOMAINS_MAX).await? {
+        match self.inner.store.insert_domain(&domain, dns.as_ref(), DOMAINS_MAX).await? {
             DomainInsertion::Done(domain) => Ok(DomainView {
                 state: domain.state(self.now()),
                 domain: *domain,
@@ -233,9 +243,30 @@ impl Control {
     }
 }
 
+impl Edge {
+    /// What is of no use is not accepted.
+    fn check_use_of_dns(&self) -> Result<(), Invalid> {
+        match self.api.issuer() {
+            Some(_) => Ok(()),
+            None => Err(Invalid {
+                field: "dns_provider",
+                problem: "is of no use: this server gets no certificates".to_owned(),
+                allowed: "none".to_owned(),
+            }),
+        }
+    }
+}
+
 /// Says nothing of whose it is.
 const UNAVAILABLE: &str =
     "this domain is not available: it was verified for another workspace here";
+
+/// What tells an account's proof for a name from those of others. It is the same whenever it is asked for:
+/// whoever gives a name up and takes it back need not change the DNS, and it can be told beforehand.
+fn proof_of(account: AccountId, name: &HostName) -> String {
+    let digest = Sha256::digest(format!("skerry custom domain\0{account}\0{name}"));
+    digest.iter().take(PROOF_BYTES).map(|byte| format!("{byte:02x}")).collect()
+}
 
 fn missing() -> Error {
     Error::not_found("domain")

@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use skerry_model::{
-    AccountId, CustomDomain, DomainId, HostName, KeyedCertificate, PublishedPortId, Secret,
-    Timestamp,
+    AccountId, CustomDomain, DnsAccess, DomainId, HostName, KeyedCertificate, PublishedPortId,
+    Secret, Timestamp,
 };
 
 use super::{StoredPort, Write};
@@ -38,10 +38,12 @@ pub struct KeptCertificate {
 /// Custom domains in the database.
 #[async_trait]
 pub trait DomainStore: Send + Sync {
-    /// Records a claim. The written record has a number and revision 1.
+    /// Records a claim, with what its provider of DNS asks for if it has one. The written record has a
+    /// number and revision 1.
     async fn insert_domain(
         &self,
         domain: &CustomDomain,
+        dns: Option<&DnsAccess>,
         max: u32,
     ) -> Result<DomainInsertion, Error>;
 
@@ -59,6 +61,9 @@ pub trait DomainStore: Send + Sync {
 
     /// One domain, of any account.
     async fn domain(&self, id: DomainId) -> Result<Option<CustomDomain>, Error>;
+
+    /// What a domain's provider of DNS asks for; `None` without a provider.
+    async fn dns_access(&self, id: DomainId) -> Result<Option<DnsAccess>, Error>;
 
     /// The account's domains, oldest first.
     async fn list_domains(&self, account_id: AccountId) -> Result<Vec<CustomDomain>, Error>;

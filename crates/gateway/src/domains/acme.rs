@@ -1,5 +1,6 @@
 //! Certificates by ACME (RFC 8555): the name is shown to be ours by HTTP-01 on the listener in the
-//! clear, or by TLS-ALPN-01 (RFC 8737) on the encrypted one.
+//! clear, by TLS-ALPN-01 (RFC 8737) on the encrypted one, or by DNS-01 where its owner lets us put a
+//! record in place.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -9,11 +10,14 @@ use instant_acme::{
 };
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use skerry_internal_api::EdgeError;
-use skerry_model::{HostName, KeyedCertificate, Secret, Timestamp};
+use skerry_model::{DnsProvider, HostName, Ipv4Network, KeyedCertificate, Secret, Timestamp};
+use tokio::time::timeout;
 
 use super::{
+    dns::{ChallengeRecord, Records},
     names::{Answering, ServedNames},
     requests::{Requests, Shared},
+    texts::Texts,
 };
 use crate::tls::{Certificates, Challenging, ServerCertificate};
 
@@ -22,6 +26,9 @@ const POLL: RetryPolicy = RetryPolicy::new()
     .initial_delay(Duration::from_millis(250))
     .backoff(1.5)
     .timeout(Duration::from_secs(180));
+
+/// Of a whole order, so that what was put in place for it is taken away in time.
+const ORDER_WITHIN: Duration = Duration::from_secs(540);
 
 /// How a name is shown to be ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,8 +49,10 @@ pub struct AcmeSettings {
     pub contact: Option<String>,
     /// A PEM file with one more authority to be trusted for the server itself.
     pub root: Option<PathBuf>,
-    /// How names are shown to be ours.
+    /// How names are shown to be ours whose owners do not let us put records in place.
     pub challenge: AcmeChallenge,
+    /// Where name servers of owners may be, beside the internet.
+    pub update_networks: Vec<Ipv4Network>,
 }
 
 /// An ACME client.
@@ -52,16 +61,41 @@ pub struct Acme {
     requests: Shared,
     names: Arc<ServedNames>,
     certificates: Arc<Certificates>,
+    records: Records,
 }
 
 /// What is shown to the server until this is dropped.
-enum Shown {
-    Answer { _until: Answering },
-    Handshake { _until: Challenging },
+enum Shown<'a> {
+    Answer {
+        _until: Answering,
+    },
+    Handshake {
+        _until: Challenging,
+    },
+    /// To be taken away, not dropped.
+    Record(ChallengeRecord<'a>),
+}
+
+/// How a name is shown to be ours.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    Here(AcmeChallenge),
+    Record(&'a DnsProvider),
+}
+
+impl Way<'_> {
+    const fn challenge(self) -> ChallengeType {
+        match self {
+            Self::Here(AcmeChallenge::Http01) => ChallengeType::Http01,
+            Self::Here(AcmeChallenge::TlsAlpn01) => ChallengeType::TlsAlpn01,
+            Self::Record(_) => ChallengeType::Dns01,
+        }
+    }
 }
 
 impl Acme {
-    /// A client that shows what the server asks for through `names` or `certificates`.
+    /// A client that shows what the server asks for through `names` or `certificates`, or in zones
+    /// whose servers `texts` finds.
     ///
     /// # Errors
     /// The file with the authority is of no use.
@@ -69,9 +103,11 @@ impl Acme {
         settings: AcmeSettings,
         names: Arc<ServedNames>,
         certificates: Arc<Certificates>,
+        texts: Arc<Texts>,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let requests = Shared(Arc::new(Requests::new(settings.root.as_deref())?));
-        Ok(Self { settings, requests, names, certificates })
+        let records = Records::new(texts, settings.update_networks.clone())?;
+        Ok(Self { settings, requests, names, certificates, records })
     }
 
     pub(super) fn directory(&self) -> &str {
@@ -99,33 +135,45 @@ impl Acme {
         &self,
         account: &Secret,
         name: &HostName,
+        dns: Option<&DnsProvider>,
     ) -> Result<KeyedCertificate, EdgeError> {
         // The words of a parser may repeat what they could not read.
         let credentials: AccountCredentials =
             serde_json::from_str(account.expose()).map_err(|_| unusable())?;
-        self.ordered(credentials, name).await.map_err(|error| match error {
+        let way = dns.map_or(Way::Here(self.settings.challenge), Way::Record);
+        let mut shown = Vec::new();
+        let ordered = timeout(ORDER_WITHIN, self.ordered(credentials, name, way, &mut shown)).await;
+        for shown in shown {
+            match shown {
+                Shown::Record(record) => record.remove().await,
+                Shown::Answer { .. } | Shown::Handshake { .. } => {}
+            }
+        }
+        let late = |_| Err(Failure::Told("the certificate was not there in time".to_owned()));
+        ordered.unwrap_or_else(late).map_err(|error| match error {
             Failure::Acme(error) => told(&error),
             Failure::Told(why) => EdgeError(why),
         })
     }
 
-    async fn ordered(
-        &self,
+    async fn ordered<'a>(
+        &'a self,
         credentials: AccountCredentials,
         name: &HostName,
+        way: Way<'a>,
+        shown: &mut Vec<Shown<'a>>,
     ) -> Result<KeyedCertificate, Failure> {
         let builder = Account::builder_with_http(Box::new(self.requests.clone()));
         let account = builder.from_credentials(credentials).await?;
         let identifiers = [Identifier::Dns(name.as_str().to_owned())];
         let mut order = account.new_order(&NewOrder::new(&identifiers)).await?;
-        let shown = self.show_all(&mut order, name).await?;
+        self.show_all(&mut order, name, way, shown).await?;
         match order.poll_ready(&POLL).await? {
             OrderStatus::Ready | OrderStatus::Valid => {}
             OrderStatus::Invalid | OrderStatus::Pending | OrderStatus::Processing => {
                 return Err(why_refused(&mut order).await);
             }
         }
-        drop(shown);
         let key = Secret::new(order.finalize().await?);
         let chain = order.poll_certificate(&POLL).await?;
         let (not_before, not_after) = validity(&chain)
@@ -134,12 +182,13 @@ impl Acme {
     }
 
     /// Shows what every authorization of the order asks for, and says so to the server.
-    async fn show_all(&self, order: &mut Order, name: &HostName) -> Result<Vec<Shown>, Failure> {
-        let kind = match self.settings.challenge {
-            AcmeChallenge::Http01 => ChallengeType::Http01,
-            AcmeChallenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
-        };
-        let mut shown = Vec::new();
+    async fn show_all<'a>(
+        &'a self,
+        order: &mut Order,
+        name: &HostName,
+        way: Way<'a>,
+        shown: &mut Vec<Shown<'a>>,
+    ) -> Result<(), Failure> {
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
@@ -147,24 +196,30 @@ impl Acme {
                 continue;
             }
             let mut challenge = authorization
-                .challenge(kind.clone())
+                .challenge(way.challenge())
                 .ok_or_else(|| Failure::Told("the issuer does not offer this way".to_owned()))?;
             let answer = challenge.key_authorization();
-            shown.push(match self.settings.challenge {
-                AcmeChallenge::Http01 => Shown::Answer {
+            shown.push(match way {
+                Way::Here(AcmeChallenge::Http01) => Shown::Answer {
                     _until: self.names.answering(name, &challenge.token, answer.as_str()),
                 },
-                AcmeChallenge::TlsAlpn01 => {
+                Way::Here(AcmeChallenge::TlsAlpn01) => {
                     let certificate =
                         challenge_certificate(name, &answer).ok_or(Failure::Acme(Error::Crypto))?;
                     Shown::Handshake {
                         _until: self.certificates.challenging(name.as_str(), certificate),
                     }
                 }
+                Way::Record(provider) => {
+                    Shown::Record(self.records.of(provider, name, answer.dns_value())?)
+                }
             });
+            if let Some(Shown::Record(record)) = shown.last() {
+                record.put().await?;
+            }
             challenge.set_ready().await?;
         }
-        Ok(shown)
+        Ok(())
     }
 }
 
@@ -219,6 +274,12 @@ fn validity(chain: &str) -> Option<(Timestamp, Timestamp)> {
 enum Failure {
     Acme(Error),
     Told(String),
+}
+
+impl From<EdgeError> for Failure {
+    fn from(EdgeError(why): EdgeError) -> Self {
+        Self::Told(why)
+    }
 }
 
 impl From<Error> for Failure {

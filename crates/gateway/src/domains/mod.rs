@@ -2,15 +2,16 @@
 //! them by ACME (RFC 8555).
 
 mod acme;
+mod dns;
 mod names;
 mod requests;
 mod texts;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
 use skerry_internal_api::{EdgeApi, EdgeError};
-use skerry_model::{HostName, KeyedCertificate, Secret};
+use skerry_model::{DnsProvider, HostName, KeyedCertificate, Secret};
 
 pub use acme::{Acme, AcmeChallenge, AcmeSettings};
 pub use names::ServedNames;
@@ -22,7 +23,7 @@ use crate::tls::{Certificates, ServerCertificate};
 pub struct Edge {
     names: Arc<ServedNames>,
     certificates: Arc<Certificates>,
-    texts: Texts,
+    texts: Arc<Texts>,
     acme: Option<Acme>,
 }
 
@@ -32,7 +33,7 @@ impl Edge {
     pub fn new(
         names: Arc<ServedNames>,
         certificates: Arc<Certificates>,
-        texts: Texts,
+        texts: Arc<Texts>,
         acme: Option<Acme>,
     ) -> Self {
         Self { names, certificates, texts, acme }
@@ -48,6 +49,10 @@ impl Edge {
 impl EdgeApi for Edge {
     async fn texts(&self, name: &HostName) -> Result<Vec<String>, EdgeError> {
         self.texts.of(name).await
+    }
+
+    async fn addresses(&self, name: &HostName) -> Result<Vec<IpAddr>, EdgeError> {
+        self.texts.addresses(name).await
     }
 
     fn serve(&self, names: HashSet<HostName>) {
@@ -79,7 +84,8 @@ impl EdgeApi for Edge {
         &self,
         account: &Secret,
         name: &HostName,
+        dns: Option<&DnsProvider>,
     ) -> Result<KeyedCertificate, EdgeError> {
-        self.acme()?.obtain(account, name).await
+        self.acme()?.obtain(account, name, dns).await
     }
 }

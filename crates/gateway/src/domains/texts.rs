@@ -1,6 +1,9 @@
-//! What TXT records say.
+//! What the DNS says: TXT records, and where name servers are.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use hickory_resolver::{
     ResolverBuilder, TokioResolver,
@@ -49,9 +52,7 @@ impl Texts {
     pub(super) async fn of(&self, name: &HostName) -> Result<Vec<String>, EdgeError> {
         // Never closed.
         let _place = self.places.acquire().await;
-        let mut rooted =
-            Name::from_ascii(name.as_str()).map_err(|error| failed(name, &error.into()))?;
-        rooted.set_fqdn(true);
+        let rooted = rooted(name)?;
         let found = match self.resolver.lookup(rooted, RecordType::TXT).await {
             Ok(found) => found,
             Err(error) if error.is_no_records_found() || error.is_nx_domain() => {
@@ -68,6 +69,24 @@ impl Texts {
         });
         Ok(texts.collect())
     }
+
+    /// The addresses of a host; none when there is no such name.
+    pub(super) async fn addresses(&self, name: &HostName) -> Result<Vec<IpAddr>, EdgeError> {
+        // Never closed.
+        let _place = self.places.acquire().await;
+        match self.resolver.lookup_ip(rooted(name)?).await {
+            Ok(found) => Ok(found.iter().collect()),
+            Err(error) if error.is_no_records_found() || error.is_nx_domain() => Ok(Vec::new()),
+            Err(error) => Err(failed(name, &error)),
+        }
+    }
+}
+
+fn rooted(name: &HostName) -> Result<Name, EdgeError> {
+    let mut rooted =
+        Name::from_ascii(name.as_str()).map_err(|error| failed(name, &error.into()))?;
+    rooted.set_fqdn(true);
+    Ok(rooted)
 }
 
 fn of_servers(servers: Vec<NameServerConfig>) -> ResolverBuilder<TokioRuntimeProvider> {

@@ -1,7 +1,7 @@
 //! Addresses that are not the internet (IANA's registry of special-purpose IPv4 addresses, RFC 6890),
 //! and those that no workspace ever reaches.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::Ipv4Network;
 
@@ -39,6 +39,16 @@ pub fn is_internet(address: Ipv4Addr) -> bool {
     !PRIVATE.iter().chain(&NEVER).any(|network| network.contains(address))
 }
 
+/// Whether this is an address of the internet by which no IPv4 address is meant (IANA's registry of
+/// special-purpose IPv6 addresses: global unicast without documentation, 6to4 and protocol assignments).
+#[must_use]
+pub fn is_internet_v6(address: Ipv6Addr) -> bool {
+    let [first, second, ..] = address.segments();
+    let is_assigned_to_protocols = first == 0x2001 && second < 0x0200;
+    let is_documentation = (first, second) == (0x2001, 0x0db8) || first == 0x3fff;
+    first & 0xe000 == 0x2000 && first != 0x2002 && !is_assigned_to_protocols && !is_documentation
+}
+
 /// Whether these are private addresses, all of them.
 #[must_use]
 pub fn is_private(network: &Ipv4Network) -> bool {
@@ -73,6 +83,27 @@ mod tests {
         }
         for address in ["1.1.1.1", "172.32.0.1", "100.128.0.1", "192.0.1.1", "223.255.255.255"] {
             assert!(is_internet(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn the_internet_of_ipv6_leads_round_no_rule_for_ipv4() {
+        for not in [
+            "::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "2001::1",
+            "2001:db8::1",
+            "3fff::1",
+            "fd00::1",
+            "fe80::1",
+            "ff02::1",
+        ] {
+            assert!(!is_internet_v6(not.parse().unwrap()), "{not}");
+        }
+        for address in ["2606:4700:4700::1111", "2001:4860:4860::8888", "2a00::1"] {
+            assert!(is_internet_v6(address.parse().unwrap()), "{address}");
         }
     }
 

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 use skerry_gateway::domains::{AcmeChallenge, AcmeSettings};
 
-use super::values::absolute;
+use super::values::{absolute, network};
 
 /// How names are shown to an ACME server to lead here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -52,6 +52,7 @@ pub(super) struct Said {
     pub(super) acme_contact: Option<String>,
     pub(super) acme_root: Option<PathBuf>,
     pub(super) acme_challenge: Option<AcmeChallengeSetting>,
+    pub(super) dns_update_networks: Option<Vec<String>>,
 }
 
 impl Said {
@@ -93,14 +94,22 @@ impl Said {
                         AcmeChallengeSetting::Http01 => AcmeChallenge::Http01,
                         AcmeChallengeSetting::TlsAlpn01 => AcmeChallenge::TlsAlpn01,
                     },
+                    update_networks: self
+                        .dns_update_networks
+                        .unwrap_or_default()
+                        .iter()
+                        .map(|text| network("dns_update_networks", text))
+                        .collect::<Result<_>>()?,
                 })
             }
             None => {
                 ensure!(
                     self.acme_contact.is_none()
                         && self.acme_root.is_none()
-                        && self.acme_challenge.is_none(),
-                    "acme_contact, acme_root and acme_challenge are of no use without acme_directory"
+                        && self.acme_challenge.is_none()
+                        && self.dns_update_networks.is_none(),
+                    "acme_contact, acme_root, acme_challenge and dns_update_networks are of no use \
+                     without acme_directory"
                 );
                 None
             }

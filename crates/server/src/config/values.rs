@@ -15,9 +15,12 @@ pub(super) fn seconds_within(setting: &str, seconds: u64, least: u64) -> Result<
     Ok(Duration::from_secs(seconds))
 }
 
+pub(super) fn network(setting: &str, text: &str) -> Result<Ipv4Network> {
+    Ipv4Network::parse(text).map_err(|invalid| anyhow!("{setting}: {invalid}"))
+}
+
 pub(super) fn private_network(text: &str) -> Result<Ipv4Network> {
-    let network =
-        Ipv4Network::parse(text).map_err(|invalid| anyhow!("private_networks: {invalid}"))?;
+    let network = network("private_networks", text)?;
     ensure!(
         skerry_model::network::reserved::is_private(&network),
         "private_networks: {text} is not in 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, \

@@ -33,7 +33,7 @@ use skerry_gateway::{
     http::{self, PreviewHosts, Previews, Scheme},
     tls::{self, Certificates},
 };
-use skerry_model::{HostName, WorkspaceId};
+use skerry_model::{HostName, Secret, WorkspaceId};
 use skerry_server::{
     config::Settings,
     listener::{Limits, Transport, serve},
@@ -51,8 +51,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::world::{Server, WORKSPACES, World, until};
 
-const DOMAINS: &str = "/skerry/v1/domains";
-const BOUND: Duration = Duration::from_secs(240);
+pub(crate) const DOMAINS: &str = "/skerry/v1/domains";
+pub(crate) const BOUND: Duration = Duration::from_secs(240);
 const LIMITS: Limits = Limits {
     connections: 64,
     head_within: Duration::from_secs(60),
@@ -63,7 +63,7 @@ const NAME: &str = "www.brought.test";
 const TEXT: &str = "the text of the name";
 
 /// What the TXT records say: by name with the root's dot.
-type Records = Arc<Mutex<BTreeMap<String, String>>>;
+pub(crate) type Records = Arc<Mutex<BTreeMap<String, String>>>;
 
 fn name() -> HostName {
     HostName::parse(NAME).unwrap()
@@ -77,7 +77,7 @@ fn name_server() -> SocketAddr {
 
 /// A name server: `NAME` is here, names with a text have it, everything else is nowhere. Answers as long
 /// as the process lives.
-fn name_server_of(texts: Records) -> SocketAddr {
+pub(crate) fn name_server_of(texts: Records) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     thread::spawn(move || {
@@ -122,6 +122,15 @@ struct Nowhere;
 #[async_trait]
 impl RouteApi for Nowhere {
     async fn find(&self, _: &RouteCredential, _: &str) -> Result<WorkspaceId, RouteError> {
+        Err(RouteError::NotFound)
+    }
+
+    async fn log_in(
+        &self,
+        _: &str,
+        _: &str,
+        _: &Secret,
+    ) -> Result<(RouteCredential, WorkspaceId), RouteError> {
         Err(RouteError::NotFound)
     }
 
@@ -188,9 +197,11 @@ impl Ground {
             contact: Some("ops@brought.test".to_owned()),
             root: Some(pebble.root()),
             challenge,
+            update_networks: Vec::new(),
         };
-        let acme = Acme::new(settings, Arc::clone(&names), Arc::clone(&certificates)).unwrap();
-        let texts = Texts::new(Some(servers)).unwrap();
+        let texts = Arc::new(Texts::new(Some(servers)).unwrap());
+        let (named, shown) = (Arc::clone(&names), Arc::clone(&certificates));
+        let acme = Acme::new(settings, named, shown, Arc::clone(&texts)).unwrap();
         let edge = Edge::new(names, certificates, texts, Some(acme));
         edge.serve(HashSet::from([name()]));
         Self { encrypted: encrypted_at, edge, pebble, shutdown, serving }
@@ -201,7 +212,7 @@ impl Ground {
         let edge = &self.edge;
         let account = timeout(BOUND, edge.register()).await.unwrap().unwrap();
         assert!(!format!("{account:?}").contains("key"), "{account:?}");
-        let got = timeout(BOUND, edge.obtain(&account, &name())).await.unwrap().unwrap();
+        let got = timeout(BOUND, edge.obtain(&account, &name(), None)).await.unwrap().unwrap();
         assert!(got.not_before < got.not_after);
         edge.show(&name(), &got).unwrap();
         let shown = shown_to(self.encrypted, NAME, &[b"h2"]).await.unwrap();
@@ -210,7 +221,7 @@ impl Ground {
         // What was shown to the ACME server is shown no more.
         shown_to(self.encrypted, NAME, &[b"acme-tls/1"]).await.unwrap_err();
         // Once more, with the same account: the certificate is another.
-        let again = timeout(BOUND, edge.obtain(&account, &name())).await.unwrap().unwrap();
+        let again = timeout(BOUND, edge.obtain(&account, &name(), None)).await.unwrap().unwrap();
         assert!(again.chain != got.chain && again.key != got.key);
     }
 
@@ -224,14 +235,14 @@ impl Ground {
 }
 
 /// An ACME server that asks these two listeners instead of ports 80 and 443.
-struct Pebble {
-    child: Child,
-    directory: String,
+pub(crate) struct Pebble {
+    pub child: Child,
+    pub directory: String,
     dir: TempDir,
 }
 
 impl Pebble {
-    async fn start(clear: u16, encrypted: u16, names: SocketAddr) -> Self {
+    pub async fn start(clear: u16, encrypted: u16, names: SocketAddr) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let certificate = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let CertifiedKey { cert, signing_key } = certificate;
@@ -282,7 +293,7 @@ impl Pebble {
         Self { child, directory: format!("https://127.0.0.1:{port}/dir"), dir }
     }
 
-    fn root(&self) -> PathBuf {
+    pub fn root(&self) -> PathBuf {
         self.dir.path().join("cert.pem")
     }
 }
@@ -324,7 +335,7 @@ async fn shaken(
 }
 
 /// The certificate that is shown to a visitor who asks for this name and looks at nothing else.
-async fn shown_to(
+pub(crate) async fn shown_to(
     address: SocketAddr,
     name: &str,
     offers: &[&[u8]],
@@ -406,7 +417,7 @@ async fn a_name_that_does_not_lead_here_gets_no_certificate_and_its_owner_is_tol
     let account = timeout(BOUND, ground.edge.register()).await.unwrap().unwrap();
     let elsewhere = HostName::parse("elsewhere.test").unwrap();
     let EdgeError(why) =
-        timeout(BOUND, ground.edge.obtain(&account, &elsewhere)).await.unwrap().unwrap_err();
+        timeout(BOUND, ground.edge.obtain(&account, &elsewhere, None)).await.unwrap().unwrap_err();
     assert!(why.contains("could not see that the name leads here: "), "{why}");
     ground.end().await;
 }
@@ -473,7 +484,7 @@ async fn visited(address: SocketAddr) -> String {
 async fn texts_are_asked_of_the_name_server_that_is_named() {
     let edge = |server| {
         let texts = Texts::new(Some(server)).unwrap();
-        Edge::new(Arc::default(), Arc::default(), texts, None)
+        Edge::new(Arc::default(), Arc::default(), Arc::new(texts), None)
     };
     let asked = edge(name_server());
     assert_eq!(asked.texts(&name()).await.unwrap(), [TEXT]);

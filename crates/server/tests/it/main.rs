@@ -12,6 +12,7 @@ mod acme;
 mod busy;
 mod crash;
 mod dialects;
+mod dns01;
 mod endings;
 mod front;
 mod saved_crash;

@@ -3,13 +3,13 @@
 use axum::{Json, extract::State};
 use serde::Serialize;
 use skerry_control::{Caller, DomainRef, DomainView, Error};
-use skerry_model::{DomainState, ErrorKind};
+use skerry_model::{DnsAccess, DnsProviderKind, DomainState, ErrorKind, Invalid};
 
 use super::{
     Instavm, error_body::Problem, request::AuthenticatedBody, shares::no_such_share,
     validation::Fields,
 };
-use crate::{ApiConfig, ApiState, auth::Authenticated, extract::PathOf};
+use crate::{ApiConfig, ApiState, auth::Authenticated, dns_access, extract::PathOf};
 
 /// A domain, as clients read it.
 #[derive(Debug, Serialize)]
@@ -20,6 +20,7 @@ pub(super) struct DomainRecord {
     status: &'static str,
     url: String,
     share_id: String,
+    dns_provider: &'static str,
     last_error: Option<String>,
     setup: Setup,
 }
@@ -71,50 +72,64 @@ fn record(config: &ApiConfig, DomainView { domain, state, port }: DomainView) ->
         url: config.domain_url(domain.name.as_str(), state),
         domain: domain.name.into(),
         share_id: port.slug.as_str().to_owned(),
+        dns_provider: domain.dns_provider.map_or(NO_PROVIDER, DnsProviderKind::as_str),
         last_error: domain.last_error,
         setup,
     }
 }
 
-/// `dns_provider` says who serves the name; it takes no part here: the owner puts the proof there. With
-/// credentials a client expects that we do, which we do not.
-fn read(fields: &mut Fields) -> Result<Option<String>, Problem> {
-    let domain = fields.text("domain");
-    fields.text("dns_provider");
-    if fields.texts("dns_credentials").is_some_and(|given| !given.is_empty()) {
-        let accepted = "null: put the TXT record in place yourself";
-        return Err(Problem::Unserved { field: "dns_credentials", accepted });
-    }
-    Ok(domain)
+/// A domain that is asked for. No `Debug`: its credentials are secrets.
+pub(super) struct Asked {
+    domain: String,
+    dns: Option<DnsAccess>,
+}
+
+/// Clients have to name a provider: `none` is the server's own way.
+const NO_PROVIDER: &str = "none";
+
+/// `dns_provider` and `dns_credentials`; what is wrong with them is said for the one of the two.
+fn access(fields: &mut Fields) -> Result<Option<DnsAccess>, (&'static str, String)> {
+    let provider = fields.text("dns_provider").filter(|provider| provider != NO_PROVIDER);
+    let credentials = fields.texts("dns_credentials");
+    dns_access::read(provider.as_deref(), credentials).map_err(|invalid| {
+        let Invalid { field, problem, allowed } = invalid;
+        let others = if field == "dns_provider" { ", none" } else { "" };
+        (field, format!("{problem}; allowed: {allowed}{others}"))
+    })
 }
 
 /// `custom_domain` of `POST /v1/vms`. Without a share it would lead nowhere.
-pub(super) fn asked(fields: &mut Fields, has_share: bool) -> Result<Option<String>, Problem> {
-    let Some(object) = fields.object("custom_domain") else { return Ok(None) };
-    let mut inner = Fields::new(object);
-    let domain = read(&mut inner)?;
-    if domain.is_none() || inner.finish().is_err() {
-        fields.refuse(
-            "custom_domain",
-            "Input should be {\"domain\": a name, \"dns_provider\": a text}",
-        );
-        return Ok(None);
-    }
+pub(super) fn asked(fields: &mut Fields, has_share: bool) -> Option<Asked> {
+    const FIELD: &str = "custom_domain";
+    let mut inner = Fields::new(fields.object(FIELD)?);
+    let (domain, dns) = (inner.text("domain"), access(&mut inner));
+    let (Some(domain), Ok(())) = (domain, inner.finish()) else {
+        let msg = "Input should be {\"domain\": a name, \"dns_provider\": a text, \
+                   \"dns_credentials\": an object of texts}";
+        fields.refuse(FIELD, msg);
+        return None;
+    };
     if !has_share {
-        fields.refuse("custom_domain", "A custom domain needs a share");
+        fields.refuse(FIELD, "A custom domain needs a share");
     }
-    Ok(domain)
+    match dns {
+        Ok(dns) => Some(Asked { domain, dns }),
+        Err((field, msg)) => {
+            fields.refuse_within(FIELD, field, &msg);
+            None
+        }
+    }
 }
 
 /// Adds a domain for a share.
 pub(super) async fn of_share(
     state: &ApiState,
     caller: &Caller,
-    domain: &str,
+    Asked { domain, dns }: Asked,
     share: &str,
 ) -> Result<DomainRecord, Problem> {
     let port = state.control.published_port(caller, share).await.map_err(no_such_share)?;
-    let view = state.control.add_domain(caller, domain, &port).await?;
+    let view = state.control.add_domain(caller, &domain, &port, dns).await?;
     Ok(record(&state.config, view))
 }
 
@@ -127,10 +142,14 @@ pub(super) async fn create(
             fields.missing(name);
         }
     }
-    let (domain, share) = (read(&mut fields)?, fields.text("share_id"));
+    let (domain, share) = (fields.text("domain"), fields.text("share_id"));
+    let dns = access(&mut fields).unwrap_or_else(|(field, msg)| {
+        fields.refuse(field, &msg);
+        None
+    });
     fields.finish()?;
     let (domain, share) = (domain.unwrap_or_default(), share.unwrap_or_default());
-    Ok(Json(of_share(&state, &caller, &domain, &share).await?))
+    Ok(Json(of_share(&state, &caller, Asked { domain, dns }, &share).await?))
 }
 
 pub(super) async fn list(

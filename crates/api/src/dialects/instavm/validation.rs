@@ -71,6 +71,12 @@ impl Fields {
         self.field_error(name, msg, "value_error");
     }
 
+    /// Notes that a field of an object is wrong in its own way.
+    pub(super) fn refuse_within(&mut self, name: &str, inner: &str, msg: &str) {
+        let path = [PathStep::Field(name.to_owned()), PathStep::Field(inner.to_owned())];
+        self.error(&path, msg, "value_error");
+    }
+
     /// A whole number within a range.
     pub(super) fn integer(&mut self, name: &str, range: RangeInclusive<u64>) -> Option<u64> {
         let value = self.take(name)?;

@@ -36,7 +36,7 @@ pub(super) async fn create(
 ) -> Result<Json<VmCreated>, Problem> {
     let wait = convert::wait_for(convert::wait(query.wait.as_deref())?);
     let share = shares::asked(&mut fields);
-    let domain = domains::asked(&mut fields, share.is_some())?;
+    let domain = domains::asked(&mut fields, share.is_some());
     let policy = egress::asked(&mut fields);
     let (workspace, made) = match convert::vm_request(fields, wait)? {
         VmRequest::New(request) => {
@@ -78,11 +78,11 @@ async fn outside(
     caller: &Caller,
     workspace: &Workspace,
     share: shares::Share,
-    domain: Option<String>,
+    domain: Option<domains::Asked>,
 ) -> Result<(shares::ShareRecord, Option<domains::DomainRecord>), Problem> {
     let share = shares::of_vm(state, caller, workspace, share).await?;
     let domain = match domain {
-        Some(domain) => Some(domains::of_share(state, caller, &domain, share.id()).await?),
+        Some(domain) => Some(domains::of_share(state, caller, domain, share.id()).await?),
         None => None,
     };
     Ok((share, domain))

@@ -3,10 +3,10 @@
 use axum::{Json, extract::State};
 use http::StatusCode;
 use skerry_control::{self as control, DomainRef, DomainView};
-use skerry_model::DomainState;
+use skerry_model::{DnsProviderKind, DomainState};
 
 use super::{Body, Login, Params, convert, error_body::NativeResult, wire};
-use crate::{ApiConfig, ApiState, ids::parse_workspace_ref};
+use crate::{ApiConfig, ApiState, dns_access, ids::parse_workspace_ref};
 
 fn shown(config: &ApiConfig, DomainView { domain, state, port }: DomainView) -> wire::Domain {
     wire::Domain {
@@ -24,6 +24,7 @@ fn shown(config: &ApiConfig, DomainView { domain, state, port }: DomainView) -> 
             value: domain.challenge_value(),
         },
         target: config.public_host().to_owned(),
+        dns_provider: domain.dns_provider.map(DnsProviderKind::as_str).map(str::to_owned),
         created_at: convert::time(domain.created_at),
         verified_at: domain.proven_at.map(convert::time),
         certificate_expires_at: domain.certificate_not_after.map(convert::time),
@@ -56,7 +57,7 @@ pub(super) async fn list(
     post, path = "/skerry/v1/domains", tag = "domains", request_body = wire::AddDomain,
     responses(
         (status = 201, body = wire::Domain),
-        (status = 400, body = wire::ErrorBody, description = "The name is not acceptable"),
+        (status = 400, body = wire::ErrorBody, description = "The name, the provider or its credentials are not acceptable"),
         (status = 401, body = wire::ErrorBody, description = "No valid credential"),
         (status = 404, body = wire::ErrorBody, description = "No such workspace, or the port is not published"),
         (status = 409, body = wire::ErrorBody, description = "The domain was added before, is not available, or there are too many"),
@@ -68,12 +69,13 @@ pub(super) async fn add(
     login: Login,
     body: Body<wire::AddDomain>,
 ) -> NativeResult<(StatusCode, Json<wire::Domain>)> {
-    let wire::AddDomain { domain, workspace, port } = body.value;
+    let wire::AddDomain { domain, workspace, port, dns_provider, dns_credentials } = body.value;
+    let dns = dns_access::read(dns_provider.as_deref(), dns_credentials)?;
     let which = parse_workspace_ref(&workspace);
     let published = state.control.list_published_ports(&login.caller, &which).await?;
     let published = published.into_iter().find(|one| one.port == port);
     let published = published.ok_or_else(|| control::Error::not_found("port"))?;
-    let view = state.control.add_domain(&login.caller, &domain, &published).await?;
+    let view = state.control.add_domain(&login.caller, &domain, &published, dns).await?;
     Ok((StatusCode::CREATED, Json(shown(&state.config, view))))
 }
 

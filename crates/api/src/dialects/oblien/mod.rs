@@ -2,6 +2,7 @@
 //! and its reference page use it. What is served, refused and different: `docs/dialects/oblien.md`.
 
 mod convert;
+mod domains;
 mod error_body;
 mod images;
 mod life;
@@ -64,6 +65,12 @@ pub fn router() -> Router<ApiState> {
             "/workspace/{workspace}/network",
             get(network::get).patch(network::change).put(network::change),
         )
+        .route(
+            "/workspace/{workspace}/domain",
+            get(domains::get).post(domains::connect).delete(domains::disconnect),
+        )
+        .route("/workspace/{workspace}/domain/check", post(domains::check))
+        .route("/workspace/{workspace}/domain/ssl/renew", post(domains::renew))
         .route("/workspace/{workspace}/ssh", get(ssh::get))
         .route("/workspace/{workspace}/ssh/enable", post(ssh::enable))
         .route("/workspace/{workspace}/ssh/key", post(ssh::add_key))

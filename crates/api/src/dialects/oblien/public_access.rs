@@ -149,7 +149,7 @@ fn refused(field: &str, problem: &str, allowed: &str) -> Problem {
     })
 }
 
-fn port_number(value: Option<&Value>) -> Result<u16, Problem> {
+pub(super) fn port_number(value: Option<&Value>) -> Result<u16, Problem> {
     let number = match value {
         Some(Value::Number(number)) => number.as_u64().and_then(|number| number.try_into().ok()),
         Some(Value::String(text)) => text.parse().ok(),

@@ -5,7 +5,7 @@ use super::{Oblien, error_body::Problem};
 use crate::auth::Authenticated;
 
 /// Every path of these areas.
-pub(super) const PATHS: [&str; 41] = [
+pub(super) const PATHS: [&str; 39] = [
     "/workspace/archived",
     "/workspace/activity",
     "/workspace/estimate",
@@ -13,8 +13,6 @@ pub(super) const PATHS: [&str; 41] = [
     "/workspace/{workspace}/archives",
     "/workspace/{workspace}/archives/{*rest}",
     "/workspace/{workspace}/config",
-    "/workspace/{workspace}/domain",
-    "/workspace/{workspace}/domain/{*rest}",
     "/workspace/{workspace}/info",
     "/workspace/{workspace}/internal-api-access",
     "/workspace/{workspace}/internal-api-access/{*rest}",

@@ -1,9 +1,11 @@
 //! Custom domains, their certificates, and who we are to ACME servers.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use skerry_model::{
-    AccountId, CustomDomain, DomainId, HostName, KeyedCertificate, PublishedPortId, Secret,
-    Timestamp,
+    AccountId, CustomDomain, DnsAccess, DnsProviderKind, DomainId, HostName, KeyedCertificate,
+    PublishedPortId, Secret, Timestamp,
 };
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
@@ -32,6 +34,7 @@ fn domain_from(row: &SqliteRow) -> Result<CustomDomain, Error> {
         port_id: id(row.try_get("port_id")?)?,
         name: HostName::parse(row.try_get("name")?).map_err(Error::internal)?,
         proof: row.try_get("proof")?,
+        dns_provider: row.try_get::<Option<&str>, _>("dns_provider")?.map(provider).transpose()?,
         proven_at: when("proven_at")?,
         certificate_not_after: when("certificate_not_after")?,
         failures: u32::try_from(row.try_get::<i64, _>("failures")?).map_err(Error::internal)?,
@@ -40,6 +43,10 @@ fn domain_from(row: &SqliteRow) -> Result<CustomDomain, Error> {
         created_at: time(row.try_get("created_at")?)?,
         revision: unsigned(row.try_get("revision")?)?,
     })
+}
+
+fn provider(word: &str) -> Result<DnsProviderKind, Error> {
+    DnsProviderKind::parse(word).map_err(Error::internal)
 }
 
 async fn by_id(db: &mut SqliteConnection, id: DomainId) -> Result<Option<CustomDomain>, Broken> {
@@ -64,6 +71,8 @@ async fn is_taken(db: &mut SqliteConnection, domain: &CustomDomain) -> Result<bo
 
 struct InsertDomain {
     domain: CustomDomain,
+    /// What its provider of DNS asks for, sealed.
+    dns: Option<Vec<u8>>,
     max: u32,
 }
 
@@ -96,17 +105,25 @@ impl Operation for InsertDomain {
             DomainInsertion::Taken
         } else {
             let number = sqlx::query_scalar(
-                "INSERT INTO custom_domains (id, account_id, port_id, name, proof, failures, \
-                 created_at, revision) VALUES (?, ?, ?, ?, ?, 0, ?, 1) RETURNING seq",
+                "INSERT INTO custom_domains (id, account_id, port_id, name, proof, dns_provider, \
+                 failures, created_at, revision) VALUES (?, ?, ?, ?, ?, ?, 0, ?, 1) RETURNING seq",
             )
             .bind(domain.id.to_string())
             .bind(domain.account_id.to_string())
             .bind(domain.port_id.to_string())
             .bind(domain.name.as_str())
             .bind(&domain.proof)
+            .bind(domain.dns_provider.map(DnsProviderKind::as_str))
             .bind(nanos(domain.created_at))
-            .fetch_one(db)
+            .fetch_one(&mut *db)
             .await?;
+            if let Some(sealed) = &self.dns {
+                sqlx::query("INSERT INTO domain_dns_access (domain_id, sealed) VALUES (?, ?)")
+                    .bind(domain.id.to_string())
+                    .bind(sealed)
+                    .execute(db)
+                    .await?;
+            }
             let written = CustomDomain { number: unsigned(number)?, revision: 1, ..domain.clone() };
             DomainInsertion::Done(Box::new(written))
         };
@@ -211,8 +228,19 @@ fn key_owner(domain: &str) -> String {
     format!("certificate of {domain}")
 }
 
+fn dns_owner(domain: &str) -> String {
+    format!("dns access of {domain}")
+}
+
 fn account_owner(directory: &str) -> String {
     format!("acme account at {directory}")
+}
+
+fn seal_access(keys: &KeyRing, domain: DomainId, access: &DnsAccess) -> Result<Vec<u8>, Error> {
+    let said = access.credentials().iter().map(|(key, value)| (key.as_str(), value.expose()));
+    let said: BTreeMap<&str, &str> = said.collect();
+    let text = serde_json::to_vec(&said).map_err(Error::internal)?;
+    keys.seal(&dns_owner(&domain.to_string()), &text)
 }
 
 fn open_text(keys: &KeyRing, owner: &str, sealed: &[u8]) -> Result<Secret, Error> {
@@ -228,6 +256,7 @@ pub(super) async fn seal_anew(db: &mut SqliteConnection, keys: &KeyRing) -> Resu
     let mut sealed_anew = 0;
     for (table, column, owner) in [
         ("domain_certificates", "domain_id", key_owner as fn(&str) -> String),
+        ("domain_dns_access", "domain_id", dns_owner),
         ("acme_accounts", "directory", account_owner),
     ] {
         let text = format!("SELECT {column}, sealed FROM {table} WHERE substr(sealed, 1, 9) <> ?");
@@ -251,9 +280,14 @@ impl DomainStore for Sqlite {
     async fn insert_domain(
         &self,
         domain: &CustomDomain,
+        dns: Option<&DnsAccess>,
         max: u32,
     ) -> Result<DomainInsertion, Error> {
-        self.writer.run(InsertDomain { domain: domain.clone(), max }).await
+        let dns = match dns {
+            Some(access) => Some(seal_access(&self.keys, domain.id, access)?),
+            None => None,
+        };
+        self.writer.run(InsertDomain { domain: domain.clone(), dns, max }).await
     }
 
     async fn update_domain(
@@ -281,6 +315,25 @@ impl DomainStore for Sqlite {
             .fetch_optional(&self.readers)
             .await?;
         row.as_ref().map(domain_from).transpose()
+    }
+
+    async fn dns_access(&self, id: DomainId) -> Result<Option<DnsAccess>, Error> {
+        let row = sqlx::query(
+            "SELECT dns_provider, sealed FROM domain_dns_access \
+             JOIN custom_domains ON custom_domains.id = domain_id WHERE domain_id = ?",
+        )
+        .bind(id.to_string())
+        .fetch_optional(&self.readers)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let owner = dns_owner(&id.to_string());
+        let text = open_text(&self.keys, &owner, row.try_get("sealed")?)?;
+        // The words of a parser may repeat what they could not read.
+        let said: BTreeMap<String, String> = serde_json::from_str(text.expose())
+            .map_err(|_| Error::internal("what a provider of DNS asks for cannot be read"))?;
+        let said = said.into_iter().map(|(key, value)| (key, Secret::new(value))).collect();
+        let access = DnsAccess::new(provider(row.try_get("dns_provider")?)?, said);
+        access.map(Some).map_err(Error::internal)
     }
 
     async fn list_domains(&self, account_id: AccountId) -> Result<Vec<CustomDomain>, Error> {

@@ -34,6 +34,7 @@ async fn check_keys(db: &mut SqliteConnection, keys: &KeyRing) -> Result<(), Err
     let headers: Vec<Vec<u8>> = sqlx::query_scalar(
         "SELECT substr(sealed, 1, 9) FROM workspaces \
              UNION SELECT substr(sealed, 1, 9) FROM domain_certificates \
+             UNION SELECT substr(sealed, 1, 9) FROM domain_dns_access \
              UNION SELECT substr(sealed, 1, 9) FROM acme_accounts",
     )
     .fetch_all(db)

@@ -6,8 +6,8 @@ use skerry_control::{
     store::{DomainInsertion, DomainStore, KeptCertificate, StoredPort, Write},
 };
 use skerry_model::{
-    AccountId, CustomDomain, DomainId, HostName, KeyedCertificate, PublishedPortId, Secret,
-    Timestamp,
+    AccountId, CustomDomain, DnsAccess, DomainId, HostName, KeyedCertificate, PublishedPortId,
+    Secret, Timestamp,
 };
 
 use super::FusedStore;
@@ -17,9 +17,10 @@ impl DomainStore for FusedStore {
     async fn insert_domain(
         &self,
         domain: &CustomDomain,
+        dns: Option<&DnsAccess>,
         max: u32,
     ) -> Result<DomainInsertion, Error> {
-        self.1.counted(self.0.insert_domain(domain, max)).await
+        self.1.counted(self.0.insert_domain(domain, dns, max)).await
     }
 
     async fn update_domain(
@@ -36,6 +37,10 @@ impl DomainStore for FusedStore {
 
     async fn domain(&self, id: DomainId) -> Result<Option<CustomDomain>, Error> {
         self.1.uncounted(self.0.domain(id)).await
+    }
+
+    async fn dns_access(&self, id: DomainId) -> Result<Option<DnsAccess>, Error> {
+        self.1.uncounted(self.0.dns_access(id)).await
     }
 
     async fn list_domains(&self, account_id: AccountId) -> Result<Vec<CustomDomain>, Error> {

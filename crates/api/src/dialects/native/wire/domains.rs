@@ -1,5 +1,7 @@
 //! Custom domains.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -33,6 +35,9 @@ pub struct Domain {
     pub state: DomainState,
     /// What went wrong last, if nothing has gone well since.
     pub last_error: Option<String>,
+    /// By whose interface records for its certificates are put in place. Null: by none, the server shows
+    /// the name to lead here as it is configured to.
+    pub dns_provider: Option<String>,
     /// Where it is visited.
     pub url: String,
     /// The identity of the workspace it leads to.
@@ -63,8 +68,8 @@ pub struct TxtRecord {
     pub value: String,
 }
 
-/// A domain to add.
-#[derive(Debug, Deserialize, ToSchema)]
+/// A domain to add. No `Debug`: the credentials are secrets.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddDomain {
     /// The name, such as `www.example.com`.
@@ -74,4 +79,12 @@ pub struct AddDomain {
     /// A port that the workspace publishes.
     #[schema(minimum = 1)]
     pub port: u16,
+    /// `cloudflare` or `rfc2136`: certificates are got by records (ACME's DNS-01) that the server puts in
+    /// the name's zone by `dns_credentials` [default: as the server is configured to].
+    pub dns_provider: Option<String>,
+    /// Write-only. For `cloudflare`: `CLOUDFLARE_API_TOKEN`, and if need be
+    /// `CLOUDFLARE_PROPAGATION_SECONDS`. For `rfc2136`: `RFC2136_NAMESERVER`, `RFC2136_TSIG_KEY`,
+    /// `RFC2136_TSIG_SECRET`, and if need be `RFC2136_TSIG_ALGORITHM`, `RFC2136_ZONE`,
+    /// `RFC2136_PROPAGATION_SECONDS`.
+    pub dns_credentials: Option<BTreeMap<String, String>>,
 }

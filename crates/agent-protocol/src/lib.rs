@@ -19,6 +19,7 @@ pub mod head;
 pub mod limits;
 pub mod message;
 pub mod record;
+pub mod volume_files;
 
 /// The oldest generation of this protocol that this build speaks.
 pub const GENERATION_MIN: u16 = 1;
@@ -36,7 +37,8 @@ pub const GENERATION_MAX: u16 = 1;
 /// | 1 | [`call::PING`], [`call::SYNC`], [`call::FREEZE`], [`call::THAW`], [`call::GROW`], [`call::PREPARE`]; an empty machine id in configure, which also thaws and grows |
 /// | 2 | [`call::CONNECT`] |
 /// | 3 | [`call::MOUNT`], [`call::UNMOUNT`] |
-pub const REVISION: u16 = 3;
+/// | 4 | the calls in [`volume_files`] |
+pub const REVISION: u16 = 4;
 
 /// The name of the virtio-serial port the agent serves on.
 pub const PORT_NAME: &str = "skerry.agent";

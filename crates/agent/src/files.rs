@@ -114,10 +114,14 @@ pub(crate) async fn read(guest: &Guest, request: message::Read) -> Result<Answer
     let path = checked(&request.path)?;
     let offset = request.offset;
     let file = guest.blocking(move || open_regular(&path, offset)).await?;
-    let left = request.length.unwrap_or(u64::MAX);
+    Ok(stream(file, request.length))
+}
+
+/// Answers with the file's bytes from where it stands, at most `length` of them.
+pub(crate) fn stream(file: File, length: Option<u64>) -> Answer {
     // The tenant may remove the file meanwhile: closing it is the end of its blocks then.
     let file = OffThread::new(tokio::fs::File::from_std(file));
-    Ok(body::stream(futures::stream::try_unfold((file, left), next_piece)))
+    body::stream(futures::stream::try_unfold((file, length.unwrap_or(u64::MAX)), next_piece))
 }
 
 async fn next_piece(

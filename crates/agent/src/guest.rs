@@ -141,6 +141,14 @@ impl Guest {
         }
     }
 
+    /// The home of a guest in name only.
+    pub(crate) fn hosted_home(&self) -> Option<&std::path::Path> {
+        match &self.kind {
+            Kind::Machine(_) => None,
+            Kind::Hosted { home } => Some(home),
+        }
+    }
+
     pub(crate) const fn identity(&self) -> &tokio::sync::Mutex<Option<Identity>> {
         &self.identity
     }

@@ -25,6 +25,7 @@ mod signals;
 mod stats;
 mod tree;
 mod users;
+mod volume_files;
 mod volumes;
 mod write;
 

@@ -33,7 +33,7 @@ use crate::{
     body::{Answer, RequestBody, failure, json},
     configure, connect, exec, files,
     freeze::Freezer,
-    ports, prepare, stats, tree, volumes, write,
+    ports, prepare, stats, tree, volume_files, volumes, write,
 };
 
 /// How long the last answers may take once power off was asked for.
@@ -243,7 +243,10 @@ async fn dispatch(
             let Empty {} = body.head().await?;
             json(&guest.blocking(ports::read).await?)?
         }
-        _ => return Err(AgentError::invalid(format!("there is no call {path}"))),
+        _ => match volume_files::answer(guest, path, body).await? {
+            Some(answer) => answer,
+            None => return Err(AgentError::invalid(format!("there is no call {path}"))),
+        },
     };
     Ok(Dispatched::Answered(answer))
 }

@@ -129,7 +129,15 @@ fn mount_blocking(request: &Mount, path: &Path) -> Result<Option<freeze::FileSys
         .map_err(|errno| about(path)(errno.into()))?;
     match request.read_only {
         true => Ok(None),
-        false => freeze::hold(path).map(Some).map_err(about(path)),
+        false => {
+            let held = freeze::hold(path).map_err(about(path))?;
+            // The disk may have been made larger since the file system was last mounted. What cannot be
+            // grown can still be used.
+            if let Err(error) = disk::grow_file_system(&device, &held.directory) {
+                log(&format!("{}: the file system does not grow: {error}", path.display()));
+            }
+            Ok(Some(held))
+        }
     }
 }
 

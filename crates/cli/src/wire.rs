@@ -274,6 +274,21 @@ pub(crate) struct Volume {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct VolumeFileList {
+    pub(crate) entries: Vec<VolumeFile>,
+    pub(crate) truncated: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct VolumeFile {
+    pub(crate) path: String,
+    pub(crate) kind: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) mode: String,
+    pub(crate) modified_at: String,
+}
+
+#[derive(Debug, Deserialize)]
 pub(crate) struct VolumeFailure {
     pub(crate) code: String,
     pub(crate) message: String,

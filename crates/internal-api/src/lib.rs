@@ -29,4 +29,6 @@ pub use preview::{
     RESERVED_LABELS, TokenAddress,
 };
 pub use route::{KeyFingerprint, RouteApi, RouteCredential, RouteError};
-pub use volume::VolumeInfo;
+pub use volume::{
+    ListDepth, RemoveDepth, VolumeEntry, VolumeFiles, VolumeInfo, VolumeListing,
+};

@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 
 pub use skerry_model::{SnapshotContents, StartFrom, StartPath};
 
-use crate::{ByteStream, GuestApi, NodeError, VolumeInfo};
+use crate::{ByteStream, GuestApi, NodeError, VolumeFiles, VolumeInfo};
 
 /// What the node has to run for a workspace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -490,6 +490,39 @@ pub trait NodeApi: Send + Sync {
     ) -> Result<(), NodeError> {
         let _ = (workspace_id, incarnation, volume_id);
         Err(NodeError::Unsupported("volumes".to_owned()))
+    }
+
+    /// The files of a volume: by the VM that writes it, or, while none has it, by one of the node's own
+    /// that has nothing else. Whoever attaches the volume takes it from there at once.
+    ///
+    /// # Errors
+    /// [`NodeError::NoSuchVolume`]; [`NodeError::NotRunning`] when the VM that writes it stands still, is
+    /// saved, or is on its way; [`NodeError::NoCapacity`].
+    async fn volume_files(&self, id: VolumeId) -> Result<Arc<dyn VolumeFiles>, NodeError> {
+        let _ = id;
+        Err(NodeError::Unsupported("files of volumes".to_owned()))
+    }
+
+    /// Makes a volume at least so large; a success when it is. Where a VM writes it, its file system has
+    /// grown when this returns, else it grows when it is mounted next. On an error the volume has its old
+    /// size or its new one, and nothing that is on it is lost.
+    ///
+    /// # Errors
+    /// [`NodeError::NoSuchVolume`]; [`NodeError::NotRunning`] when the VM that writes it stands still.
+    async fn ensure_volume_size(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
+        let _ = (id, size_bytes);
+        Err(NodeError::Unsupported("growing volumes".to_owned()))
+    }
+
+    /// Makes the disk of the running VM of this incarnation so large as `spec`'s shape says, and its root
+    /// file system with it; never shrinks. What is that large is a success. Later starts have at least
+    /// that size.
+    ///
+    /// # Errors
+    /// [`NodeError::NotRunning`], also for a VM that is paused; the guest's refusal.
+    async fn ensure_disk_size(&self, spec: VmSpec) -> Result<(), NodeError> {
+        let _ = spec;
+        Err(NodeError::Unsupported("growing disks".to_owned()))
     }
 
     /// How starts went.

@@ -62,7 +62,7 @@ pub use state::{Desired, Event, Moved, Refusal, State, StillThere, Transition, t
 pub use volume::{
     AttachRefusal, Attachment, HeldMount, MountMode, MountPath, MountProgress, MountStep, OnNode,
     Volume, VolumeEvent, VolumeMount, VolumeSlot, VolumeState, VolumeStep, admit_attachment,
-    check_volume_size, next_mount_step, next_volume_step,
+    check_volume_growth, check_volume_size, next_mount_step, next_volume_step,
 };
 pub use workspace::{AfterRestore, Wish, Workspace};
 

@@ -304,6 +304,23 @@ pub fn admit_volume(
     Ok(())
 }
 
+/// Whether an account whose volumes have `volume_mib` in all may make one of them larger by `more_mib`.
+///
+/// # Errors
+/// [`ErrorKind::Quota`]: [`Limit::VolumeSpace`].
+pub fn admit_volume_growth(plan: &Plan, volume_mib: u64, more_mib: u64) -> Result<(), ErrorKind> {
+    if volume_mib.saturating_add(more_mib) <= plan.max_volume_mib {
+        return Ok(());
+    }
+    Err(ErrorKind::Quota {
+        limit: Limit::VolumeSpace,
+        what: "volume_mib",
+        requested: more_mib,
+        current: volume_mib,
+        max: plan.max_volume_mib,
+    })
+}
+
 /// The decision for any demand. `others` is the account's use without the workspace in question.
 ///
 /// # Errors

@@ -372,9 +372,10 @@ impl VolumeState {
             (Self::Deleting, _) => VolumeStep::Delete,
             (Self::Creating, OnNode::Absent) => VolumeStep::Make,
             // Its outcome was not heard, or it came about after it was given up.
-            (Self::Creating | Self::Failed(_), OnNode::Present) => {
+            (Self::Creating | Self::Failed(_), OnNode::Present | OnNode::Smaller) => {
                 VolumeStep::Record(VolumeEvent::Made)
             }
+            (Self::Ready, OnNode::Smaller) => VolumeStep::Grow,
             (Self::Ready, OnNode::Absent) => {
                 let failure = Failure::new(FailureCode::SavedStateUnusable, lost, now);
                 VolumeStep::Record(VolumeEvent::Lost(failure))
@@ -422,6 +423,22 @@ pub fn check_volume_size(size_mib: u64) -> Result<(), Invalid> {
     })
 }
 
+/// Checks that a volume of `now_mib` may become one of `size_mib`.
+///
+/// # Errors
+/// `size_mib`.
+pub fn check_volume_growth(now_mib: u64, size_mib: u64) -> Result<(), Invalid> {
+    if (now_mib..=MAX_VOLUME_MIB).contains(&size_mib) {
+        return Ok(());
+    }
+    let problem = match size_mib < now_mib {
+        true => format!("{size_mib} is less than it has: volumes grow and do not shrink"),
+        false => format!("{size_mib} is out of range"),
+    };
+    let allowed = format!("{now_mib} to {MAX_VOLUME_MIB} MiB");
+    Err(Invalid { field: "size_mib", problem, allowed })
+}
+
 /// Something that happened to a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VolumeEvent {
@@ -454,6 +471,8 @@ impl Volume {
 pub enum OnNode {
     /// Complete.
     Present,
+    /// Complete, and smaller than it is to be.
+    Smaller,
     /// Nothing of it, or only a beginning.
     Absent,
 }
@@ -463,6 +482,8 @@ pub enum OnNode {
 pub enum VolumeStep {
     /// Have the node make it (a repetition is harmless) and record what came of it.
     Make,
+    /// Have the node make it as large as the record says (a repetition is harmless).
+    Grow,
     /// Have the node remove it, then remove the record.
     Delete,
     /// Record this and decide again.

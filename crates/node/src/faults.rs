@@ -145,6 +145,9 @@ pub const VOLUME_POINTS: &[&str] = &[
     "volume_detached",
 ];
 
+/// The points of disks and volumes that grow under a running VM.
+pub const GROWTH_POINTS: &[&str] = &["growth_recorded", "disk_grown", "file_system_grown"];
+
 /// The points of checkpoints of volumes that a VM writes.
 pub const CHECKPOINT_POINTS: &[&str] = &[
     "checkpoint_synced",
@@ -284,6 +287,7 @@ fn all_points() -> impl Iterator<Item = &'static str> {
         .chain(INSTANT_POINTS)
         .chain(VOLUME_POINTS)
         .chain(CHECKPOINT_POINTS)
+        .chain(GROWTH_POINTS)
         .copied()
 }
 

@@ -26,7 +26,7 @@ use crate::{
     templates::Templates,
     turns::Turns,
     uids::UidPool,
-    volumes::Volumes,
+    volumes::{Helpers, Volumes},
 };
 
 /// This machine.
@@ -37,6 +37,8 @@ pub(crate) struct Host {
     pub layout: Layout,
     pub storage: Storage,
     pub volumes: Arc<Volumes>,
+    /// Who serves files of volumes that no VM has.
+    pub helpers: Helpers,
     pub vmm: Arc<dyn Vmm>,
     pub images: ImageStore,
     /// What brings images from registries.

@@ -16,7 +16,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use skerry_internal_api::{StartPath, VmExit};
 use skerry_model::{
-    HeldMount, Incarnation, MemMib, MountProgress, SnapshotId, Timestamp, VolumeMount, VolumeSlot,
+    HeldMount, Incarnation, MemMib, MountMode, MountProgress, SnapshotId, Timestamp, VolumeId,
+    VolumeMount, VolumeSlot,
 };
 use skerry_vmm::VmmRecord;
 
@@ -128,6 +129,9 @@ pub(crate) enum Entry {
         /// Whether saved memory lies beside the disk.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         memory_saved: bool,
+        /// Volumes that are mounted for writing in that memory.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        asleep: BTreeSet<VolumeId>,
     },
 }
 
@@ -169,6 +173,8 @@ pub(crate) struct LedgerState {
     pub volumes: BTreeMap<VolumeSlot, VolumeMount>,
     /// Those of them that its guest has mounted.
     pub mounted: BTreeSet<VolumeSlot>,
+    /// Volumes that are mounted for writing in the saved memory.
+    pub asleep: BTreeSet<VolumeId>,
     /// A deletion has begun.
     pub deleting: bool,
 }
@@ -196,7 +202,10 @@ impl LedgerState {
             Entry::Saving { purpose } => self.saving = Some(purpose),
             Entry::SaveEnded => self.saving = None,
             Entry::MemorySaved => self.memory_saved = true,
-            Entry::MemoryForgotten => self.memory_saved = false,
+            Entry::MemoryForgotten => {
+                self.memory_saved = false;
+                self.asleep.clear();
+            }
             Entry::VolumeAttaching { mount } => {
                 self.mounted.remove(&mount.slot);
                 self.volumes.insert(mount.slot, mount);
@@ -212,6 +221,11 @@ impl LedgerState {
                 self.volumes.remove(&slot);
             }
             Entry::Released => {
+                if self.memory_saved {
+                    let written = |mount: &&VolumeMount| mount.mode == MountMode::ReadWrite;
+                    let written = self.volumes.values().filter(written);
+                    self.asleep.extend(written.map(|mount| mount.volume_id));
+                }
                 self.volumes.clear();
                 self.mounted.clear();
                 self.holdings = None;
@@ -222,7 +236,8 @@ impl LedgerState {
                 self.saving = None;
             }
             Entry::Deleting => self.deleting = true,
-            Entry::Summary { incarnation, last_exit, memory_saved } => {
+            Entry::Summary { incarnation, last_exit, memory_saved, asleep } => {
+                self.asleep = asleep;
                 self.incarnation = incarnation;
                 self.last_exit = last_exit;
                 self.memory_saved = memory_saved;
@@ -361,6 +376,7 @@ impl Ledger {
             incarnation: open.state.incarnation,
             last_exit: open.state.last_exit.clone(),
             memory_saved: open.state.memory_saved,
+            asleep: open.state.asleep.clone(),
         };
         let begun = Entry::Begun { incarnation, holdings };
         let entries = [past, begun];

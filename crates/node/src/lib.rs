@@ -51,8 +51,9 @@ pub use doctor::doctor;
 pub use error::Error;
 pub use faults::{
     CHECKPOINT_POINTS as CHECKPOINT_FAULT_POINTS, FaultKind, Faults,
-    INSTANT_POINTS as INSTANT_FAULT_POINTS, POINTS as FAULT_POINTS,
-    SAVED_POINTS as SAVED_FAULT_POINTS, VOLUME_POINTS as VOLUME_FAULT_POINTS,
+    GROWTH_POINTS as GROWTH_FAULT_POINTS, INSTANT_POINTS as INSTANT_FAULT_POINTS,
+    POINTS as FAULT_POINTS, SAVED_POINTS as SAVED_FAULT_POINTS,
+    VOLUME_POINTS as VOLUME_FAULT_POINTS,
 };
 pub use network::{AddressPrefix, UplinkChoice, UplinkSettings};
 pub use node::Node;

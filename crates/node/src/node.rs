@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use skerry_internal_api::{
     ByteStream, EgressRefusals, GuestApi, ImageInfo, ImagePull, LogSource, NodeApi, NodeCapacity,
     NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo, StartStatistics,
-    StopMode, VmPhase, VmReport, VmSpec, VolumeInfo,
+    StopMode, VmPhase, VmReport, VmSpec, VolumeFiles, VolumeInfo,
 };
 use skerry_model::{
     CheckpointId, Incarnation, NetworkPolicy, NodeId, SnapshotId, VolumeId, VolumeMount,
@@ -41,7 +41,7 @@ use crate::{
         Answer, Request, Slot, Status, Undertaking,
         owner::{Found, Owner},
     },
-    volumes::Volumes,
+    volumes::{Helpers, Volumes},
 };
 
 /// Events a slow subscriber may be behind.
@@ -389,11 +389,24 @@ impl NodeApi for Node {
     }
 
     async fn ensure_volume_deleted(&self, id: VolumeId) -> Result<(), NodeError> {
+        let _no_helper = Helpers::without(&self.host, id).await;
         self.with_volumes("remove_volume", move |volumes| volumes.delete(id)).await
     }
 
     async fn volumes(&self) -> Result<Vec<VolumeInfo>, NodeError> {
         self.with_volumes("list_volumes", Volumes::list).await
+    }
+
+    async fn volume_files(&self, id: VolumeId) -> Result<Arc<dyn VolumeFiles>, NodeError> {
+        self.files_of_volume(id).await
+    }
+
+    async fn ensure_volume_size(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
+        self.grow_volume(id, size_bytes).await
+    }
+
+    async fn ensure_disk_size(&self, spec: VmSpec) -> Result<(), NodeError> {
+        self.grow_disk(spec).await
     }
 
     async fn ensure_volume_attached(

@@ -72,6 +72,11 @@ async fn recover_one(host: &Arc<Host>, workspace_id: WorkspaceId) -> Recovered {
         Ok(None) => (None, settle_unnamed(host, &paths).await),
         Err(error) => (None, Err(error)),
     };
+    if let Some(state) = ledger.as_ref().map(Ledger::state)
+        && state.memory_saved
+    {
+        state.asleep.iter().for_each(|id| host.volumes.sleeps(*id, &paths.dir));
+    }
     let found = outcome.unwrap_or_else(|error| {
         let error = chain(&error);
         tracing::error!(workspace.id = %workspace_id, error, "a VM could not be recovered");

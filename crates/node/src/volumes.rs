@@ -15,8 +15,12 @@
 //! to be replayed before it can be read, also by readers, and none of them sees another's.
 
 mod checkpoints;
+mod growth;
+mod helpers;
 
 pub(crate) use checkpoints::checkpoints_dir;
+pub(crate) use growth::VolumeUser;
+pub(crate) use helpers::Helpers;
 
 use std::{
     collections::HashMap,
@@ -77,6 +81,9 @@ pub(crate) struct Volumes {
     room: DiskRoom,
     /// Which VM (by its directory) writes which volume. Held while a volume's files change.
     writers: Mutex<HashMap<VolumeId, PathBuf>>,
+    /// Which VM (by its directory) has saved memory in which a volume is mounted for writing: to anybody
+    /// else that writes it, its file system would change behind that guest's back. Taken after `writers`.
+    asleep: Mutex<HashMap<VolumeId, PathBuf>>,
 }
 
 /// Removes what was being made or removed when an earlier life ended, before anybody looks which
@@ -101,7 +108,8 @@ pub(crate) fn scratch_dir(vm_dir: &Path, slot: VolumeSlot) -> PathBuf {
 
 impl Volumes {
     pub fn new(dir: PathBuf, disks: Disks, layers: Arc<LayerStore>, room: DiskRoom) -> Self {
-        Self { dir, disks, layers, room, writers: Mutex::default() }
+        let (writers, asleep) = (Mutex::default(), Mutex::default());
+        Self { dir, disks, layers, room, writers, asleep }
     }
 
     /// Makes a volume; one of this identifier and size that is there is a success.
@@ -207,14 +215,19 @@ impl Volumes {
         let place = self.place(mount.volume_id);
         let record = read_record(&place)?.ok_or(Error::NoSuchVolume)?;
         let is_written = writers.get(&mount.volume_id).is_some_and(|writer| writer != vm_dir);
-        if is_written && mount.checkpoint_id.is_none() {
+        let sleeps_elsewhere =
+            self.asleep().get(&mount.volume_id).is_some_and(|sleeper| sleeper != vm_dir);
+        if (is_written || sleeps_elsewhere) && mount.checkpoint_id.is_none() {
             return Err(Error::VolumeInUse);
         }
         let own = self.disks.at(&place);
         let (disk, chain) = match mount.mode {
             MountMode::ReadWrite => {
-                let chain = own.ensure(&foundation(mount.volume_id, record, Vec::new()), 0)?;
+                let foundation = foundation(mount.volume_id, record, Vec::new());
+                // It may have grown while nobody had it.
+                let chain = own.ensure(&foundation, record.size_bytes)?;
                 writers.insert(mount.volume_id, vm_dir.to_owned());
+                self.asleep().remove(&mount.volume_id);
                 (own, chain)
             }
             MountMode::ReadOnly => self.open_scratch(mount, &own, record, vm_dir)?,
@@ -270,6 +283,10 @@ impl Volumes {
                 if place.exists() {
                     self.disks.at(&place).take_back()?;
                 }
+                match scratch {
+                    Scratch::Keep => self.sleeps(mount.volume_id, vm_dir),
+                    Scratch::Remove => {}
+                }
                 writers.remove(&mount.volume_id);
                 Ok(())
             }
@@ -284,8 +301,19 @@ impl Volumes {
         }
     }
 
+    /// The VM's memory, in which the volume is mounted for writing, is saved.
+    pub fn sleeps(&self, id: VolumeId, vm_dir: &Path) {
+        self.asleep().insert(id, vm_dir.to_owned());
+    }
+
+    /// The VM's saved memory is given up: nobody goes on from it.
+    pub fn sleeps_no_more(&self, vm_dir: &Path) {
+        self.asleep().retain(|_, sleeper| sleeper != vm_dir);
+    }
+
     /// Removes what a VM has scribbled on, for each of its slots.
     pub fn forget_scratch(&self, vm_dir: &Path) -> Result<(), Error> {
+        self.sleeps_no_more(vm_dir);
         VolumeSlot::all()
             .map(|slot| scratch_dir(vm_dir, slot))
             .try_for_each(|dir| if dir.exists() { self.remove_scratch(&dir) } else { Ok(()) })
@@ -298,6 +326,10 @@ impl Volumes {
 
     fn place(&self, id: VolumeId) -> PathBuf {
         self.dir.join(id.to_string())
+    }
+
+    fn asleep(&self) -> MutexGuard<'_, HashMap<VolumeId, PathBuf>> {
+        self.asleep.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn writers(&self) -> MutexGuard<'_, HashMap<VolumeId, PathBuf>> {

@@ -27,6 +27,8 @@ use real::{TEST_WITHIN, hello_of, hello_of_nobody, prints, run, shell};
 
 const STEP: Duration = Duration::from_secs(60);
 const CLONES: u8 = 3;
+/// Enough for a disk of 3 GiB and its tables.
+const MOST_FILE_BYTES: u64 = 4 << 30;
 const DISK: &str = "1G";
 
 /// Saves a paused VM and ends it.
@@ -279,12 +281,12 @@ async fn what_is_written_while_frozen_waits_and_nothing_else_does(link: &Arc<Gue
 async fn a_disk_grows_under_the_running_guest(vm: &Arc<dyn Vm>, link: &GuestLink) {
     let size = || async { link.stats().await.unwrap().disk_total_bytes >> 20 };
     let before = size().await;
-    vm.grow_disk(2 << 30, STEP).await.unwrap();
+    vm.grow_disk(2 << 30, MOST_FILE_BYTES, STEP).await.unwrap();
     let gained = link.grow_root(2 << 30, STEP).await.unwrap() >> 20;
     assert!(gained > 900 && size().await == before + gained, "{before} + {gained} MiB");
     assert_eq!(link.grow_root(2 << 30, STEP).await, Ok(0));
     // Without being told, with the next configure call.
-    vm.grow_disk(3 << 30, STEP).await.unwrap();
+    vm.grow_disk(3 << 30, MOST_FILE_BYTES, STEP).await.unwrap();
     let bigger = run(link, "until [ $(cat /sys/block/vda/size) = 6291456 ]; do sleep 0.05; done");
     assert_eq!(bigger.await.1, ExecExit::Code(0));
     link.reconfigure(hello_of(7), STEP).await.unwrap();

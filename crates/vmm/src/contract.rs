@@ -209,7 +209,7 @@ pub struct Sandbox {
     pub rlimit_address_space_bytes: Option<u64>,
     /// The most bytes a file may come to that the process writes (its overlay, a saved state): a
     /// write beyond fails, and so does what the guest or the save wanted it for. Guest memory's file
-    /// has its size from the start. Not raised by [`Vm::grow_disk`].
+    /// has its size from the start. [`Vm::grow_disk`] and [`Vm::attach_volume`] raise it.
     #[serde(default)]
     pub rlimit_file_size_bytes: Option<u64>,
 }
@@ -525,9 +525,14 @@ pub trait Vm: Send + Sync {
     }
 
     /// Grows the disk the guest sees to `size_bytes`, a multiple of 512; never shrinks. The size it
-    /// has already is a success.
-    async fn grow_disk(&self, size_bytes: u64, within: Duration) -> Result<(), VmmError> {
-        let _ = (size_bytes, within);
+    /// has already is a success. `most_file_bytes` is as in [`Vm::attach_volume`].
+    async fn grow_disk(
+        &self,
+        size_bytes: u64,
+        most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        let _ = (size_bytes, most_file_bytes, within);
         Err(VmmError::Unsupported(Capability::Snapshot))
     }
 
@@ -564,6 +569,18 @@ pub trait Vm: Send + Sync {
     /// [`Vm::flatten_disk`] for the disk in a slot. Emptying the slot ends it, too.
     async fn flatten_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {
         let _ = (slot, within);
+        Err(VmmError::Unsupported(Capability::Volumes))
+    }
+
+    /// [`Vm::grow_disk`] for the disk in a slot; an empty slot is a refusal.
+    async fn grow_volume(
+        &self,
+        slot: VolumeSlot,
+        size_bytes: u64,
+        most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        let _ = (slot, size_bytes, most_file_bytes, within);
         Err(VmmError::Unsupported(Capability::Volumes))
     }
 

@@ -16,7 +16,7 @@ use nix::{
             AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
             socket,
         },
-        statvfs::statvfs,
+        statvfs::fstatvfs,
     },
 };
 
@@ -142,6 +142,17 @@ pub(crate) fn size_bytes(device: &str) -> io::Result<u64> {
     Ok(sectors * 512)
 }
 
+/// The number of a disk's device: major and minor.
+pub(crate) fn number(device: &str) -> io::Result<(u64, u64)> {
+    let name = device.trim_start_matches("/dev/");
+    let text = fs::read_to_string(format!("/sys/block/{name}/dev"))?;
+    let parts = text.trim().split_once(':').map(|(major, minor)| (major.parse(), minor.parse()));
+    match parts {
+        Some((Ok(major), Ok(minor))) => Ok((major, minor)),
+        Some(_) | None => Err(io::Error::other(format!("{device} has the number {text:?}"))),
+    }
+}
+
 /// The root disk and the file system on it.
 #[derive(Debug)]
 pub(crate) struct RootDisk {
@@ -168,37 +179,49 @@ impl RootDisk {
 
     /// Waits until the kernel sees a disk of at least so many bytes, which was announced to it. Blocks.
     pub(crate) fn wait_for(&self, size_bytes: u64) -> io::Result<()> {
-        let deadline = Instant::now() + GROWTH_WITHIN;
-        loop {
-            let seen = self.size_bytes()?;
-            if seen >= size_bytes {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                return Err(io::Error::other(format!(
-                    "the disk still has {seen} bytes instead of {size_bytes}"
-                )));
-            }
-            std::thread::sleep(LOOK_EVERY);
-        }
+        wait_for_size(&self.device, size_bytes)
     }
 
     /// Grows the file system, mounted at `mount_point`, to the size of the disk. Returns the number of
     /// bytes gained; an up-to-date file system is left alone. Blocks.
     pub(crate) fn grow(&self, mount_point: &str) -> io::Result<u64> {
         let disk_bytes = self.size_bytes()?;
-        let before = statvfs(mount_point)?;
-        let block_size = before.fragment_size();
-        let blocks = disk_bytes / block_size;
-        // `blocks()` leaves out the file system's own tables: an equal size looks a little smaller. The
-        // kernel knows better and does nothing when nothing is to be done.
-        if blocks > before.blocks() {
-            let directory = File::open(mount_point)?;
-            // SAFETY: the descriptor is open and the kernel reads one 64-bit number.
-            unsafe { ext4_resize(directory.as_raw_fd(), &raw const blocks) }?;
-        }
+        let gained_bytes = grow_file_system(&self.device, &File::open(mount_point)?)?;
         self.filled_bytes.store(disk_bytes, Ordering::Relaxed);
-        let after = statvfs(mount_point)?;
-        Ok(after.blocks().saturating_sub(before.blocks()).saturating_mul(block_size))
+        Ok(gained_bytes)
     }
+}
+
+/// Waits until the kernel sees a disk of at least so many bytes, which was announced to it. Blocks.
+pub(crate) fn wait_for_size(device: &str, wanted_bytes: u64) -> io::Result<()> {
+    let deadline = Instant::now() + GROWTH_WITHIN;
+    loop {
+        let seen = size_bytes(device)?;
+        if seen >= wanted_bytes {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::other(format!(
+                "the disk still has {seen} bytes instead of {wanted_bytes}"
+            )));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Grows the ext4 of which `directory` is one to the size of its disk, `device`. Returns the number of
+/// bytes gained; an up-to-date file system is left alone. Blocks.
+pub(crate) fn grow_file_system(device: &str, directory: &File) -> io::Result<u64> {
+    let disk_bytes = size_bytes(device)?;
+    let before = fstatvfs(directory)?;
+    let block_size = before.fragment_size();
+    let blocks = disk_bytes / block_size;
+    // `blocks()` leaves out the file system's own tables: an equal size looks a little smaller. The
+    // kernel knows better and does nothing when nothing is to be done.
+    if blocks > before.blocks() {
+        // SAFETY: the descriptor is open and the kernel reads one 64-bit number.
+        unsafe { ext4_resize(directory.as_raw_fd(), &raw const blocks) }?;
+    }
+    let after = fstatvfs(directory)?;
+    Ok(after.blocks().saturating_sub(before.blocks()).saturating_mul(block_size))
 }

@@ -6,6 +6,7 @@ mod ports;
 mod saved;
 mod ssh;
 mod values;
+mod volume_files;
 mod volumes;
 
 use std::{fmt, path::PathBuf, str::FromStr};
@@ -20,6 +21,7 @@ pub use saved::{
 };
 pub use ssh::{SshArgs, SshKeyCommand};
 pub use values::{Bytes, EnvArg, Mebibytes, Place, Seconds};
+pub use volume_files::{VolumeFileCommand, VolumePlace};
 pub use volumes::{CheckpointCommand, MountArg, VolumeCommand, VolumeCreateArgs};
 
 /// Flags that every command takes.

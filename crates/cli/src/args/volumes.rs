@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 
-use super::{Mebibytes, WaitArgs};
+use super::{Mebibytes, VolumeFileCommand, WaitArgs};
 
 /// `skerry volume`.
 #[derive(Debug, Subcommand)]
@@ -28,6 +28,21 @@ pub enum VolumeCommand {
         /// The new name
         #[arg(value_name = "NEW-NAME")]
         name: String,
+    },
+    /// Make a volume and its file system larger; volumes do not shrink
+    Grow {
+        /// Name or id
+        #[arg(value_name = "VOLUME")]
+        volume: String,
+        /// How large it is to be: 512 or 512M, 10G, 1T
+        #[arg(value_name = "SIZE")]
+        size: Mebibytes,
+    },
+    /// Write, read, list and remove files of volumes, whether a workspace has them or not
+    File {
+        /// What to do
+        #[command(subcommand)]
+        command: VolumeFileCommand,
     },
     /// Delete volumes and all that is on them
     Rm {

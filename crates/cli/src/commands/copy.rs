@@ -24,8 +24,8 @@ use crate::{
     tree, wire,
 };
 
-const SIGINT: u8 = 2;
-const PIECE_BYTES: usize = 64 * 1024;
+pub(super) const SIGINT: u8 = 2;
+pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
 pub(crate) async fn copy(client: &Client, args: CpArgs, output: Output) -> Result<ExitCode, Error> {
     // Ctrl-C lets go of everything under way, which removes what is half done.
@@ -322,7 +322,7 @@ fn is_missing_file(error: &Error) -> bool {
     }
 }
 
-async fn write_all(
+pub(super) async fn write_all(
     content: &mut (impl Stream<Item = Result<bytes::Bytes, Error>> + Unpin),
     to: &mut impl Write,
     progress: Option<&Progress>,

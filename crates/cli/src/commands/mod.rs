@@ -12,5 +12,6 @@ pub(crate) mod net;
 pub(crate) mod ports;
 pub(crate) mod snapshots;
 pub(crate) mod ssh;
+pub(crate) mod volume_files;
 pub(crate) mod volumes;
 pub(crate) mod workspaces;

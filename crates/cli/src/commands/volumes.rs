@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::workspaces::{finish, keep_first};
+use super::{
+    volume_files,
+    workspaces::{finish, keep_first},
+};
 use crate::{
     args::{CheckpointCommand, MountArg, VolumeCommand, VolumeCreateArgs},
     client::{Client, read},
@@ -40,6 +43,17 @@ pub(crate) async fn volume(
             let path = ["volumes", &volume];
             let answer = client.call(Method::PATCH, &path, &[], Some(&body), 0).await?;
             output.answer(&answer, || Ok(shown(&read(&answer)?))).map(done)
+        }
+        VolumeCommand::Grow { volume, size } => {
+            let waiting = spinner(output, format!("growing {volume}"));
+            let (path, body) = (["volumes", &*volume], json!({ "size_mib": size.0 }));
+            let answer =
+                client.call(Method::PATCH, &path, &[], Some(&body), ATTACH_SECONDS).await?;
+            drop(waiting);
+            output.answer(&answer, || Ok(shown(&read(&answer)?))).map(done)
+        }
+        VolumeCommand::File { command } => {
+            volume_files::file(client, command, output).await.map(done)
         }
         VolumeCommand::Rm { volumes, wait } => {
             remove(client, &["volumes"], &volumes, wait.seconds(), output).await.map(done)

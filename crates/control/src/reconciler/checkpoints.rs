@@ -82,7 +82,8 @@ async fn drive(inner: &Arc<Inner>, id: CheckpointId) -> Result<(), Error> {
             }
         };
         match next_checkpoint_step(&checkpoint, observed, inner.now()) {
-            VolumeStep::Nothing => return Ok(()),
+            // A checkpoint has the size it was made with.
+            VolumeStep::Nothing | VolumeStep::Grow => return Ok(()),
             VolumeStep::Record(event) => record(inner, id, &event).await?,
             VolumeStep::Make => {
                 let call = inner.node.ensure_checkpoint(volume_id, id);

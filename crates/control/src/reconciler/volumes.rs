@@ -1,9 +1,11 @@
 //! Volumes' own workers: one for each volume that is being made or removed, or that differs from what
 //! its node has.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use skerry_model::{OnNode, VolumeEvent, VolumeId, VolumeState, VolumeStep, next_volume_step};
+use skerry_model::{
+    OnNode, Volume, VolumeEvent, VolumeId, VolumeState, VolumeStep, next_volume_step,
+};
 use tokio::sync::Notify;
 
 use super::{
@@ -42,18 +44,23 @@ impl Inner {
         }
     }
 
+    /// The volumes that the node has, with their sizes in bytes.
+    async fn volumes_on_node(&self) -> Result<HashMap<VolumeId, u64>, Error> {
+        let all = self.bounded("volumes", self.node.volumes()).await??;
+        Ok(all.iter().map(|one| (one.id, one.size_bytes)).collect())
+    }
+
     /// Compares every volume's record with what the node has, and wakes a worker where they differ.
     /// What the node has without a record is left alone: it may be somebody's only data.
     pub(super) async fn sweep_volumes(self: &Arc<Self>) -> Result<(), Error> {
-        let on_node: HashSet<VolumeId> =
-            self.bounded("volumes", self.node.volumes()).await??.iter().map(|one| one.id).collect();
+        let on_node = self.volumes_on_node().await?;
         let mut after = None;
         loop {
             let batch = self.store.volumes_after(after, BATCH).await?;
             let Some(last) = batch.last() else { break };
             after = Some(last.id);
             for volume in &batch {
-                let observed = seen(&on_node, volume.id);
+                let observed = seen(&on_node, volume);
                 if next_volume_step(volume, observed, self.now()) != VolumeStep::Nothing {
                     self.wake_volume(volume.id);
                 }
@@ -68,8 +75,12 @@ impl Inner {
     }
 }
 
-fn seen(on_node: &HashSet<VolumeId>, id: VolumeId) -> OnNode {
-    if on_node.contains(&id) { OnNode::Present } else { OnNode::Absent }
+fn seen(on_node: &HashMap<VolumeId, u64>, volume: &Volume) -> OnNode {
+    match on_node.get(&volume.id) {
+        None => OnNode::Absent,
+        Some(bytes) if *bytes < volume.size_bytes() => OnNode::Smaller,
+        Some(_) => OnNode::Present,
+    }
 }
 
 async fn drive(inner: &Arc<Inner>, id: VolumeId) -> Result<(), Error> {
@@ -79,8 +90,7 @@ async fn drive(inner: &Arc<Inner>, id: VolumeId) -> Result<(), Error> {
             // Making and removing repeat harmlessly: no need to look first.
             VolumeState::Creating | VolumeState::Deleting => OnNode::Absent,
             VolumeState::Ready | VolumeState::Failed(_) => {
-                let all = inner.bounded("volumes", inner.node.volumes()).await??;
-                seen(&all.iter().map(|one| one.id).collect(), id)
+                seen(&inner.volumes_on_node().await?, &volume)
             }
         };
         match next_volume_step(&volume, observed, inner.now()) {
@@ -96,6 +106,11 @@ async fn drive(inner: &Arc<Inner>, id: VolumeId) -> Result<(), Error> {
                     }
                 };
                 record(inner, id, &event).await?;
+            }
+            VolumeStep::Grow => {
+                let call = inner.node.ensure_volume_size(id, volume.size_bytes());
+                inner.bounded("ensure_volume_size", call).await??;
+                inner.volume_watchers.announce(id);
             }
             VolumeStep::Delete => {
                 let call = inner.node.ensure_volume_deleted(id);

@@ -13,6 +13,7 @@ mod point;
 mod saved;
 mod turns;
 mod vm;
+mod volume_files;
 mod volumes;
 
 use std::{
@@ -26,7 +27,7 @@ use skerry_internal_api::{
     ByteStream, DoctorCheck, DoctorLevel, EgressRefusals, GuestApi, ImageInfo, ImagePull,
     LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError, NodeEvent, NodeNetwork, PullFailure,
     PullStep, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmExit, VmPhase, VmReport,
-    VmSpec, VolumeInfo,
+    VmSpec, VolumeFiles, VolumeInfo,
 };
 use skerry_model::{
     CheckpointId, Incarnation, NetworkPolicy, NodeId, PrivateAddress, SnapshotId, Timestamp,
@@ -401,6 +402,15 @@ impl NodeApi for SimNode {
 
     async fn ensure_volume_deleted(&self, id: VolumeId) -> Result<(), NodeError> {
         self.remove_volume(id)
+    }
+
+    async fn volume_files(&self, id: VolumeId) -> Result<Arc<dyn VolumeFiles>, NodeError> {
+        self.files_of_volume(id)
+    }
+
+    async fn ensure_volume_size(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
+        self.state().called(Point::GrowVolume, "ensure_volume_size".to_owned())?;
+        self.grow_volume(id, size_bytes)
     }
 
     async fn volumes(&self) -> Result<Vec<VolumeInfo>, NodeError> {

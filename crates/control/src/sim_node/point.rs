@@ -21,6 +21,8 @@ pub enum Point {
     EnsureSnapshotDeleted,
     /// Making a volume.
     EnsureVolume,
+    /// Making a volume larger.
+    GrowVolume,
     /// Making a checkpoint of a volume.
     EnsureCheckpoint,
     /// Putting a volume into a VM that runs.
@@ -32,7 +34,7 @@ pub enum Point {
 }
 
 impl Point {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::EnsureRunning,
         Self::EnsureStopped,
         Self::EnsureDeleted,
@@ -42,6 +44,7 @@ impl Point {
         Self::TakeSnapshot,
         Self::EnsureSnapshotDeleted,
         Self::EnsureVolume,
+        Self::GrowVolume,
         Self::EnsureCheckpoint,
         Self::AttachVolume,
         Self::DetachVolume,

@@ -8,7 +8,10 @@ use skerry_model::{
     WorkspaceId,
 };
 
-use super::{SimNode, SimState};
+use super::{
+    SimNode, SimState,
+    volume_files::{SimVolume, writes},
+};
 
 #[derive(Default)]
 pub(super) struct SimVolumes {
@@ -19,11 +22,37 @@ pub(super) struct SimVolumes {
     /// What the last start of each workspace has that has any: with thousands of VMs and no volume,
     /// this costs a start nothing.
     held: HashMap<WorkspaceId, Vec<VolumeMount>>,
+    /// What VMs that are saved have mounted.
+    asleep: HashMap<WorkspaceId, Vec<VolumeMount>>,
+    /// What is on each.
+    files: HashMap<VolumeId, SimVolume>,
 }
 
 impl SimVolumes {
     pub(super) fn release(&mut self, workspace_id: WorkspaceId) {
         self.held.remove(&workspace_id);
+    }
+
+    pub(super) fn has(&self, id: VolumeId) -> bool {
+        self.all.contains_key(&id)
+    }
+
+    pub(super) fn files(&mut self, id: VolumeId) -> SimVolume {
+        self.files.entry(id).or_default().clone()
+    }
+
+    pub(super) fn grow(&mut self, id: VolumeId, size_bytes: u64) {
+        if let Some(there) = self.all.get_mut(&id) {
+            *there = size_bytes.max(*there);
+        }
+    }
+
+    /// Who has the volume for writing, running or not.
+    pub(super) fn writer(&self, id: VolumeId) -> Option<WorkspaceId> {
+        let is_it = |mount: &&VolumeMount| mount.volume_id == id && writes(mount.mode);
+        let mut held = self.held.iter().chain(&self.asleep);
+        held.find(|(_, mounts)| mounts.iter().any(|mount| is_it(&mount)))
+            .map(|(workspace_id, _)| *workspace_id)
     }
 
     fn may_have(&self, workspace_id: WorkspaceId, mount: &VolumeMount) -> Result<(), NodeError> {
@@ -69,9 +98,16 @@ impl SimState {
     }
 
     /// A VM without a process has no volumes.
-    fn forget_ended(&mut self) {
+    pub(super) fn forget_ended(&mut self) {
         let vms = &self.vms;
-        self.volumes.held.retain(|id, _| {
+        let is_saved =
+            |id: &WorkspaceId| vms.get(id).is_some_and(|vm| vm.report.phase == VmPhase::Suspended);
+        let volumes = &mut self.volumes;
+        volumes.asleep.retain(|id, _| is_saved(id));
+        for (id, mounts) in volumes.held.iter().filter(|(id, _)| is_saved(id)) {
+            volumes.asleep.insert(*id, mounts.clone());
+        }
+        volumes.held.retain(|id, _| {
             vms.get(id)
                 .is_some_and(|vm| !matches!(vm.report.phase, VmPhase::Stopped | VmPhase::Suspended))
         });
@@ -111,6 +147,7 @@ impl SimNode {
         }
         state.volumes.all.remove(&id);
         state.volumes.checkpoints.remove(&id);
+        state.volumes.files.remove(&id);
         Ok(())
     }
 

@@ -81,6 +81,10 @@ pub trait VolumeStore: Send + Sync {
     /// when the account has another one of the name. The written record has the next revision.
     async fn update_volume(&self, volume: &Volume) -> Result<Write<Volume>, Error>;
 
+    /// Replaces the size by `volume`'s, which is larger, if the record's revision is still
+    /// `volume.revision` and the plan admits it ([`skerry_model::limits::admit_volume_growth`]).
+    async fn grow_volume(&self, volume: &Volume, plan: &Plan) -> Result<Write<Volume>, Error>;
+
     /// Replaces the record by `volume`, whose deletion has begun, if its revision is still
     /// `volume.revision` and no workspace has it at the moment of the write.
     async fn begin_volume_deletion(&self, volume: &Volume) -> Result<VolumeDeletion, Error>;

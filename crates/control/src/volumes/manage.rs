@@ -165,7 +165,7 @@ fn name_taken(name: &DisplayName) -> Error {
     ErrorKind::Conflict(format!("there is a volume of the name {name} already")).into()
 }
 
-fn changes_too_quickly() -> Error {
+pub(super) fn changes_too_quickly() -> Error {
     ErrorKind::Unavailable("the volume changes too quickly".to_owned()).into()
 }
 
@@ -187,7 +187,7 @@ impl Inner {
         own.ok_or_else(|| Error::not_found("volume"))
     }
 
-    async fn view(&self, volume: Volume) -> Result<VolumeView, Error> {
+    pub(super) async fn view(&self, volume: Volume) -> Result<VolumeView, Error> {
         let attachments = self.store.attachments_of(volume.id).await?;
         let used_bytes = self.used_bytes().await.remove(&volume.id);
         Ok(VolumeView { volume, used_bytes, attachments })

@@ -5,6 +5,7 @@
 mod attach;
 mod checkpoints;
 mod compare;
+mod files;
 mod manage;
 
 pub(crate) use compare::{MountTurns, Mounted};

@@ -26,6 +26,24 @@ impl Disk {
         Ok(pushing.map(|id| self.overlay_path(id)))
     }
 
+    /// Records that the disk of a VM that runs is at least so large, before the VMM makes it so; answers
+    /// how large it is to be. Whoever opens it next makes it so where the VMM did not.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] when there is no disk, or an overlay is being put on top.
+    pub fn intend_size(&self, wanted_bytes: u64) -> Result<u64, Error> {
+        let mut record = self.read()?.ok_or_else(|| self.wrong("there is no disk"))?;
+        if record.pushing.is_some() {
+            return Err(self.wrong("an overlay is being put on top of it"));
+        }
+        let wanted_bytes = super::whole_sectors(wanted_bytes);
+        if record.chain.size_bytes < wanted_bytes {
+            record.chain.size_bytes = wanted_bytes;
+            self.commit(&record)?;
+        }
+        Ok(record.chain.size_bytes)
+    }
+
     /// Makes an empty overlay, to be given to [`skerry_vmm::Vm::push_overlay`], and records that it
     /// may be on top from now on. Follow with [`Disk::complete_push`] when the VMM has it, with
     /// [`Disk::abort_push`] when it surely has not; with neither when that is not known.

@@ -46,17 +46,21 @@ pub(super) fn write_mode(how: WriteMode) -> message::WriteMode {
     }
 }
 
+pub(super) fn file_kind(kind: message::FileKind) -> FileKind {
+    match kind {
+        message::FileKind::File => FileKind::File,
+        message::FileKind::Directory => FileKind::Directory,
+        message::FileKind::Symlink => FileKind::Symlink,
+        message::FileKind::Other => FileKind::Other,
+    }
+}
+
 /// `path` is where the host asked; the guest's word is not taken for it.
 pub(super) fn stat(path: String, stat: message::Stat) -> FileStat {
     FileStat {
         name: stat.name,
         path,
-        kind: match stat.kind {
-            message::FileKind::File => FileKind::File,
-            message::FileKind::Directory => FileKind::Directory,
-            message::FileKind::Symlink => FileKind::Symlink,
-            message::FileKind::Other => FileKind::Other,
-        },
+        kind: file_kind(stat.kind),
         size_bytes: stat.size_bytes,
         mode: stat.mode & 0o7777,
         uid: stat.uid,

@@ -24,6 +24,7 @@ mod state;
 mod template;
 #[cfg(test)]
 mod tests;
+mod volume_files;
 mod volumes;
 
 use std::{
@@ -49,6 +50,7 @@ use connection::{Connected, keep_connected};
 use hold::Hold;
 pub use state::Frozen;
 pub use template::Prepared;
+pub(crate) use volume_files::GuestVolume;
 
 /// Streams that may last: commands and transfers.
 const LONG_STREAMS: usize = 112;

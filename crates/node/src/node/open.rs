@@ -23,7 +23,7 @@ use crate::{
     templates::Templates,
     turns::Turns,
     uids::UidPool,
-    volumes::Volumes,
+    volumes::{Helpers, Volumes},
 };
 
 /// Everything a node has before it knows of any VM.
@@ -81,6 +81,7 @@ pub(super) fn host(
         layout,
         storage,
         volumes,
+        helpers: Helpers::default(),
         vmm,
         images,
         puller,

@@ -12,6 +12,7 @@ pub(crate) mod tear_down;
 
 mod checkpoint;
 mod flatten;
+mod growth;
 mod pause;
 mod snapshot;
 mod stillness;
@@ -34,6 +35,8 @@ use skerry_model::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+
+use crate::guest::GuestVolume;
 
 /// Requests that may wait for one VM. A caller beyond that waits to be let in.
 const MAILBOX: usize = 16;
@@ -68,6 +71,12 @@ pub(crate) enum Request {
     DetachVolume { incarnation: Incarnation, volume_id: VolumeId, answer: Answer<()> },
     /// Keep what a volume is now that it writes.
     Checkpoint { volume_id: VolumeId, checkpoint_id: CheckpointId, answer: Answer<()> },
+    /// The files of a volume that it writes.
+    VolumeFiles { volume_id: VolumeId, answer: Answer<GuestVolume> },
+    /// Make a volume that it writes larger.
+    GrowVolume { volume_id: VolumeId, size_bytes: u64, answer: Answer<()> },
+    /// Make its disk as large as this says.
+    GrowDisk { spec: Arc<VmSpec>, answer: Answer<()> },
     /// Remove everything.
     Delete { answer: Answer<()> },
 }

@@ -220,6 +220,7 @@ pub(crate) async fn forget_memory(
         let passed = host.config.faults.after("memory_forgotten").await;
         passed.map_err(StepFailed::at("memory_forgotten"))?;
     }
+    host.volumes.sleeps_no_more(&paths.dir);
     let (storage, place) = (host.storage.clone(), paths.suspended.clone());
     let removed = blocking(move || {
         let remains = storage.room.hold(&place)?;

@@ -22,7 +22,7 @@ use crate::{
     host::{Host, StepFailed},
     layout::VmPaths,
     ledger::{Entry, Ledger},
-    volumes::Scratch,
+    volumes::{Helpers, Scratch},
 };
 
 /// Exchanging what is behind a device waits for the requests under way.
@@ -30,8 +30,21 @@ const EXCHANGED_WITHIN: Duration = Duration::from_secs(30);
 /// A guest replays a journal first, and writes everything back at the end.
 const MOUNTED_WITHIN: Duration = Duration::from_secs(120);
 
-/// Puts a volume into its slot; the guest knows nothing of it yet.
+/// Puts a volume into its slot; the guest knows nothing of it yet. Whoever serves its files for the node
+/// lets it go first.
 pub(crate) async fn put_in(
+    host: &Arc<Host>,
+    paths: &VmPaths,
+    ledger: &Ledger,
+    vm: &Arc<dyn Vm>,
+    mount: &VolumeMount,
+) -> Result<(), Error> {
+    let _no_helper = Helpers::without(host, mount.volume_id).await;
+    put_in_slot(host, paths, ledger, vm, mount).await
+}
+
+/// [`put_in`] for the one who serves its files.
+pub(crate) async fn put_in_slot(
     host: &Arc<Host>,
     paths: &VmPaths,
     ledger: &Ledger,

@@ -50,6 +50,8 @@ pub enum Step {
     PushVolumeOverlay,
     /// [`crate::Vm::flatten_volume`].
     FlattenVolume,
+    /// [`crate::Vm::grow_volume`].
+    GrowVolume,
     /// [`crate::Vm::detach_volume`].
     DetachVolume,
 }
@@ -69,6 +71,7 @@ impl Step {
             Self::AttachVolume => "attach_volume",
             Self::PushVolumeOverlay => "push_volume_overlay",
             Self::FlattenVolume => "flatten_volume",
+            Self::GrowVolume => "grow_volume",
             Self::DetachVolume => "detach_volume",
         }
     }

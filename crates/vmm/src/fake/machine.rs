@@ -89,6 +89,8 @@ pub(super) struct Machine {
 struct Inside {
     disk: Option<FakeDisk>,
     volumes: BTreeMap<VolumeSlot, DiskSpec>,
+    /// What those were grown to that were.
+    grown_volumes: BTreeMap<VolumeSlot, u64>,
     memory: FakeMemory,
     /// The guest that is still to be started, and where it then goes.
     parked: Option<Parked>,
@@ -189,6 +191,7 @@ impl Machine {
             inside: Mutex::new(Inside {
                 disk,
                 volumes: BTreeMap::new(),
+                grown_volumes: BTreeMap::new(),
                 memory,
                 parked,
                 save: Save::None,

@@ -244,7 +244,12 @@ impl Vm for FakeVm {
         self.machine.step(Step::FlattenDisk, within, || self.machine.flatten_disk()).await
     }
 
-    async fn grow_disk(&self, size_bytes: u64, within: Duration) -> Result<(), VmmError> {
+    async fn grow_disk(
+        &self,
+        size_bytes: u64,
+        _most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
         spec_check::check_disk_size(size_bytes)?;
         self.machine.step(Step::GrowDisk, within, || self.machine.grow_disk(size_bytes)).await
     }
@@ -275,6 +280,17 @@ impl Vm for FakeVm {
     async fn flatten_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {
         let flatten = || self.machine.flatten_volume(slot);
         self.machine.step(Step::FlattenVolume, within, flatten).await
+    }
+
+    async fn grow_volume(
+        &self,
+        slot: VolumeSlot,
+        size_bytes: u64,
+        _most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        let grow = || self.machine.grow_volume(slot, size_bytes);
+        self.machine.step(Step::GrowVolume, within, grow).await
     }
 
     async fn detach_volume(&self, slot: VolumeSlot, within: Duration) -> Result<(), VmmError> {

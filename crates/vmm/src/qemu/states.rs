@@ -305,12 +305,35 @@ impl Shared {
     pub(super) async fn grow_disk(
         &self,
         size_bytes: u64,
+        most_file_bytes: u64,
         within: Duration,
     ) -> Result<(), VmmError> {
         spec_check::check_disk_size(size_bytes)?;
         self.may_change_its_disk("block_resize").await?;
+        self.raise_file_size_limit(most_file_bytes)?;
         let grown = chain::grow(self.qmp()?, size_bytes, within).await;
         self.or_gone(grown).await
+    }
+
+    pub(super) async fn grow_volume(
+        &self,
+        slot: VolumeSlot,
+        size_bytes: u64,
+        most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        spec_check::check_disk_size(size_bytes)?;
+        self.may_change_its_disk("block_resize").await?;
+        self.raise_file_size_limit(most_file_bytes)?;
+        let grown = timeout(within, volumes::grow(self.qmp()?, slot, size_bytes)).await;
+        self.or_gone(grown.map_err(|_| VmmError::Timeout("block_resize"))?).await
+    }
+
+    fn raise_file_size_limit(&self, most_file_bytes: u64) -> Result<(), VmmError> {
+        self.process.raise_file_size_limit(most_file_bytes).map_err(|source| VmmError::Io {
+            context: "raise the VMM's limit of a file's size".into(),
+            source,
+        })
     }
 
     pub(super) async fn attach_volume(
@@ -323,10 +346,7 @@ impl Shared {
         spec_check::check_disk(disk)?;
         self.may_change_its_disk("blockdev-add").await?;
         let files = files::open_volume(disk, self.uid()?)?;
-        self.process.raise_file_size_limit(most_file_bytes).map_err(|source| VmmError::Io {
-            context: "raise the VMM's limit of a file's size".into(),
-            source,
-        })?;
+        self.raise_file_size_limit(most_file_bytes)?;
         let attached = timeout(within, volumes::attach(self.qmp()?, slot, files)).await;
         self.or_gone(attached.map_err(|_| VmmError::Timeout("blockdev-reopen"))?).await
     }

@@ -214,8 +214,23 @@ impl Vm for QemuVm {
         self.shared.flatten_disk(within).await
     }
 
-    async fn grow_disk(&self, size_bytes: u64, within: Duration) -> Result<(), VmmError> {
-        self.shared.grow_disk(size_bytes, within).await
+    async fn grow_disk(
+        &self,
+        size_bytes: u64,
+        most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        self.shared.grow_disk(size_bytes, most_file_bytes, within).await
+    }
+
+    async fn grow_volume(
+        &self,
+        slot: VolumeSlot,
+        size_bytes: u64,
+        most_file_bytes: u64,
+        within: Duration,
+    ) -> Result<(), VmmError> {
+        self.shared.grow_volume(slot, size_bytes, most_file_bytes, within).await
     }
 
     async fn attach_volume(

@@ -180,6 +180,32 @@ pub(super) async fn flatten(qmp: &QmpClient, slot: VolumeSlot) -> Result<(), Vmm
     forget_unused(qmp, slot, &chain(qmp, slot).await?).await
 }
 
+/// See [`crate::Vm::grow_volume`]; the caller sets the bound. What the device's node hands down it asks of
+/// the overlay below.
+pub(super) async fn grow(
+    qmp: &QmpClient,
+    slot: VolumeSlot,
+    size_bytes: u64,
+) -> Result<(), VmmError> {
+    const COMMAND: &str = "block_resize";
+    if chain(qmp, slot).await?.is_empty() {
+        return Err(is_empty(COMMAND, slot));
+    }
+    let node = device_node(slot);
+    let disks = qmp.execute("query-block", None, ANSWER_DEADLINE).await?;
+    let mut disks = disks.as_array().into_iter().flatten().map(|disk| &disk["inserted"]);
+    let now_bytes = disks
+        .find(|disk| disk["node-name"] == *node)
+        .and_then(|disk| disk["image"]["virtual-size"].as_u64())
+        .ok_or_else(|| is_empty(COMMAND, slot))?;
+    if size_bytes < now_bytes {
+        let reason = format!("it has {now_bytes} bytes and never shrinks");
+        return Err(VmmError::Refused { command: COMMAND, reason });
+    }
+    let arguments = json!({ "node-name": node, "size": size_bytes });
+    qmp.execute(COMMAND, Some(arguments), ANSWER_DEADLINE).await.map(|_| ())
+}
+
 fn flatten_job(slot: VolumeSlot) -> String {
     format!("flatten-v{slot}")
 }

@@ -26,6 +26,9 @@ use crate::{
     suite::{Harness, boot},
 };
 
+/// The fake has no such limit.
+const MOST_FILE_BYTES: u64 = 4 << 30;
+
 pub(crate) struct FakeHarness {
     dir: TempDir,
     host: FakeHost,
@@ -300,9 +303,9 @@ async fn the_chain_of_a_disk_is_what_was_done_to_it() {
     vm.push_overlay(&next, STEP).await.unwrap();
     assert_eq!(seen().overlay, next);
     assert_eq!(seen().layers, [disk.overlay.clone(), disk.layers[0].clone()]);
-    vm.grow_disk(1 << 30, STEP).await.unwrap();
-    vm.grow_disk(1 << 30, STEP).await.unwrap();
-    assert!(vm.grow_disk(1 << 29, STEP).await.is_err());
+    vm.grow_disk(1 << 30, MOST_FILE_BYTES, STEP).await.unwrap();
+    vm.grow_disk(1 << 30, MOST_FILE_BYTES, STEP).await.unwrap();
+    assert!(vm.grow_disk(1 << 29, MOST_FILE_BYTES, STEP).await.is_err());
     vm.push_overlay(&next, STEP).await.unwrap();
     assert_eq!(seen().layers.len(), 2);
     assert!(vm.push_overlay(&disk.overlay, STEP).await.is_err());
@@ -337,7 +340,7 @@ async fn take(vm: &Arc<dyn Vm>, step: Step, dir: &Path) -> Result<(), VmmError> 
             vm.push_overlay(&dir.join("pushed"), STEP).await
         }
         Step::FlattenDisk => vm.flatten_disk(STEP).await,
-        Step::GrowDisk => vm.grow_disk(1 << 30, STEP).await,
+        Step::GrowDisk => vm.grow_disk(1 << 30, MOST_FILE_BYTES, STEP).await,
         Step::AttachVolume => {
             drop(file("volume"));
             let (overlay, base) = (dir.join("volume"), dir.join("volume"));
@@ -350,6 +353,9 @@ async fn take(vm: &Arc<dyn Vm>, step: Step, dir: &Path) -> Result<(), VmmError> 
             vm.push_volume_overlay(VolumeSlot::new(0).unwrap(), &pushed, STEP).await
         }
         Step::FlattenVolume => vm.flatten_volume(VolumeSlot::new(0).unwrap(), STEP).await,
+        Step::GrowVolume => {
+            vm.grow_volume(VolumeSlot::new(0).unwrap(), 1 << 30, MOST_FILE_BYTES, STEP).await
+        }
         Step::DetachVolume => vm.detach_volume(VolumeSlot::new(0).unwrap(), STEP).await,
     }
 }
@@ -370,6 +376,7 @@ async fn a_fault_injected_at_a_step_is_met_there_once_and_nowhere_else() {
         Step::AttachVolume,
         Step::PushVolumeOverlay,
         Step::FlattenVolume,
+        Step::GrowVolume,
         Step::DetachVolume,
     ];
     for faulty in steps {

@@ -20,6 +20,9 @@ use crate::{
     suite::{Harness, TEST_DEADLINE, boot},
 };
 
+/// Enough for the disk at its largest and its tables.
+const MOST_FILE_BYTES: u64 = 8 << 30;
+
 async fn bounded(test: impl Future<Output = ()>) {
     tokio::time::timeout(TEST_DEADLINE, test).await.unwrap();
 }
@@ -254,11 +257,11 @@ async fn a_running_guest_is_saved_with_its_disk_at_one_instant_and_both_go_on() 
             .await;
         assert!(fs::read(&second).unwrap() == after, "a dropped layer has changed");
 
-        vm.grow_disk(DISK_BYTES + (1 << 30), STEP).await.unwrap();
-        vm.grow_disk(DISK_BYTES + (1 << 30), STEP).await.unwrap();
+        vm.grow_disk(DISK_BYTES + (1 << 30), MOST_FILE_BYTES, STEP).await.unwrap();
+        vm.grow_disk(DISK_BYTES + (1 << 30), MOST_FILE_BYTES, STEP).await.unwrap();
         let sectors = guest.run("cat /sys/block/vda/size").await;
         assert_eq!(sectors.parse::<u64>().unwrap() * 512, DISK_BYTES + (1 << 30));
-        let shrunk = vm.grow_disk(DISK_BYTES, STEP).await;
+        let shrunk = vm.grow_disk(DISK_BYTES, MOST_FILE_BYTES, STEP).await;
         assert!(matches!(shrunk, Err(VmmError::Refused { .. })), "{shrunk:?}");
         vm.kill().await.unwrap();
 

@@ -26,6 +26,7 @@ mod transfer;
 mod unserved;
 mod validation;
 mod vms;
+mod volume_files;
 mod volumes;
 mod wire;
 
@@ -61,6 +62,12 @@ pub fn router() -> Router<ApiState> {
             "/v1/volumes/{volume}",
             get(volumes::get).patch(volumes::update).delete(volumes::delete),
         )
+        .route("/v1/volumes/{volume}/files", get(volume_files::list).delete(volume_files::delete))
+        .route(
+            "/v1/volumes/{volume}/files/upload",
+            post(volume_files::upload).layer(DefaultBodyLimit::disable()),
+        )
+        .route("/v1/volumes/{volume}/files/download", post(volume_files::download))
         .route("/v1/volumes/{volume}/checkpoints", post(checkpoints::create).get(checkpoints::list))
         .route("/v1/volumes/{volume}/checkpoints/{checkpoint}", delete(checkpoints::delete))
         .route("/v1/vms/{vm}/volumes", post(volumes::mount).get(volumes::mounts))

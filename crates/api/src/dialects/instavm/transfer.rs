@@ -153,7 +153,7 @@ pub(super) async fn upload(
 }
 
 /// Passes the file on in pieces. Ends when the guest takes no more.
-async fn pass_on(mut field: Field<'_>, pieces: mpsc::Sender<Result<Bytes, NodeError>>) {
+pub(super) async fn pass_on(mut field: Field<'_>, pieces: mpsc::Sender<Result<Bytes, NodeError>>) {
     let broken = |problem: &str| NodeError::Invalid { field: "file", problem: problem.to_owned() };
     loop {
         let next = match timeout(IDLE_TIMEOUT, field.chunk()).await {
@@ -180,7 +180,7 @@ async fn pass_on(mut field: Field<'_>, pieces: mpsc::Sender<Result<Bytes, NodeEr
 }
 
 /// A short field.
-async fn text(mut field: Field<'_>, name: &str) -> Result<String, Problem> {
+pub(super) async fn text(mut field: Field<'_>, name: &str) -> Result<String, Problem> {
     let mut value = BytesMut::new();
     loop {
         let next = timeout(IDLE_TIMEOUT, field.chunk()).await;
@@ -200,7 +200,7 @@ async fn text(mut field: Field<'_>, name: &str) -> Result<String, Problem> {
     })
 }
 
-fn broken(_: MultipartError) -> Problem {
+pub(super) fn broken(_: MultipartError) -> Problem {
     Problem::Fault(Fault::BodyIncomplete)
 }
 
@@ -231,7 +231,7 @@ pub(super) async fn download(
         }
     }
     let content = guest.read_file(&path, 0, None).await.map_err(Error::from)?;
-    let mut response = Response::new(Body::from_stream(in_json(&path, content)));
+    let mut response = Response::new(Body::from_stream(in_json(&[("filename", &path)], content)));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
     Ok(response)
@@ -254,14 +254,17 @@ struct Progress {
     ended: bool,
 }
 
-/// `{"filename", "content", "size"}`, written as the content comes. InstaVM's client takes the whole answer
+/// The fields, `content` and `size`, written as the content comes. InstaVM's client takes the whole answer
 /// for the file when the content is empty, so that of an empty file is a line end, which decodes to nothing.
-fn in_json(
-    path: &str,
+pub(super) fn in_json(
+    fields: &[(&str, &str)],
     content: ByteStream,
 ) -> impl futures::Stream<Item = Result<Bytes, NodeError>> + use<> {
-    let name = serde_json::Value::from(path).to_string();
-    let head = Bytes::from(format!("{{\"filename\":{name},\"content\":\""));
+    let field = |(name, value): &(&str, &str)| {
+        format!("{}:{},", serde_json::Value::from(*name), serde_json::Value::from(*value))
+    };
+    let fields: String = fields.iter().map(field).collect();
+    let head = Bytes::from(format!("{{{fields}\"content\":\""));
     let progress = Progress { content, rest: Vec::new(), size: 0, ended: false };
     let body = stream::try_unfold(progress, async |mut progress| {
         if progress.ended {
@@ -294,7 +297,7 @@ mod tests {
 
     async fn answer(pieces: &[&[u8]]) -> serde_json::Value {
         let pieces: Vec<_> = pieces.iter().map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-        let json = in_json("/a \"b\"", Box::pin(stream::iter(pieces)));
+        let json = in_json(&[("filename", "/a \"b\"")], Box::pin(stream::iter(pieces)));
         let text: BytesMut = json.try_collect().await.expect("no fault");
         serde_json::from_slice(&text).expect("JSON")
     }

@@ -9,8 +9,13 @@ use skerry_control::{
 use skerry_model::{MountMode, VolumeId, VolumeMount, VolumeState};
 
 use super::{
-    Instavm, checkpoints::checkpoint_ref, convert, error_body::Problem, request::AuthenticatedBody,
-    validation::Fields, vms::DELETE_WAIT,
+    Instavm,
+    checkpoints::checkpoint_ref,
+    convert,
+    error_body::Problem,
+    request::AuthenticatedBody,
+    validation::{FieldError, Fields},
+    vms::DELETE_WAIT,
 };
 use crate::{
     ApiState,
@@ -150,16 +155,20 @@ pub(super) async fn update(
     let name = fields.text("name");
     let bytes = fields.integer("quota_bytes", 1..=u64::MAX);
     fields.finish()?;
-    let found = state.control.get_volume(&caller, &which).await?;
-    if bytes.is_some_and(|bytes| bytes.div_ceil(MIB) != found.volume.size_mib) {
-        let accepted = "the size it has: volumes keep it";
-        return Err(Problem::Unserved { field: "quota_bytes", accepted });
+    let mut view = state.control.get_volume(&caller, &which).await?;
+    if let Some(bytes) = bytes {
+        let now = view.volume.size_bytes();
+        if bytes.div_ceil(MIB) < view.volume.size_mib {
+            let msg = format!("Input should be at least {now}: volumes grow and do not shrink");
+            return Err(Problem::Unprocessable(vec![FieldError::in_body("quota_bytes", &msg)]));
+        }
+        let growing = state.control.grow_volume(&caller, &which, bytes.div_ceil(MIB));
+        view = state.until_shutdown(growing).await?;
     }
-    let changed = match name {
-        Some(name) => state.control.rename_volume(&caller, &which, &name).await?,
-        None => found,
-    };
-    Ok(Json(record(&changed)))
+    if let Some(name) = name {
+        view = state.control.rename_volume(&caller, &which, &name).await?;
+    }
+    Ok(Json(record(&view)))
 }
 
 pub(super) async fn delete(

@@ -441,16 +441,20 @@ pub(super) fn stdin(text: Option<String>, base64: Option<String>) -> Result<Vec<
     }
 }
 
+pub(super) const fn file_kind(kind: node::FileKind) -> wire::FileKind {
+    match kind {
+        node::FileKind::File => wire::FileKind::File,
+        node::FileKind::Directory => wire::FileKind::Directory,
+        node::FileKind::Symlink => wire::FileKind::Symlink,
+        node::FileKind::Other => wire::FileKind::Other,
+    }
+}
+
 pub(super) fn file(stat: &node::FileStat) -> wire::File {
     wire::File {
         name: stat.name.clone(),
         path: stat.path.clone(),
-        kind: match stat.kind {
-            node::FileKind::File => wire::FileKind::File,
-            node::FileKind::Directory => wire::FileKind::Directory,
-            node::FileKind::Symlink => wire::FileKind::Symlink,
-            node::FileKind::Other => wire::FileKind::Other,
-        },
+        kind: file_kind(stat.kind),
         size_bytes: stat.size_bytes,
         mode: format!("{:04o}", stat.mode & 0o7777),
         uid: stat.uid,

@@ -279,7 +279,7 @@ pub(super) fn download(bytes: ByteStream, content_type: &'static str) -> Respons
 
 /// A request's body for the guest, in pieces small enough for it. A client that sends nothing for
 /// [`UPLOAD_IDLE_TIMEOUT`] while the guest waits is given up.
-fn upload(body: HttpBody) -> ByteStream {
+pub(super) fn upload(body: HttpBody) -> ByteStream {
     let received = stream::try_unfold(body.into_data_stream(), next_piece);
     Box::pin(received.map_ok(|bytes| stream::iter(in_pieces(bytes).map(Ok))).try_flatten())
 }

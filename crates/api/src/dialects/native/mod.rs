@@ -22,6 +22,7 @@ mod rest;
 mod snapshots;
 mod ssh;
 mod verb;
+mod volume_files;
 mod volumes;
 pub mod wire;
 mod workspaces;
@@ -125,6 +126,8 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(ssh::delete))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::get, volumes::update, volumes::delete))
+        .routes(routes!(volume_files::list, volume_files::remove))
+        .routes(routes!(volume_files::read, volume_files::write))
         .routes(routes!(volumes::list_checkpoints, volumes::create_checkpoint))
         .routes(routes!(volumes::delete_checkpoint))
         .routes(routes!(volumes::list_of_workspace, volumes::attach))

@@ -11,7 +11,7 @@ use crate::{
     ids::{parse_uuid, parse_workspace_ref},
 };
 
-fn volume_ref(text: &str) -> VolumeRef {
+pub(super) fn volume_ref(text: &str) -> VolumeRef {
     match parse_uuid(text) {
         Some(uuid) => VolumeRef::Id(model::VolumeId::from_uuid(uuid)),
         None => VolumeRef::Name(text.to_owned()),
@@ -177,7 +177,8 @@ pub(super) async fn get(
     Ok(Json(shown(&found)))
 }
 
-/// Gives a volume another name.
+/// Changes a volume: its name, and its size, which only grows. The file system grows with it: at once where
+/// a running workspace writes the volume, else when it is mounted next.
 #[utoipa::path(
     operation_id = "update_volume",
     patch, path = "/skerry/v1/volumes/{volume}", tag = "volumes",
@@ -188,7 +189,8 @@ pub(super) async fn get(
         (status = 400, body = wire::ErrorBody, description = "A field is not acceptable"),
         (status = 401, body = wire::ErrorBody, description = "No valid credential"),
         (status = 404, body = wire::ErrorBody, description = "No such volume"),
-        (status = 409, body = wire::ErrorBody, description = "The name is taken"),
+        (status = 403, body = wire::ErrorBody, description = "A limit of the plan"),
+        (status = 409, body = wire::ErrorBody, description = "The name is taken, or the workspace that writes the volume stands still"),
     ),
 )]
 pub(super) async fn update(
@@ -197,9 +199,17 @@ pub(super) async fn update(
     path: Params<String>,
     body: Body<wire::UpdateVolume>,
 ) -> NativeResult<Json<wire::Volume>> {
-    let which = volume_ref(&path.value);
-    let renamed = state.control.rename_volume(&login.caller, &which, &body.value.name).await?;
-    Ok(Json(shown(&renamed)))
+    let wire::UpdateVolume { name, size_mib } = body.value;
+    let mut view = state.control.get_volume(&login.caller, &volume_ref(&path.value)).await?;
+    let which = VolumeRef::Id(view.volume.id);
+    if let Some(size_mib) = size_mib {
+        let growing = state.control.grow_volume(&login.caller, &which, size_mib);
+        view = state.until_shutdown(growing).await?;
+    }
+    if let Some(name) = name {
+        view = state.control.rename_volume(&login.caller, &which, &name).await?;
+    }
+    Ok(Json(shown(&view)))
 }
 
 /// Deletes a volume and all that is on it. Refused while a workspace has it.

@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use skerry_model::{
     AccountId, Attachment, Checkpoint, CheckpointId, DisplayName, MountMode, MountPath, Plan,
     Timestamp, Volume, VolumeId, VolumeMount, VolumeSlot, VolumeState, WorkspaceId,
-    admit_attachment, limits::admit_volume,
+    admit_attachment,
+    limits::{admit_volume, admit_volume_growth},
 };
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
@@ -161,6 +162,50 @@ impl Operation for UpdateVolume {
         db: &mut SqliteConnection,
     ) -> Result<Result<Self::Answer, Error>, Broken> {
         update(db, &self.0).await.map(Ok)
+    }
+}
+
+struct GrowVolume {
+    volume: Volume,
+    plan: Plan,
+}
+
+#[async_trait]
+impl Operation for GrowVolume {
+    type Answer = Write<Volume>;
+
+    async fn run(
+        &mut self,
+        db: &mut SqliteConnection,
+    ) -> Result<Result<Self::Answer, Error>, Broken> {
+        let before = by_id(&mut *db, self.volume.id).await?;
+        let Some(before) = before.filter(|before| before.revision == self.volume.revision) else {
+            return Ok(Ok(Write::Stale));
+        };
+        let there: i64 = sqlx::query_scalar(
+            "SELECT coalesce(sum(size_mib), 0) FROM volumes WHERE account_id = ?",
+        )
+        .bind(before.account_id.to_string())
+        .fetch_one(&mut *db)
+        .await?;
+        let more_mib = self.volume.size_mib.saturating_sub(before.size_mib);
+        if let Err(refusal) = admit_volume_growth(&self.plan, unsigned(there)?, more_mib) {
+            return Ok(Err(refusal.into()));
+        }
+        let written = Volume {
+            size_mib: self.volume.size_mib,
+            updated_at: self.volume.updated_at,
+            revision: before.revision + 1,
+            ..before
+        };
+        sqlx::query("UPDATE volumes SET size_mib = ?, updated_at = ?, revision = ? WHERE id = ?")
+            .bind(signed(written.size_mib))
+            .bind(nanos(written.updated_at))
+            .bind(signed(written.revision))
+            .bind(written.id.to_string())
+            .execute(db)
+            .await?;
+        Ok(Ok(Write::Done(written)))
     }
 }
 
@@ -330,6 +375,10 @@ impl VolumeStore for Sqlite {
 
     async fn update_volume(&self, volume: &Volume) -> Result<Write<Volume>, Error> {
         self.writer.run(UpdateVolume(volume.clone())).await
+    }
+
+    async fn grow_volume(&self, volume: &Volume, plan: &Plan) -> Result<Write<Volume>, Error> {
+        self.writer.run(GrowVolume { volume: volume.clone(), plan: plan.clone() }).await
     }
 
     async fn begin_volume_deletion(&self, volume: &Volume) -> Result<VolumeDeletion, Error> {

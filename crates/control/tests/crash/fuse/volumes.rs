@@ -25,6 +25,10 @@ impl VolumeStore for FusedStore {
         self.1.counted(self.0.update_volume(volume)).await
     }
 
+    async fn grow_volume(&self, volume: &Volume, plan: &Plan) -> Result<Write<Volume>, Error> {
+        self.1.counted(self.0.grow_volume(volume, plan)).await
+    }
+
     async fn begin_volume_deletion(&self, volume: &Volume) -> Result<VolumeDeletion, Error> {
         self.1.counted(self.0.begin_volume_deletion(volume)).await
     }

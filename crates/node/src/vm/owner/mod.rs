@@ -244,6 +244,18 @@ impl Owner {
                     let result = self.checkpoint_volume(volume_id, checkpoint_id).await;
                     reply(answer, result);
                 }
+                Happened::Request(Some(Request::VolumeFiles { volume_id, answer })) => {
+                    let result = self.volume_files(volume_id).await;
+                    reply(answer, result);
+                }
+                Happened::Request(Some(Request::GrowVolume { volume_id, size_bytes, answer })) => {
+                    let result = self.grow_volume(volume_id, size_bytes).await;
+                    reply(answer, result);
+                }
+                Happened::Request(Some(Request::GrowDisk { spec, answer })) => {
+                    let result = self.grow_disk(&spec).await;
+                    reply(answer, result);
+                }
                 Happened::Request(Some(Request::Stop { through, mode, answer })) => {
                     let result = self.ensure_stopped(through, mode).await;
                     reply(answer, result);

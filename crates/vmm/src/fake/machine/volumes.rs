@@ -90,11 +90,35 @@ impl Machine {
         }
     }
 
+    pub(in crate::fake) fn grow_volume(
+        &self,
+        slot: VolumeSlot,
+        size_bytes: u64,
+    ) -> Result<(), VmmError> {
+        let refused = |reason| Err(refused(Step::GrowVolume, reason));
+        if self.state() == VmState::Parked {
+            return refused("it waits for its saved state");
+        }
+        let mut inside = self.inside();
+        if !inside.volumes.contains_key(&slot) {
+            return refused("the slot is empty");
+        }
+        match inside.grown_volumes.get(&slot) {
+            Some(now) if size_bytes < *now => refused("it never shrinks"),
+            Some(_) | None => {
+                inside.grown_volumes.insert(slot, size_bytes);
+                Ok(())
+            }
+        }
+    }
+
     pub(in crate::fake) fn detach_volume(&self, slot: VolumeSlot) -> Result<(), VmmError> {
         if self.state() == VmState::Parked {
             return Err(refused(Step::DetachVolume, "it waits for its saved state"));
         }
-        self.inside().volumes.remove(&slot);
+        let mut inside = self.inside();
+        inside.volumes.remove(&slot);
+        inside.grown_volumes.remove(&slot);
         Ok(())
     }
 }

@@ -1,7 +1,9 @@
 //! Volumes.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
+
+use super::{FileKind, WriteMode};
 
 /// What a workspace may do with a volume.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
@@ -109,9 +111,97 @@ pub struct DeletedVolume {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateVolume {
-    /// Another name.
+    /// Another name; absent: it stays.
     #[schema(min_length = 1, max_length = 255)]
-    pub name: String,
+    pub name: Option<String>,
+    /// How large it is to be, MiB, not less than it is; absent: it stays.
+    #[schema(minimum = 16, maximum = 4_194_304)]
+    pub size_mib: Option<u64>,
+}
+
+/// What to list of a volume.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListVolumeFilesQuery {
+    /// A path below the volume's top; absent: the top.
+    #[param(example = "models")]
+    pub path: Option<String>,
+    /// Whether everything below is listed; links are not followed. Absent: no.
+    pub recursive: Option<bool>,
+    /// At most so many entries; absent: 1000.
+    #[param(minimum = 1, maximum = 10_000)]
+    pub limit: Option<u32>,
+}
+
+/// What to remove of a volume.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct RemoveVolumeFileQuery {
+    /// A path below the volume's top.
+    pub path: String,
+    /// Whether a directory goes with everything in it; absent: no.
+    pub recursive: Option<bool>,
+}
+
+/// Which part of a volume's file to read.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ReadVolumeFileQuery {
+    /// A path below the volume's top.
+    pub path: String,
+    /// Skip this many bytes.
+    #[serde(default)]
+    pub offset: u64,
+    /// At most this many bytes; absent: to the end.
+    pub length: Option<u64>,
+}
+
+/// How to write a volume's file.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct WriteVolumeFileQuery {
+    /// A path below the volume's top; missing parents are made.
+    pub path: String,
+    /// Permission bits in octal; absent: `644`.
+    #[param(example = "644", pattern = "^[0-7]{1,4}$")]
+    pub mode: Option<String>,
+    /// What to do when the file exists; absent: `replace`. `append` is refused.
+    #[param(inline)]
+    pub how: Option<WriteMode>,
+}
+
+/// What a directory of a volume holds.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VolumeFileList {
+    /// By path.
+    pub entries: Vec<VolumeFile>,
+    /// Whether there are more; which of them are listed is not determined then.
+    pub truncated: bool,
+}
+
+/// One file, directory or link of a volume.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VolumeFile {
+    /// Its path below the volume's top.
+    pub path: String,
+    /// What it is.
+    pub kind: FileKind,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Permission bits in octal, four digits.
+    #[schema(example = "0644")]
+    pub mode: String,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// When it was last changed.
+    #[schema(format = DateTime)]
+    pub modified_at: String,
 }
 
 /// A volume that a workspace should have.

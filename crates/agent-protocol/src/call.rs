@@ -62,6 +62,17 @@ pub const GROW: &str = "/1/file-systems/grow";
 /// send; answered, once connected, by the bytes received. The end of either body is the end of that
 /// direction alone; a body that breaks off resets the connection. Since revision 2.
 pub const CONNECT: &str = "/1/connect";
+/// Listens on a TCP port of the guest's loopback for as long as the answer is read.
+/// [`Listen`](crate::message::Listen); answered by heads ([`head`](crate::head)): first
+/// [`Listening`](crate::message::Listening), then an [`Incoming`](crate::message::Incoming) for each
+/// connection somebody in the guest makes. At most [`LISTENERS_MAX`](crate::limits::LISTENERS_MAX) of one
+/// host's connection. A host that gives the answer up closes the port and what waits to be taken; what was
+/// taken stays. Since revision 5.
+pub const LISTEN: &str = "/1/listen";
+/// Takes over a connection that came to a port of [`LISTEN`]. [`Accept`](crate::message::Accept), then as
+/// [`CONNECT`]. One that nobody takes within [`ACCEPT_WITHIN_MS`](crate::limits::ACCEPT_WITHIN_MS) is reset.
+/// Since revision 5.
+pub const ACCEPT: &str = "/1/accept";
 /// Mounts the ext4 file system of a disk that has come into the machine since its boot; the directory
 /// is made if it is not there. [`Mount`](crate::message::Mount), empty object. A disk that is mounted
 /// there already, in the same way, is a success. Since revision 3.
@@ -71,6 +82,21 @@ pub const MOUNT: &str = "/1/file-systems/mount";
 /// [`Unmount`](crate::message::Unmount), empty object. A path where nothing is mounted is a success.
 /// Since revision 3.
 pub const UNMOUNT: &str = "/1/file-systems/unmount";
+/// Says what the agent shall supervise by itself. [`SetWorkloads`](crate::workload::SetWorkloads), empty
+/// object. Since revision 6.
+pub const SET_WORKLOADS: &str = "/1/workloads/set";
+/// How what is supervised is, once that has changed.
+/// [`WatchWorkloads`](crate::workload::WatchWorkloads),
+/// [`WorkloadReports`](crate::workload::WorkloadReports). Since revision 6.
+pub const WATCH_WORKLOADS: &str = "/1/workloads/watch";
+/// Notes that an end is being acted on. [`AcknowledgeEnd`](crate::workload::AcknowledgeEnd), empty object.
+/// Since revision 6.
+pub const ACKNOWLEDGE_END: &str = "/1/workloads/acknowledge";
+/// A part of a workload's output. [`ReadLog`](crate::workload::ReadLog),
+/// [`LogLines`](crate::workload::LogLines). Since revision 6.
+pub const READ_WORKLOAD_LOG: &str = "/1/workloads/log";
+/// Removes a workload's output. [`ClearLog`](crate::workload::ClearLog), empty object. Since revision 6.
+pub const CLEAR_WORKLOAD_LOG: &str = "/1/workloads/clear-log";
 /// Makes a guest that belongs to nobody (configured with an empty machine id) fit to be cloned: removes
 /// what must not be shared. Refused by any other guest. [`Prepare`](crate::message::Prepare),
 /// [`Prepared`](crate::message::Prepared). Since revision 1.

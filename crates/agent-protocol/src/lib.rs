@@ -20,6 +20,7 @@ pub mod limits;
 pub mod message;
 pub mod record;
 pub mod volume_files;
+pub mod workload;
 
 /// The oldest generation of this protocol that this build speaks.
 pub const GENERATION_MIN: u16 = 1;
@@ -38,7 +39,9 @@ pub const GENERATION_MAX: u16 = 1;
 /// | 2 | [`call::CONNECT`] |
 /// | 3 | [`call::MOUNT`], [`call::UNMOUNT`] |
 /// | 4 | the calls in [`volume_files`] |
-pub const REVISION: u16 = 4;
+/// | 5 | [`call::LISTEN`], [`call::ACCEPT`] |
+/// | 6 | the calls in [`workload`] |
+pub const REVISION: u16 = 6;
 
 /// The name of the virtio-serial port the agent serves on.
 pub const PORT_NAME: &str = "skerry.agent";

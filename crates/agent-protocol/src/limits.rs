@@ -58,7 +58,32 @@ pub const HOST_MAX: usize = 253;
 /// How long the guest tries to connect to one address, in milliseconds.
 pub const CONNECT_WITHIN_MS: u64 = 10_000;
 
+/// Ports listened on at the same time for one connection of a host.
+pub const LISTENERS_MAX: usize = 32;
+
+/// Connections to one of them that wait to be taken over; more wait in the kernel.
+pub const INCOMING_MAX: usize = 16;
+
+/// How long each waits, in milliseconds.
+pub const ACCEPT_WITHIN_MS: u64 = 30_000;
+
+/// The first port that not only root may listen on.
+pub const UNPRIVILEGED_PORT_MIN: u16 = 1024;
+
 /// Ports in one answer.
 pub const PORTS_MAX: usize = 1024;
+
+/// Workloads of one guest.
+pub const WORKLOADS_MAX: usize = 32;
+
+/// The longest that a call about workloads waits for news, in milliseconds: less than a host waits for
+/// a short call.
+pub const WORKLOAD_WAIT_MAX_MS: u64 = 20_000;
+
+/// Lines in one answer about a workload's output.
+pub const LOG_LINES_MAX: u32 = 10_000;
+
+/// Length of one line of a workload's output, in bytes; longer ones are cut into pieces.
+pub const LOG_LINE_MAX: usize = 8 * 1024;
 
 const _: () = assert!(PADDING > HTTP2_FRAME_MAX as usize + 9);

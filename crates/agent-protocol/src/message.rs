@@ -1,6 +1,6 @@
 //! The JSON of the calls. Unknown fields are ignored, so that a newer peer may say more.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -359,6 +359,39 @@ pub struct Connect {
     pub host: String,
     /// 1 to 65,535.
     pub port: u16,
+}
+
+/// A TCP port of the guest's loopback to listen on: of 127.0.0.1, and of ::1 where that can be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listen {
+    /// 0 for one that is free; below [`UNPRIVILEGED_PORT_MIN`](crate::limits::UNPRIVILEGED_PORT_MIN) for
+    /// root alone.
+    pub port: u16,
+    /// As whom.
+    pub user: User,
+}
+
+/// First part of the answer to [`Listen`]: the port is listened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listening {
+    /// The port.
+    pub port: u16,
+}
+
+/// Each further part: somebody in the guest has connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incoming {
+    /// What [`Accept`] calls it.
+    pub connection: u64,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+}
+
+/// A connection to be taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accept {
+    /// As [`Incoming`] calls it.
+    pub connection: u64,
 }
 
 /// Why a call failed, as stable words.

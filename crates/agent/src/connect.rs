@@ -48,6 +48,14 @@ pub(crate) struct Connection {
     socket: TcpStream,
 }
 
+impl From<TcpStream> for Connection {
+    fn from(socket: TcpStream) -> Self {
+        // Whoever is at the other end knows what it wants to send at once.
+        let _ = socket.set_nodelay(true);
+        Self { socket }
+    }
+}
+
 /// The host has given the connection up.
 struct HungUp;
 
@@ -70,10 +78,7 @@ pub(crate) async fn open(guest: &Arc<Guest>, request: Connect) -> Result<Connect
             break;
         }
     }
-    let socket = outcome?;
-    // Whoever is at the other end knows what it wants to send at once.
-    let _ = socket.set_nodelay(true);
-    Ok(Connection { socket })
+    outcome.map(Connection::from)
 }
 
 async fn connect(address: IpAddr, port: u16) -> Result<TcpStream, AgentError> {

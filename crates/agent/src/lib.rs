@@ -18,6 +18,7 @@ mod freeze;
 mod guest;
 mod host_keys;
 pub mod init;
+mod listen;
 mod ports;
 mod prepare;
 mod session;
@@ -27,6 +28,7 @@ mod tree;
 mod users;
 mod volume_files;
 mod volumes;
+mod workloads;
 mod write;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

@@ -33,7 +33,7 @@ use crate::{
     body::{Answer, RequestBody, failure, json},
     configure, connect, exec, files,
     freeze::Freezer,
-    ports, prepare, stats, tree, volume_files, volumes, write,
+    listen, ports, prepare, stats, tree, volume_files, volumes, workloads, write,
 };
 
 /// How long the last answers may take once power off was asked for.
@@ -47,6 +47,8 @@ pub(crate) struct Session {
     pub(crate) generation: u16,
     /// Every connection begins with a configure call: the host may be another than before.
     pub(crate) configured: AtomicBool,
+    /// The ports listened on for it.
+    pub(crate) lobby: listen::Lobby,
     /// Cancelled when the connection is gone.
     pub(crate) ended: CancellationToken,
     /// Everything that runs for this guest's connections. What a connection leaves behind ends on its
@@ -90,6 +92,7 @@ pub async fn serve(
         guest: Arc::clone(guest),
         generation,
         configured: AtomicBool::new(false),
+        lobby: listen::Lobby::default(),
         ended: CancellationToken::new(),
         tasks: guest.tasks().clone(),
     });
@@ -145,6 +148,7 @@ async fn answer(session: &Arc<Session>, request: Request<Incoming>) -> Answer {
         }
         Ok(Dispatched::Command(command)) => command.run(session, body),
         Ok(Dispatched::Connection(connection)) => connection.run(session, body),
+        Ok(Dispatched::Listener(listener)) => listener.run(session, body),
         Err(error) => {
             session.tasks.spawn(body.discard());
             failure(&error)
@@ -158,6 +162,8 @@ enum Dispatched {
     Command(exec::Command),
     /// A connection is made; the rest of the body goes into it.
     Connection(connect::Connection),
+    /// A port is listened on.
+    Listener(listen::Listener),
 }
 
 async fn dispatch(
@@ -185,6 +191,14 @@ async fn dispatch(
         call::CONNECT => {
             let connection = connect::open(guest, body.head().await?).await?;
             return Ok(Dispatched::Connection(connection));
+        }
+        call::ACCEPT => {
+            let connection = listen::take(session, body.head().await?)?;
+            return Ok(Dispatched::Connection(connection));
+        }
+        call::LISTEN => {
+            let listener = listen::open(session, body.head().await?).await?;
+            return Ok(Dispatched::Listener(listener));
         }
         call::CLOCK => {
             configure::set_clock(guest, body.head().await?)?;
@@ -217,6 +231,11 @@ async fn dispatch(
             volumes::unmount_disk(guest, body.head().await?).await?;
             json(&Empty {})?
         }
+        call::SET_WORKLOADS => json(&workloads::set(guest, body.head().await?).await?)?,
+        call::WATCH_WORKLOADS => json(&workloads::watch(guest, body.head().await?).await?)?,
+        call::ACKNOWLEDGE_END => json(&workloads::acknowledge(guest, &body.head().await?))?,
+        call::READ_WORKLOAD_LOG => json(&workloads::read_log(guest, body.head().await?).await?)?,
+        call::CLEAR_WORKLOAD_LOG => json(&workloads::clear_log(guest, body.head().await?).await?)?,
         call::GROW => json(&grow(guest, body.head().await?).await?)?,
         call::PREPARE => json(&prepare::prepare(guest, body.head().await?).await?)?,
         call::POWER_OFF => {

@@ -159,8 +159,7 @@ const KEY: &str =
 #[tokio::test]
 async fn ssh_is_told_as_clients_take_it_apart_and_a_key_is_set() {
     let mut front = Front::open_with_ssh(2222).await;
-    let body = json!({ "image": "base", "config": { "ssh_access": true } });
-    let id = create(&mut front, body).await;
+    let id = create(&mut front, json!({ "image": "base" })).await;
     let path = format!("/workspace/{id}/ssh");
     let before = send(&mut front, &format!("GET {path}"), None).await;
     assert_eq!(before["ssh_key_set"], false);
@@ -169,7 +168,7 @@ async fn ssh_is_told_as_clients_take_it_apart_and_a_key_is_set() {
         let set = send(&mut front, &format!("POST {path}/key"), Some(key.clone())).await;
         assert_eq!(set["ssh_key_set"], true);
     }
-    insta::assert_json_snapshot!(send(&mut front, &format!("POST {path}/enable"), None).await);
+    insta::assert_json_snapshot!(send(&mut front, &format!("GET {path}"), None).await);
     let details = send(&mut front, &format!("GET /workspace/{id}/details"), None).await;
     let details = &details["workspace"];
     assert_eq!(details["ssh"]["ssh_id"], json!(id));
@@ -177,8 +176,9 @@ async fn ssh_is_told_as_clients_take_it_apart_and_a_key_is_set() {
     for (line, body, status) in [
         (format!("POST {path}/key"), json!({}), 400),
         (format!("POST {path}/key"), json!({ "public_key": "none" }), 400),
-        (format!("POST {path}/password"), json!({ "password": "secret" }), 501),
-        (format!("POST {path}/disable"), json!({}), 501),
+        (format!("POST {path}/password"), json!({}), 400),
+        (format!("POST {path}/password"), json!({ "password": "short" }), 400),
+        (format!("POST {path}/password"), json!({ "password": "long enough", "user": "A b" }), 400),
     ] {
         let answer = front.call(As::Admin, &line, Some(body)).await;
         assert_eq!(answer.status.as_u16(), status, "{line}: {}", answer.body);
@@ -192,6 +192,51 @@ async fn ssh_is_told_as_clients_take_it_apart_and_a_key_is_set() {
     let taken =
         front.call(As::Other, &format!("POST /workspace/{theirs}/ssh/key"), Some(key)).await;
     assert_eq!(taken.status.as_u16(), 409, "{}", taken.body);
+}
+
+#[tokio::test]
+async fn a_password_is_told_once_changed_and_gone_when_ssh_is_switched_off() {
+    let mut front = Front::open_with_ssh(2222).await;
+    let body = json!({ "image": "base", "config": { "ssh_access": true } });
+    let made = front.call(As::Admin, "POST /workspace", Some(body)).await;
+    assert_eq!(made.status.as_u16(), 201, "{}", made.body);
+    let is_password = |told: &Value| told.as_str().is_some_and(|told| told.len() == 24);
+    assert!(is_password(&made.body["ssh_password"]), "{}", made.body);
+    let id = made.body["workspace"]["id"].as_str().expect("an id").to_owned();
+    let path = format!("/workspace/{id}/ssh");
+    let state = |told: &Value| {
+        let of = |name: &str| told[name].as_bool();
+        [of("ssh_enabled"), of("password_auth_enabled"), of("ssh_password_changed")]
+    };
+    // It is shown no more, and a second `enable` makes no other.
+    for line in [format!("GET {path}"), format!("POST {path}/enable")] {
+        let told = send(&mut front, &line, None).await;
+        assert_eq!(told["ssh_password"], Value::Null, "{line}");
+        assert_eq!(told["auth_methods"], json!(["publickey", "password"]));
+        assert_eq!(state(&told), [Some(true), Some(true), Some(false)]);
+    }
+    let chosen = json!({ "password": "correct horse" });
+    let told = send(&mut front, &format!("POST {path}/password"), Some(chosen.clone())).await;
+    assert_eq!(state(&told), [Some(true), Some(true), Some(true)]);
+    assert!(!told.to_string().contains("horse"), "{told}");
+
+    let off = send(&mut front, &format!("POST {path}/disable"), None).await;
+    assert_eq!(off, json!({ "success": true }));
+    insta::assert_json_snapshot!(send(&mut front, &format!("GET {path}"), None).await);
+    let details = send(&mut front, &format!("GET /workspace/{id}/details"), None).await;
+    assert_eq!(details["workspace"]["ssh"]["ssh_enabled"], false);
+    let listed = send(&mut front, "GET /workspace", None).await;
+    assert_eq!(listed["workspaces"][0]["access"]["ssh_enabled"], false);
+    let refused = front.call(As::Admin, &format!("POST {path}/password"), Some(chosen)).await;
+    assert_eq!(refused.status.as_u16(), 409, "{}", refused.body);
+    let on = send(&mut front, &format!("POST {path}/enable"), None).await;
+    assert!(is_password(&on["ssh_password"]), "{on}");
+    assert_ne!(on["ssh_password"], made.body["ssh_password"]);
+    for line in ["disable", "enable", "password"] {
+        let body = json!({ "password": "correct horse" });
+        let other = front.call(As::Other, &format!("POST {path}/{line}"), Some(body)).await;
+        assert_eq!(other.status.as_u16(), 404, "{line}");
+    }
 }
 
 #[tokio::test]

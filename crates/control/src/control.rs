@@ -22,8 +22,10 @@ use crate::{
     network::{Policed, Policies},
     preview::Visited,
     reconciler::{KeyUses, Watchers, Workers},
+    ssh_access::PasswordTries,
     store::{Account, Admission, SecretHash, Store, StoredKey, Write},
     volumes::{MountTurns, Mounted},
+    workloads::{Attended, EndedMains},
 };
 
 /// The account of whoever installed the server.
@@ -58,6 +60,10 @@ pub(crate) struct Inner {
     pub(crate) policy_workers: Workers<Policed>,
     /// What the node was told of networks.
     pub(crate) policies: Policies,
+    /// One entry for each workspace whose workloads somebody attends.
+    pub(crate) attended: Workers<Attended>,
+    /// VMs that are ended because a workload has.
+    pub(crate) ended_mains: EndedMains,
     /// Uses of keys that are being recorded.
     pub(crate) key_uses: KeyUses,
     /// Requests that wait for a workspace to change.
@@ -72,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) activity: Activity,
     /// Published ports that are being visited.
     pub(crate) visited: Visited,
+    /// Tries of SSH passwords.
+    pub(crate) password_tries: PasswordTries,
     /// What serves custom domains, if anything does.
     pub(crate) edge: OnceLock<Edge>,
     /// Rings when a domain was verified, or is to be tried again: a certificate may be due.
@@ -126,6 +134,8 @@ impl Control {
                 mount_turns: MountTurns::default(),
                 policy_workers: Workers::default(),
                 policies: Policies::default(),
+                attended: Workers::default(),
+                ended_mains: EndedMains::default(),
                 key_uses: KeyUses::default(),
                 watchers: Watchers::default(),
                 snapshot_watchers: Watchers::default(),
@@ -133,6 +143,7 @@ impl Control {
                 checkpoint_watchers: Watchers::default(),
                 activity: Activity::default(),
                 visited: Visited::default(),
+                password_tries: PasswordTries::default(),
                 edge: OnceLock::new(),
                 domains_changed: Notify::new(),
                 saves,

@@ -20,10 +20,12 @@ pub mod reconciler;
 pub mod route;
 pub mod sim_node;
 pub mod snapshots;
+pub mod ssh_access;
 pub mod ssh_keys;
 pub mod store;
 pub mod testing;
 pub mod volumes;
+pub mod workloads;
 pub mod workspaces;
 
 mod activity;
@@ -41,8 +43,10 @@ pub use ports::{PortVisibility, Publication, PublishPort, PublishedPort};
 pub use projects::{CreateProject, Project};
 pub use quota::Quota;
 pub use snapshots::{CreateSnapshot, DeletedSnapshot, ListSnapshots, SnapshotRef, UpdateSnapshot};
+pub use ssh_access::SshAccess;
 pub use ssh_keys::SshKey;
 pub use volumes::{AttachVolume, CheckpointRef, CreateVolume, VolumeRef, VolumeView};
+pub use workloads::{NewWorkload, UpdateWorkload, WorkloadVerb, WorkloadView};
 pub use workspaces::{
     AllStopped, ConditionalWish, CreateWorkspace, Deleted, ExpiryRenewal, ForkWorkspace, Forked,
     LifecycleChange, ListWorkspaces, Page, RestoreWorkspace, Setting, StartPolicy, UpdateWorkspace,

@@ -1,9 +1,11 @@
 //! SSH keys of an account: whoever holds the private half enters the account's workspaces.
 
+use std::ops::RangeInclusive;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use skerry_internal_api::KeyFingerprint;
 use skerry_model::{ErrorKind, SshKeyId, Timestamp, name::check_key_name};
-use ssh_key::{Algorithm, HashAlg, PublicKey};
+use ssh_key::{Algorithm, HashAlg, PublicKey, public::RsaPublicKey};
 
 use crate::{Caller, Control, Error, store::SshKeyInsertion};
 
@@ -12,7 +14,10 @@ pub const SSH_KEYS_MAX: u32 = 50;
 /// A line of a `.pub` file is far shorter.
 const PUBLIC_KEY_MAX_BYTES: usize = 4096;
 const ALLOWED: &str = "one line of a .pub file: ssh-ed25519, ecdsa-sha2-nistp256, -384 or -521, \
-                       sk-ssh-ed25519@openssh.com or sk-ecdsa-sha2-nistp256@openssh.com";
+                       sk-ssh-ed25519@openssh.com, sk-ecdsa-sha2-nistp256@openssh.com, or ssh-rsa \
+                       of 2048 to 4096 bits";
+/// Below, a key can be found by whoever has the means; above, verifying takes a server too long.
+const RSA_BITS: RangeInclusive<usize> = 2048..=4096;
 
 /// A public key of an account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,13 +129,38 @@ fn parse(text: &str) -> Result<(PublicKey, KeyFingerprint), Error> {
         | Algorithm::SkEd25519
         | Algorithm::SkEcdsaSha2NistP256 => {}
         Algorithm::Rsa { .. } => {
-            return Err(refused("is an RSA key; make another with ssh-keygen -t ed25519"));
+            let rsa = key.key_data().rsa().ok_or_else(|| refused("is not an SSH public key"))?;
+            check_rsa(rsa).map_err(refused)?;
         }
         _ => return Err(refused("is of a kind that is not accepted")),
     }
     let fingerprint = key.fingerprint(HashAlg::Sha256);
     let digest = fingerprint.as_bytes().try_into().map_err(Error::internal)?;
     Ok((key, KeyFingerprint(digest)))
+}
+
+/// Whether signatures of this key can be verified and mean something.
+fn check_rsa(key: &RsaPublicKey) -> Result<(), &'static str> {
+    let (modulus, exponent) = (key.n().as_positive_bytes(), key.e().as_positive_bytes());
+    let (Some([first, .., last]), Some(exponent)) = (modulus, exponent) else {
+        return Err("is not an RSA key that can be used");
+    };
+    let bits = modulus.map_or(0, <[u8]>::len) * 8 - first.leading_zeros() as usize;
+    if bits < *RSA_BITS.start() {
+        return Err(
+            "is an RSA key of less than 2048 bits; make another with ssh-keygen -t ed25519",
+        );
+    }
+    if bits > *RSA_BITS.end() {
+        return Err("is an RSA key of more than 4096 bits");
+    }
+    let is_odd = |byte: u8| byte & 1 == 1;
+    let exponent_fits = match exponent {
+        [only] => *only >= 3 && is_odd(*only),
+        [_, .., last] => exponent.len() <= 4 && is_odd(*last),
+        [] => false,
+    };
+    if exponent_fits && is_odd(*last) { Ok(()) } else { Err("is not an RSA key that can be used") }
 }
 
 #[cfg(test)]
@@ -178,7 +208,7 @@ mod tests {
             ("-----BEGIN OPENSSH PRIVATE KEY-----\nsecret", "is a private key"),
             (&format!("{ED25519}\n{ED25519}"), "has more than one line"),
             (&"x".repeat(5000), "is too long"),
-            (rsa, "is an RSA key"),
+            (rsa, "is an RSA key of less than 2048 bits"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(problem), "{text}: {error}");

@@ -1,7 +1,7 @@
 //! What can be done inside a running guest. Tenant bytes travel as streams with back-pressure: a
 //! slow reader stalls only its own stream.
 
-use std::{collections::BTreeMap, fmt, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::NodeError;
+use crate::{NodeError, SupervisorApi};
 
 /// A stream of bytes with errors, in pieces of at most 64 KiB.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, NodeError>> + Send>>;
@@ -201,6 +201,29 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 /// Some [`Duplex`].
 pub type GuestStream = Box<dyn Duplex>;
 
+/// A connection that somebody inside the guest has made to a port that is listened on for us.
+pub struct GuestVisitor {
+    /// Both directions.
+    pub stream: GuestStream,
+    /// Where it comes from, by the guest's word.
+    pub peer: SocketAddr,
+}
+
+/// A TCP port of the guest's loopback that is listened on for us. Dropping it closes the port and turns
+/// away who waits; connections that were accepted stay.
+#[async_trait]
+pub trait GuestListener: Send {
+    /// The port.
+    fn port(&self) -> u16;
+
+    /// The next connection, however long it takes. A wait that is given up loses at most one, which is
+    /// reset.
+    ///
+    /// # Errors
+    /// The end of the listener: the guest, or the line to it, is gone.
+    async fn accept(&mut self) -> Result<GuestVisitor, NodeError>;
+}
+
 /// The inside of one running VM.
 #[async_trait]
 pub trait GuestApi: Send + Sync {
@@ -258,8 +281,19 @@ pub trait GuestApi: Send + Sync {
     /// [`NodeError::NotConnected`]; [`NodeError::Unsupported`] by a guest whose agent is too old.
     async fn connect(&self, host: &str, port: u16) -> Result<GuestStream, NodeError>;
 
+    /// Listens on a TCP port of the guest's loopback (127.0.0.1, and ::1 if the guest has it), 0 for a free
+    /// one. Below 1024 for root alone, as in the guest itself.
+    ///
+    /// # Errors
+    /// [`NodeError::Guest`] (`busy`, `permission_denied`, `too_large` beyond 32 of one guest);
+    /// [`NodeError::Unsupported`] by a guest whose agent is too old.
+    async fn listen(&self, port: u16, user: User) -> Result<Box<dyn GuestListener>, NodeError>;
+
     /// Listening TCP ports, sorted.
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError>;
+
+    /// What runs in it by itself.
+    fn supervisor(&self) -> Arc<dyn SupervisorApi>;
 }
 
 #[cfg(test)]

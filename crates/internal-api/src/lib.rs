@@ -11,12 +11,14 @@ pub mod node;
 pub mod preview;
 pub mod route;
 pub mod volume;
+pub mod workload;
 
 pub use edge::{EdgeApi, EdgeError};
 pub use error::{ConnectFailure, NodeError, PullFailure};
 pub use guest::{
     ByteStream, Duplex, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind,
-    FileStat, GuestApi, GuestStats, GuestStream, ListeningPort, Pty, User, WriteMode,
+    FileStat, GuestApi, GuestListener, GuestStats, GuestStream, GuestVisitor, ListeningPort, Pty,
+    User, WriteMode,
 };
 pub use node::{
     DoctorCheck, DoctorLevel, EgressRefusal, EgressRefusals, ImageInfo, ImagePull, LogSource,
@@ -28,7 +30,9 @@ pub use preview::{
     OpenPreview, PREVIEW_TOKEN_CHARS, PreviewAddress, PreviewCredential, PreviewRefusal,
     RESERVED_LABELS, TokenAddress,
 };
-pub use route::{KeyFingerprint, RouteApi, RouteCredential, RouteError};
-pub use volume::{
-    ListDepth, RemoveDepth, VolumeEntry, VolumeFiles, VolumeInfo, VolumeListing,
+pub use route::{KeyFingerprint, RouteApi, RouteCredential, RouteError, SshPasswordId};
+pub use volume::{ListDepth, RemoveDepth, VolumeEntry, VolumeFiles, VolumeInfo, VolumeListing};
+pub use workload::{
+    LogPart, LogStream, SupervisorApi, WorkloadEnd, WorkloadLog, WorkloadLogLine, WorkloadPhase,
+    WorkloadReport, WorkloadReports,
 };

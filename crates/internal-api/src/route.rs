@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
-use skerry_model::WorkspaceId;
+use skerry_model::{Secret, WorkspaceId};
 use thiserror::Error;
 
 use crate::{GuestApi, OpenPreview, PreviewAddress, PreviewCredential, PreviewRefusal};
@@ -20,11 +20,32 @@ impl fmt::Debug for KeyFingerprint {
     }
 }
 
+/// Which password of a workspace somebody has shown: each has another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SshPasswordId(pub u128);
+
+/// 32 hexadecimal digits.
+impl fmt::Display for SshPasswordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl std::str::FromStr for SshPasswordId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u128::from_str_radix(text, 16).map(Self)
+    }
+}
+
 /// What somebody at the door has shown. The gateway has made sure that it is theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteCredential {
     /// An SSH key of an account.
     SshKey(KeyFingerprint),
+    /// The password of a login of one workspace.
+    SshPassword(SshPasswordId),
 }
 
 /// Why somebody does not get in.
@@ -54,6 +75,18 @@ pub trait RouteApi: Send + Sync {
         credential: &RouteCredential,
         name: &str,
     ) -> Result<WorkspaceId, RouteError>;
+
+    /// Whether the password is that of a login of the workspace that `name` says, in any printed form of
+    /// its identifier; then what shows it from then on. How often that may be tried is bounded.
+    ///
+    /// # Errors
+    /// [`RouteError::NotFound`], whatever is wrong.
+    async fn log_in(
+        &self,
+        name: &str,
+        login: &str,
+        password: &Secret,
+    ) -> Result<(RouteCredential, WorkspaceId), RouteError>;
 
     /// The inside of it: checks anew that the credential still opens it, and wakes it if it may be
     /// woken. Use of the handle counts as use of the workspace.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use skerry_internal_api::{
-    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, GuestStream,
-    ListeningPort, NodeError, User, WriteMode,
+    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestListener,
+    GuestStats, GuestStream, ListeningPort, NodeError, SupervisorApi, User, WriteMode,
 };
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -119,8 +119,16 @@ impl GuestApi for LoggedGuest {
         self.guest.connect(host, port).await
     }
 
+    async fn listen(&self, port: u16, user: User) -> Result<Box<dyn GuestListener>, NodeError> {
+        self.guest.listen(port, user).await
+    }
+
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError> {
         self.guest.listening_ports().await
+    }
+
+    fn supervisor(&self) -> Arc<dyn SupervisorApi> {
+        self.guest.supervisor()
     }
 }
 

@@ -10,8 +10,9 @@ use std::{
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use skerry_internal_api::{
-    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, GuestStream,
-    ListeningPort, NodeError, User, WriteMode,
+    ByteStream, ExecOutput, ExecRequest, ExecSession, FileStat, GuestApi, GuestListener,
+    GuestStats, GuestStream, GuestVisitor, ListeningPort, NodeError, SupervisorApi, User,
+    WriteMode,
 };
 use skerry_model::WorkspaceId;
 use tokio::{
@@ -84,6 +85,27 @@ impl AsyncWrite for HeldConnection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// A port that counts as use until it is closed, as does each connection to it.
+struct HeldListener {
+    listener: Box<dyn GuestListener>,
+    inner: Arc<Inner>,
+    id: WorkspaceId,
+    _open: Session,
+}
+
+#[async_trait]
+impl GuestListener for HeldListener {
+    fn port(&self) -> u16 {
+        self.listener.port()
+    }
+
+    async fn accept(&mut self) -> Result<GuestVisitor, NodeError> {
+        let GuestVisitor { stream, peer } = self.listener.accept().await?;
+        let open = Session::open(&self.inner, self.id);
+        Ok(GuestVisitor { stream: Box::new(HeldConnection { stream, _open: open }), peer })
     }
 }
 
@@ -188,7 +210,18 @@ impl GuestApi for ActiveGuest {
         Ok(Box::new(HeldConnection { stream, _open: session }))
     }
 
+    async fn listen(&self, port: u16, user: User) -> Result<Box<dyn GuestListener>, NodeError> {
+        let open = self.session();
+        let listener = self.guest.listen(port, user).await?;
+        let inner = Arc::clone(&self.inner);
+        Ok(Box::new(HeldListener { listener, inner, id: self.id, _open: open }))
+    }
+
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError> {
         self.guest.listening_ports().await
+    }
+
+    fn supervisor(&self) -> Arc<dyn SupervisorApi> {
+        self.guest.supervisor()
     }
 }

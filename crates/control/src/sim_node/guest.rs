@@ -1,5 +1,6 @@
 //! The simulated guest: files in a map and a handful of commands.
 
+mod listener;
 mod shell;
 
 use std::{
@@ -13,11 +14,14 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
 use skerry_internal_api::{
     ByteStream, ConnectFailure, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession,
-    FileKind, FileStat, GuestApi, GuestStats, GuestStream, ListeningPort, NodeError, User, VmSpec,
-    WriteMode,
+    FileKind, FileStat, GuestApi, GuestListener, GuestStats, GuestStream, ListeningPort, NodeError,
+    SupervisorApi, User, VmSpec, WriteMode,
 };
 use skerry_model::{Shape, Timestamp};
 use tokio::{io::DuplexStream, sync::mpsc};
+
+use super::workloads::{SimSupervisor, Supervised};
+use shell::wait_for_signal;
 
 const PIECE: usize = 64 * 1024;
 const HOME: &str = "/root";
@@ -42,6 +46,7 @@ pub struct SimCommand {
 pub struct SimGuest {
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     inner: Mutex<Inner>,
+    pub(super) supervisor: Arc<SimSupervisor>,
 }
 
 struct Inner {
@@ -77,6 +82,7 @@ pub(super) struct Memory {
     shape: Shape,
     held: BTreeMap<String, String>,
     ports: Vec<ListeningPort>,
+    supervised: Supervised,
 }
 
 impl Memory {
@@ -148,6 +154,7 @@ fn uid_of(user: &User) -> Result<u32, NodeError> {
 impl SimGuest {
     pub(super) fn new(spec: &VmSpec, now: Arc<dyn Fn() -> Timestamp + Send + Sync>) -> Arc<Self> {
         let guest = Self {
+            supervisor: SimSupervisor::new(Arc::clone(&now)),
             now,
             inner: Mutex::new(Inner {
                 hostname: spec.hostname.clone(),
@@ -183,6 +190,7 @@ impl SimGuest {
 
     /// A boot: files stay, memory is empty.
     pub(super) fn boot(&self, spec: &VmSpec) {
+        self.supervisor.boot();
         let mut inner = self.inner();
         inner.held.clear();
         inner.ports.clear();
@@ -192,6 +200,7 @@ impl SimGuest {
 
     /// A restore: memory is as it was when it was saved.
     pub(super) fn wake(&self, spec: &VmSpec, memory: Memory) {
+        self.supervisor.wake(memory.supervised);
         let mut inner = self.inner();
         inner.held = memory.held;
         inner.ports = memory.ports;
@@ -211,7 +220,12 @@ impl SimGuest {
 
     pub(super) fn memory(&self) -> Memory {
         let inner = self.inner();
-        Memory { shape: inner.shape, held: inner.held.clone(), ports: inner.ports.clone() }
+        Memory {
+            shape: inner.shape,
+            held: inner.held.clone(),
+            ports: inner.ports.clone(),
+            supervised: self.supervisor.memory(),
+        }
     }
 
     /// A program in the guest holds this in memory from now on.
@@ -571,29 +585,15 @@ impl GuestApi for SimGuest {
         Err(NodeError::NotConnected { why, message: format!("{host} port {port}: {why:?}") })
     }
 
+    async fn listen(&self, port: u16, user: User) -> Result<Box<dyn GuestListener>, NodeError> {
+        listener::open(self, port, &user)
+    }
+
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError> {
         Ok(self.inner().ports.clone())
     }
-}
 
-/// A command that runs until it is told otherwise.
-async fn wait_for_signal(
-    from_caller: &mut mpsc::Receiver<ExecControl>,
-    timeout: Option<std::time::Duration>,
-) -> ExecExit {
-    let signalled = async {
-        loop {
-            match from_caller.recv().await {
-                Some(ExecControl::Signal(number)) => return ExecExit::Signal(number),
-                Some(ExecControl::Stdin(_) | ExecControl::CloseStdin | ExecControl::Resize(_)) => {}
-                None => return ExecExit::Signal(1),
-            }
-        }
-    };
-    match timeout {
-        Some(timeout) => {
-            tokio::time::timeout(timeout, signalled).await.unwrap_or(ExecExit::TimedOut)
-        }
-        None => signalled.await,
+    fn supervisor(&self) -> Arc<dyn SupervisorApi> {
+        Arc::clone(&self.supervisor) as Arc<dyn SupervisorApi>
     }
 }

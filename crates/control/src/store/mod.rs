@@ -10,6 +10,7 @@ mod domains;
 mod row;
 pub mod sealing;
 mod sqlite;
+mod ssh_access;
 mod volumes;
 
 use std::{ops::Deref, path::Path, sync::Arc};
@@ -23,6 +24,7 @@ use skerry_model::{
 
 pub use domains::{DomainInsertion, DomainStore, KeptCertificate};
 pub use sealing::KeyRing;
+pub use ssh_access::{EarlierPassword, PasswordInsertion, SshAccessStore, SshPassword};
 pub use volumes::{
     Attaching, CheckpointDeletion, CheckpointInsertion, VolumeDeletion, VolumeStore, WantedMount,
 };
@@ -197,7 +199,7 @@ pub enum SnapshotDeletion {
 
 /// What a database has to offer.
 #[async_trait]
-pub trait StateStore: VolumeStore + DomainStore {
+pub trait StateStore: VolumeStore + DomainStore + SshAccessStore {
     /// Makes the account and its default project in one transaction, unless an account of this
     /// handle is there. Returns the account that is there afterwards and whether it was made.
     async fn ensure_account(

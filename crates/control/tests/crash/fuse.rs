@@ -1,6 +1,7 @@
 //! A store and a node that die together at the n-th thing control has them do.
 
 mod domains;
+mod ssh_access;
 mod volumes;
 
 use std::{

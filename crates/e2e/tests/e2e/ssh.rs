@@ -160,7 +160,7 @@ async fn through_the_jump_host(client: &Client) -> Result<()> {
     ensure!(size.trim() == "2000000", "{size}");
     let output = client.run("ssh", &["-J", "jump", "root@nobody", "true"]).await?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(said.contains("Permission denied (publickey)"), "{said}");
+    ensure!(said.contains("Permission denied (publickey,password)"), "{said}");
     Ok(())
 }
 

@@ -40,7 +40,10 @@ impl Wanted {
         let (status, code, title, text) = page.words();
         let mut response = match self {
             Self::Json => {
-                let body = serde_json::json!({ "error": { "code": code, "message": text } });
+                // A question has its mark.
+                let stop = if title.ends_with('?') { "" } else { "." };
+                let message = format!("{title}{stop} {text}");
+                let body = serde_json::json!({ "error": { "code": code, "message": message } });
                 axum::Json(body).into_response()
             }
             Self::Html => axum::response::Html(html(status, title, &text)).into_response(),

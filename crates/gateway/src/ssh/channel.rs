@@ -62,6 +62,13 @@ impl OpenChannel {
         Self { inlet: Some(inlet), size, signals, closed, fresh: Some(fresh) }
     }
 
+    /// One that the gateway has opened: nothing is started on it.
+    pub(super) fn ours(inlet: Inlet, closed: CancellationToken) -> Self {
+        let (size, _) = watch::channel(TERMINAL);
+        let (signals, _) = mpsc::channel(SIGNALS_WAITING);
+        Self { inlet: Some(inlet), size, signals, closed, fresh: None }
+    }
+
     /// The client wants a terminal. False when it is too late for that.
     pub(super) fn want_terminal(&mut self, term: &str, columns: u32, rows: u32) -> bool {
         self.size.send_replace(pty(columns, rows));

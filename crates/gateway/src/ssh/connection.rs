@@ -3,14 +3,14 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use russh::{
-    Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty as PtyMode, Sig,
-    keys::{HashAlg, PublicKey},
+    Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty as PtyMode, Sig,
+    keys::{Algorithm, HashAlg, PublicKey},
     server::{
         Auth, ChannelOpenHandle, Handle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey,
     },
 };
 use skerry_internal_api::{KeyFingerprint, RouteCredential, RouteError, User};
-use skerry_model::WorkspaceId;
+use skerry_model::{Secret, WorkspaceId};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -20,6 +20,7 @@ use super::{
     forward,
     guard::Visit,
     intake::Intake,
+    remote::Remotes,
     sftp,
 };
 
@@ -39,6 +40,17 @@ pub(super) enum Door {
     Outer,
     /// The one of a workspace of this name, behind the jump host: the user's name is one of the guest.
     Workspace(String),
+}
+
+impl Door {
+    /// How one logs in there. Whether there is such a workspace, or it has a password, shows in nothing.
+    pub(super) fn methods(&self) -> MethodSet {
+        let methods: &[MethodKind] = match self {
+            Self::Outer => &[MethodKind::PublicKey],
+            Self::Workspace(_) => &[MethodKind::PublicKey, MethodKind::Password],
+        };
+        methods.into()
+    }
 }
 
 /// Who somebody is.
@@ -67,6 +79,7 @@ pub(super) struct Connection {
     who: Who,
     intake: Arc<Intake>,
     channels: HashMap<ChannelId, OpenChannel>,
+    remotes: Remotes,
     ended: CancellationToken,
 }
 
@@ -86,6 +99,7 @@ impl Connection {
             who: Who::Stranger,
             intake: Arc::default(),
             channels: HashMap::new(),
+            remotes: Remotes::new(ended.clone()),
             ended,
         }
     }
@@ -95,21 +109,56 @@ impl Connection {
         if user.is_empty() || user.len() > NAME_BYTES {
             return Who::Stranger;
         }
-        let (name, login) = match &self.door {
+        let (name, user) = match &self.door {
             Door::Outer if user == JUMP_USER => return Who::Jumper,
             Door::Outer => (user, User::Root),
-            Door::Workspace(name) if user == "root" => (name.as_str(), User::Root),
-            Door::Workspace(name) => (name.as_str(), User::Named(user.to_owned())),
+            Door::Workspace(name) => (name.as_str(), login(user)),
         };
         let fingerprint = key.fingerprint(HashAlg::Sha256);
         let Ok(digest) = fingerprint.as_bytes().try_into() else { return Who::Stranger };
         let credential = RouteCredential::SshKey(KeyFingerprint(digest));
         match self.gateway.routes.find(&credential, name).await {
-            Ok(workspace) => Who::Guest(Entry { credential, workspace, user: login }),
+            Ok(workspace) => Who::Guest(Entry { credential, workspace, user }),
             Err(RouteError::NotFound | RouteError::Refused(_) | RouteError::Internal) => {
                 Who::Stranger
             }
         }
+    }
+
+    /// Who `user` with this password is. Passwords are of workspaces: only their own doors take them.
+    async fn recognise_password(&self, user: &str, password: &str) -> Who {
+        let Door::Workspace(name) = &self.door else { return Who::Stranger };
+        if user.is_empty() || user.len() > NAME_BYTES {
+            return Who::Stranger;
+        }
+        match self.gateway.routes.log_in(name, user, &Secret::new(password)).await {
+            Ok((credential, workspace)) => {
+                Who::Guest(Entry { credential, workspace, user: login(user) })
+            }
+            Err(RouteError::NotFound | RouteError::Refused(_) | RouteError::Internal) => {
+                Who::Stranger
+            }
+        }
+    }
+
+    /// Lets `who` in, or not.
+    fn admit(&mut self, who: Who) -> Auth {
+        self.who = who;
+        match &self.who {
+            Who::Guest(entry) => {
+                tracing::info!(workspace.id = %entry.workspace, peer = %self.peer.ip(), "SSH login");
+                self.visit.recognise();
+                Auth::Accept
+            }
+            Who::Jumper => Auth::Accept,
+            Who::Stranger => self.refuse(),
+        }
+    }
+
+    /// russh would not take a second try of a kind that has failed.
+    fn refuse(&self) -> Auth {
+        self.visit.refuse();
+        Auth::Reject { proceed_with_methods: Some(self.door.methods()), partial_success: false }
     }
 
     /// The channel's fresh half, if nothing runs on it yet, and who it is for.
@@ -148,6 +197,16 @@ impl Connection {
     }
 }
 
+/// A login of the guest.
+fn login(user: &str) -> User {
+    if user == "root" { User::Root } else { User::Named(user.to_owned()) }
+}
+
+/// `ssh-rsa`, which signs SHA-1: RSA keys are good for `rsa-sha2-256` and `-512` (RFC 8332) alone.
+pub(super) fn is_weak(algorithm: &Algorithm) -> bool {
+    matches!(algorithm, Algorithm::Rsa { hash: None })
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.ended.cancel();
@@ -170,12 +229,12 @@ impl Handler for Connection {
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
+        if is_weak(offer.algorithm) {
+            return Ok(self.refuse());
+        }
         match self.recognise(user, offer.public_key).await {
             Who::Jumper | Who::Guest(_) => Ok(Auth::Accept),
-            Who::Stranger => {
-                self.visit.refuse();
-                Ok(Auth::reject())
-            }
+            Who::Stranger => Ok(self.refuse()),
         }
     }
 
@@ -184,19 +243,16 @@ impl Handler for Connection {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Self::Error> {
-        self.who = self.recognise(user, key.public_key).await;
-        match &self.who {
-            Who::Guest(entry) => {
-                tracing::info!(workspace.id = %entry.workspace, peer = %self.peer.ip(), "SSH login");
-                self.visit.recognise();
-                Ok(Auth::Accept)
-            }
-            Who::Jumper => Ok(Auth::Accept),
-            Who::Stranger => {
-                self.visit.refuse();
-                Ok(Auth::reject())
-            }
-        }
+        let who = match is_weak(key.algorithm) {
+            true => Who::Stranger,
+            false => self.recognise(user, key.public_key).await,
+        };
+        Ok(self.admit(who))
+    }
+
+    async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Self::Error> {
+        let who = self.recognise_password(user, password).await;
+        Ok(self.admit(who))
     }
 
     async fn channel_open_session(
@@ -245,7 +301,8 @@ impl Handler for Connection {
         let gateway = Arc::clone(&self.gateway);
         match &self.who {
             Who::Guest(entry) => {
-                let splicing = forward::splice(gateway, entry.clone(), to, fresh, reply);
+                let splicing =
+                    forward::splice(gateway, entry.clone(), to, fresh, reply, self.ended.clone());
                 self.gateway.tasks.spawn(splicing);
             }
             Who::Jumper if to.port == 22 && to.host.len() <= NAME_BYTES => {
@@ -259,6 +316,45 @@ impl Handler for Connection {
             }
         }
         self.channels.insert(id, open);
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        let Who::Guest(entry) = &self.who else { return Ok(false) };
+        let opened = self.remotes.open(&self.gateway, entry, address, *port, session.handle());
+        let opened = opened.await;
+        if let Some(is_on) = opened {
+            *port = u32::from(is_on);
+        }
+        Ok(opened.is_some())
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        Ok(self.remotes.close(address, port))
+    }
+
+    /// The client has agreed to a channel of ours; what it says on it comes after this.
+    async fn channel_open_confirmation(
+        &mut self,
+        id: ChannelId,
+        _: u32,
+        _: u32,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let (inlet, input) = self.intake.queue();
+        let closed = self.ended.child_token();
+        self.channels.insert(id, OpenChannel::ours(inlet, closed.clone()));
+        self.remotes.confirmed.put(id, input, closed);
         Ok(())
     }
 

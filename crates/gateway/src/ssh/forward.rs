@@ -1,10 +1,18 @@
 //! Connections through the gateway: to ports of a workspace, and to the doors of workspaces.
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc};
+use std::{
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+};
 
-use russh::{ChannelOpenFailure, server::ChannelOpenHandle};
+use futures::{FutureExt as _, future::FusedFuture as _};
+use russh::{
+    ChannelOpenFailure, ChannelWriteHalf,
+    server::{ChannelOpenHandle, Msg},
+};
 use skerry_internal_api::GuestStream;
-use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncWriteExt as _, BufReader, copy_buf};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -12,7 +20,8 @@ use super::{
     channel::Fresh,
     connection::{Door, Entry},
     guard::Visit,
-    stream::ChannelStream,
+    intake::Input,
+    stream::{self, ChannelStream},
 };
 
 /// What is carried at a time, in bytes.
@@ -34,6 +43,7 @@ pub(super) async fn splice(
     to: Target,
     fresh: Fresh,
     reply: ChannelOpenHandle,
+    ended: CancellationToken,
 ) {
     let Fresh { output, input, closed, .. } = fresh;
     let _done = closed.clone().drop_guard();
@@ -42,20 +52,52 @@ pub(super) async fn splice(
         connected = connecting => connected,
         () = closed.cancelled() => return,
     };
-    let mut there = match connected {
+    let there = match connected {
         Ok(there) => there,
         Err(failure) => return reply.reject(failure).await,
     };
     reply.accept().await;
-    let used = CancellationToken::new();
-    let mut here = ChannelStream::new(input, &output, used.drop_guard());
-    let copying = copy_bidirectional_with_sizes(&mut here, &mut there, PIECE, PIECE);
-    let outcome = tokio::select! {
-        outcome = copying => outcome,
-        () = closed.cancelled() => return,
+    join(input, &output, there, closed, ended).await;
+}
+
+/// Carries bytes between a channel and the guest until both have ended. When the client closes the
+/// channel, what it had said before still arrives; when its connection `ended`, the guest's is reset.
+pub(super) async fn join(
+    mut input: Input,
+    output: &ChannelWriteHalf<Msg>,
+    there: GuestStream,
+    closed: CancellationToken,
+    ended: CancellationToken,
+) {
+    let _done = closed.clone().drop_guard();
+    let (from_guest, mut to_guest) = tokio::io::split(there);
+    let up = async {
+        while let Some(bytes) = input.next().await {
+            to_guest.write_all(&bytes).await?;
+        }
+        to_guest.shutdown().await
     };
-    if outcome.is_ok() {
-        let _ = here.flush().await;
+    let down = async {
+        let mut to_client = stream::writer(output);
+        let mut from_guest = BufReader::with_capacity(PIECE, from_guest);
+        copy_buf(&mut from_guest, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    let mut up = pin!(up.fuse());
+    let both = async { tokio::try_join!(up.as_mut(), down).map(drop) };
+    let is_closed = tokio::select! {
+        // Either direction may fail; then there is nothing left to carry.
+        _ = both => false,
+        () = closed.cancelled() => true,
+    };
+    if is_closed {
+        if !up.is_terminated() {
+            tokio::select! {
+                _ = up => {}
+                () = ended.cancelled() => {}
+            }
+        }
+        return;
     }
     // SSH has no reset: the end of the channel is all a client sees.
     let _ = output.close().await;

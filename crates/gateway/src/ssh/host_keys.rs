@@ -141,6 +141,20 @@ mod tests {
         assert_ne!(of(&keys, "blue"), fingerprint(keys.gateway()));
     }
 
+    /// A private RSA operation would leak the key by its timing (RUSTSEC-2023-0071).
+    #[test]
+    fn an_rsa_key_is_no_host_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = std::process::Command::new("ssh-keygen")
+            .args(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f"])
+            .arg(dir.path().join(FILE))
+            .status()
+            .unwrap();
+        assert!(made.success());
+        let opened = HostKeys::open(dir.path(), |_| unreachable!("something is there"));
+        assert!(matches!(opened, Err(HostKeyError::Damaged(_))));
+    }
+
     #[test]
     fn a_damaged_key_is_an_error_and_not_replaced() {
         let dir = tempfile::tempdir().unwrap();

@@ -20,6 +20,7 @@ mod forward;
 mod guard;
 mod host_keys;
 mod intake;
+mod remote;
 mod sftp;
 mod stream;
 
@@ -29,7 +30,7 @@ use std::{
     time::Duration,
 };
 
-use russh::{MethodKind, MethodSet, SshId, server};
+use russh::{Preferred, SshId, server};
 use skerry_internal_api::RouteApi;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -135,13 +136,14 @@ impl Gateway {
     {
         let ended = self.ending.child_token();
         let _end_all = ended.clone().drop_guard();
+        let config = config(key, &door);
         let handler =
             connection::Connection::new(self, door, Arc::clone(&visit), peer, ended.clone());
         // Its task is russh's own; without its stream it ends.
         let severed = CancellationToken::new();
         let _sever = severed.clone().drop_guard();
         let stream = stream::Severable::new(stream, severed);
-        let began = timeout(LOGIN_WITHIN, server::run_stream(config(key), stream, handler));
+        let began = timeout(LOGIN_WITHIN, server::run_stream(config, stream, handler));
         let mut session = tokio::select! {
             began = began => match began {
                 Ok(Ok(session)) => session,
@@ -172,12 +174,15 @@ impl Gateway {
     }
 }
 
-fn config(key: russh::keys::PrivateKey) -> Arc<server::Config> {
-    let mut methods = MethodSet::empty();
-    methods.push(MethodKind::PublicKey);
+fn config(key: russh::keys::PrivateKey, door: &Door) -> Arc<server::Config> {
+    // What clients are told to sign with (RFC 8308): RSA with SHA-2 alone.
+    let signatures = Preferred::DEFAULT.key.iter();
+    let signatures = signatures.filter(|algorithm| !connection::is_weak(algorithm)).cloned();
+    let preferred = Preferred { key: signatures.collect(), ..Preferred::DEFAULT };
     Arc::new(server::Config {
         server_id: SshId::Standard("SSH-2.0-Skerry".into()),
-        methods,
+        methods: door.methods(),
+        preferred,
         auth_rejection_time: REFUSED_AFTER,
         // Clients ask with no credential first to learn what is accepted.
         auth_rejection_time_initial: Some(Duration::ZERO),

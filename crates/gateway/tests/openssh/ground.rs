@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Output, Stdio},
     sync::{
@@ -17,9 +19,9 @@ use skerry_agent::Guest;
 use skerry_gateway::ssh::{HostKeys, serve};
 use skerry_internal_api::{
     GuestApi, KeyFingerprint, OpenPreview, PreviewAddress, PreviewCredential, PreviewRefusal,
-    RouteApi, RouteCredential, RouteError,
+    RouteApi, RouteCredential, RouteError, SshPasswordId,
 };
-use skerry_model::WorkspaceId;
+use skerry_model::{Secret, WorkspaceId};
 use skerry_node::guest::{Dial, Fresh, GuestHello, GuestLink, Unsaid};
 use skerry_vmm::{Channel, VmmError};
 use tempfile::TempDir;
@@ -49,9 +51,13 @@ pub struct Ground {
     serving: JoinHandle<()>,
 }
 
-/// One workspace, one key.
+/// The password of the workspace's `root`.
+pub const PASSWORD: &str = "correct horse";
+const BY_PASSWORD: RouteCredential = RouteCredential::SshPassword(SshPasswordId(9));
+
+/// One workspace, its keys and its password.
 pub struct Routes {
-    key: KeyFingerprint,
+    keys: Vec<KeyFingerprint>,
     guest: Arc<GuestLink>,
     pub entered: AtomicU32,
     /// Set while it cannot be entered.
@@ -65,8 +71,25 @@ impl RouteApi for Routes {
         credential: &RouteCredential,
         name: &str,
     ) -> Result<WorkspaceId, RouteError> {
-        let RouteCredential::SshKey(key) = credential;
-        if *key == self.key && name == NAME { Ok(ID) } else { Err(RouteError::NotFound) }
+        match credential {
+            RouteCredential::SshKey(key) if self.keys.contains(key) && name == NAME => Ok(ID),
+            RouteCredential::SshKey(_) | RouteCredential::SshPassword(_) => {
+                Err(RouteError::NotFound)
+            }
+        }
+    }
+
+    async fn log_in(
+        &self,
+        name: &str,
+        login: &str,
+        password: &Secret,
+    ) -> Result<(RouteCredential, WorkspaceId), RouteError> {
+        if (name, login, password.expose()) == (NAME, "root", PASSWORD) {
+            Ok((BY_PASSWORD, ID))
+        } else {
+            Err(RouteError::NotFound)
+        }
     }
 
     async fn enter(
@@ -74,7 +97,11 @@ impl RouteApi for Routes {
         credential: &RouteCredential,
         workspace: WorkspaceId,
     ) -> Result<Arc<dyn GuestApi>, RouteError> {
-        assert_eq!((*credential, workspace), (RouteCredential::SshKey(self.key), ID));
+        assert_eq!(workspace, ID);
+        match credential {
+            RouteCredential::SshKey(key) => assert!(self.keys.contains(key)),
+            password @ RouteCredential::SshPassword(_) => assert_eq!(*password, BY_PASSWORD),
+        }
         self.entered.fetch_add(1, Ordering::Relaxed);
         match &*self.refusal.lock().unwrap() {
             Some(why) => Err(RouteError::Refused(why.clone())),
@@ -119,9 +146,10 @@ fn hello() -> GuestHello {
     }
 }
 
-async fn make_key(path: &Path) -> KeyFingerprint {
+async fn make_key(path: &Path, kind: &[&str]) -> KeyFingerprint {
     let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"])
+        .args(kind)
+        .args(["-q", "-N", "", "-C", "test", "-f"])
         .arg(path)
         .status()
         .await
@@ -138,13 +166,14 @@ impl Ground {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().join("home");
         std::fs::create_dir(&home).unwrap();
-        let key = make_key(&dir.path().join("key")).await;
-        make_key(&dir.path().join("other")).await;
+        let mut keys = vec![make_key(&dir.path().join("key"), &["-t", "ed25519"]).await];
+        keys.push(make_key(&dir.path().join("rsa"), &["-t", "rsa", "-b", "2048"]).await);
+        make_key(&dir.path().join("other"), &["-t", "ed25519"]).await;
 
         let guest = Arc::new(Guest::hosted(home.clone()));
         let link = GuestLink::open(Arc::new(Line(guest)), hello(), WITHIN).await.unwrap();
         let routes = Arc::new(Routes {
-            key,
+            keys,
             guest: Arc::clone(&link),
             entered: AtomicU32::new(0),
             refusal: std::sync::Mutex::default(),
@@ -194,6 +223,18 @@ impl Ground {
     pub fn ssh(&self, args: &[&str]) -> Command {
         let mut command = self.program("ssh");
         command.args(args);
+        command
+    }
+
+    /// The same without a key, for whom a program that is asked for a password says this one.
+    pub fn ssh_with_password(&self, password: &str, args: &[&str]) -> Command {
+        let asked = self.dir.path().join("askpass");
+        std::fs::write(&asked, format!("#!/bin/sh\necho '{password}'\n")).unwrap();
+        std::fs::set_permissions(&asked, Permissions::from_mode(0o700)).unwrap();
+        let mut command = self.program("ssh");
+        command.env("SSH_ASKPASS", asked).env("SSH_ASKPASS_REQUIRE", "force");
+        command.args(["-o", "BatchMode=no", "-o", "PubkeyAuthentication=no"]);
+        command.args(["-o", "NumberOfPasswordPrompts=1"]).args(args);
         command
     }
 

@@ -1,6 +1,6 @@
 //! The inside of a guest as the rest of the house sees it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use skerry_agent_protocol::{
@@ -9,11 +9,11 @@ use skerry_agent_protocol::{
     message,
 };
 use skerry_internal_api::{
-    ByteStream, ExecRequest, ExecSession, FileStat, GuestApi, GuestStats, GuestStream,
-    ListeningPort, NodeError, User, WriteMode,
+    ByteStream, ExecRequest, ExecSession, FileStat, GuestApi, GuestListener, GuestStats,
+    GuestStream, ListeningPort, NodeError, SupervisorApi, User, WriteMode,
 };
 
-use super::{GuestLink, SHORT_CALL, convert, failure::lost};
+use super::{GuestLink, SHORT_CALL, convert, failure::lost, workloads::SupervisorLink};
 
 /// Calls whose duration grows with the tree.
 const TREE_CALL: Duration = Duration::from_secs(120);
@@ -111,6 +111,10 @@ impl GuestApi for GuestLink {
         self.open_connection(host, port).await
     }
 
+    async fn listen(&self, port: u16, user: User) -> Result<Box<dyn GuestListener>, NodeError> {
+        self.open_listener(port, user).await
+    }
+
     async fn listening_ports(&self) -> Result<Vec<ListeningPort>, NodeError> {
         let ports: message::Ports =
             self.shared.ask(path::PORTS, &message::Empty {}, SHORT_CALL).await?;
@@ -118,6 +122,10 @@ impl GuestApi for GuestLink {
             ports.ports.into_iter().take(PORTS_MAX).map(convert::port).collect();
         ports.sort_by(|left, right| (left.port, &left.address).cmp(&(right.port, &right.address)));
         Ok(ports)
+    }
+
+    fn supervisor(&self) -> Arc<dyn SupervisorApi> {
+        Arc::new(SupervisorLink { shared: Arc::clone(&self.shared) })
     }
 }
 

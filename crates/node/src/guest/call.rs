@@ -253,7 +253,7 @@ pub(super) fn head_of<Q: Serialize>(question: &Q) -> Result<Bytes, NodeError> {
         .map_err(|error| NodeError::Invalid { field: "request", problem: error.to_string() })
 }
 
-fn full(bytes: Bytes) -> RequestBody {
+pub(super) fn full(bytes: Bytes) -> RequestBody {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 

@@ -10,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, stream};
 use hyper::body::{Body as _, Incoming};
+use serde::Serialize;
 use skerry_agent_protocol::{REVISION, call as path, message};
 use skerry_internal_api::{GuestStream, NodeError};
 use tokio::{
@@ -19,8 +20,9 @@ use tokio::{
 use tokio_util::sync::PollSender;
 
 use super::{
-    GuestLink,
+    GuestLink, Shared,
     call::{ANSWER_BEGINS_WITHIN, bounded, head_of, send, streaming},
+    connection::Connected,
     failure::lost,
 };
 
@@ -40,19 +42,36 @@ impl GuestLink {
         port: u16,
     ) -> Result<GuestStream, NodeError> {
         let shared = &self.shared;
-        let among_connections = shared.permit(&shared.connections).await?;
-        let among_streams = shared.permit(&shared.long_streams).await?;
-        let mut connected = shared.connected().await?;
+        let permits = shared.connection_permits().await?;
+        let connected = shared.connected().await?;
         if connected.revision < SINCE_REVISION {
             let what = "connecting to a port: the agent in the guest is older than this node";
             return Err(NodeError::Unsupported(String::from(what)));
         }
+        let question = message::Connect { host: host.to_owned(), port };
+        shared.carry(connected, permits, path::CONNECT, &question).await
+    }
+}
+
+impl Shared {
+    /// The right to one more connection.
+    pub(super) async fn connection_permits(&self) -> Result<Permits, NodeError> {
+        Ok((self.permit(&self.connections).await?, self.permit(&self.long_streams).await?))
+    }
+
+    /// A call whose question and answer go on as the two directions of a connection.
+    pub(super) async fn carry<Q: Serialize>(
+        &self,
+        mut connected: Connected,
+        permits: Permits,
+        path: &'static str,
+        question: &Q,
+    ) -> Result<GuestStream, NodeError> {
         let (to_guest, pieces) = mpsc::channel(WAITING);
-        let head = head_of(&message::Connect { host: host.to_owned(), port })?;
-        let permits = Arc::new((among_connections, among_streams));
-        let body = streaming(head, until_the_end(pieces, Arc::clone(&permits)));
-        let answer = send(&mut connected.requests, path::CONNECT, body);
-        let answer = bounded(&shared.hold, path::CONNECT, ANSWER_BEGINS_WITHIN, answer).await?;
+        let permits = Arc::new(permits);
+        let body = streaming(head_of(question)?, until_the_end(pieces, Arc::clone(&permits)));
+        let answer = send(&mut connected.requests, path, body);
+        let answer = bounded(&self.hold, path, ANSWER_BEGINS_WITHIN, answer).await?;
         Ok(Box::new(Connection {
             to_guest: PollSender::new(to_guest),
             from_guest: answer.into_body(),
@@ -63,7 +82,7 @@ impl GuestLink {
 }
 
 /// The right to a connection, and to a stream for it.
-type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+pub(super) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// What is sent, piece by piece; `None` is its end. Without that it breaks off, which the agent
 /// sees as a reset. hyper looks for it only once the guest has taken what was sent before; until then

@@ -20,12 +20,14 @@ mod convert;
 mod exec;
 mod failure;
 mod hold;
+mod listen;
 mod state;
 mod template;
 #[cfg(test)]
 mod tests;
 mod volume_files;
 mod volumes;
+mod workloads;
 
 use std::{
     collections::BTreeMap,

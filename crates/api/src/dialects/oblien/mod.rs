@@ -12,10 +12,14 @@ mod object;
 mod power;
 mod public_access;
 mod quota;
+mod reads;
 mod rest;
 mod ssh;
 mod unserved;
 mod wire;
+mod workload_parse;
+mod workload_streams;
+mod workloads;
 mod workspaces;
 
 use axum::{
@@ -73,7 +77,37 @@ pub fn router() -> Router<ApiState> {
         .route("/workspace/{workspace}/domain/ssl/renew", post(domains::renew))
         .route("/workspace/{workspace}/ssh", get(ssh::get))
         .route("/workspace/{workspace}/ssh/enable", post(ssh::enable))
+        .route("/workspace/{workspace}/ssh/disable", post(ssh::disable))
+        .route("/workspace/{workspace}/ssh/password", post(ssh::set_password))
         .route("/workspace/{workspace}/ssh/key", post(ssh::add_key))
+        .route("/workspace/{workspace}/stats", get(reads::stats))
+        .route("/workspace/{workspace}/resources", get(reads::resources))
+        .route("/workspace/{workspace}/logs", get(reads::logs))
+        .route(
+            "/workspace/{workspace}/workloads",
+            post(workloads::create).get(workloads::list).delete(workloads::delete_all),
+        )
+        .route("/workspace/{workspace}/workloads/stats/stream", get(workload_streams::stats_of_all))
+        .route(
+            "/workspace/{workspace}/workloads/{workload}",
+            get(workloads::get)
+                .put(workloads::update)
+                .patch(workloads::update)
+                .delete(workloads::delete),
+        )
+        .route("/workspace/{workspace}/workloads/{workload}/start", post(workloads::start))
+        .route("/workspace/{workspace}/workloads/{workload}/stop", post(workloads::stop))
+        .route("/workspace/{workspace}/workloads/{workload}/status", get(workloads::show_status))
+        .route("/workspace/{workspace}/workloads/{workload}/logs", get(workloads::logs))
+        .route(
+            "/workspace/{workspace}/workloads/{workload}/logs/stream",
+            get(workload_streams::logs),
+        )
+        .route("/workspace/{workspace}/workloads/{workload}/stats", get(workloads::show_stats))
+        .route(
+            "/workspace/{workspace}/workloads/{workload}/stats/stream",
+            get(workload_streams::stats_of_one),
+        )
         .route("/workspace/{workspace}/provisioning/retry", post(power::retry));
     for path in unserved::PATHS {
         routes = routes.route(path, any(unserved::refuse));

@@ -1,5 +1,5 @@
-//! `/workspace/:id/ssh`. SSH is the server's, for every workspace or for none: there is nothing to switch
-//! on or off in one, and no password is ever accepted. Keys are the account's.
+//! `/workspace/:id/ssh`. SSH is spoken by the server, for every workspace until it is switched off for one.
+//! Keys are the account's, passwords a workspace's.
 
 use axum::{
     Json,
@@ -7,9 +7,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use skerry_control::{Caller, SshKey};
-use skerry_model::{ErrorKind, Workspace};
+use serde_json::{Map, Value, json};
+use skerry_control::{Caller, SshKey, WorkspaceRef};
+use skerry_model::{ErrorKind, Secret, Workspace};
 
 use super::{
     Oblien,
@@ -53,7 +53,7 @@ struct Status {
     auth_methods: &'static [&'static str],
     password_auth_enabled: bool,
     connection: Option<Connection>,
-    /// There are no passwords.
+    /// One that was made just now: it is not kept in a form that could be shown again.
     ssh_password: Option<String>,
 }
 
@@ -64,6 +64,13 @@ pub(super) struct KeyBody {
     /// By a key of the account one is whom one asks to be.
     #[serde(rename = "user")]
     _user: Option<String>,
+}
+
+/// Body of `POST …/ssh/password`.
+#[derive(Default, Deserialize)]
+pub(super) struct PasswordBody {
+    password: Option<String>,
+    user: Option<String>,
 }
 
 impl Connection {
@@ -86,13 +93,22 @@ impl Connection {
     }
 }
 
+/// What `config.ssh_access` of a create request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AskedAccess {
+    /// Nothing: the account's keys open the workspace.
+    Keys,
+    /// A password too, told once.
+    Password,
+}
+
 /// `config.ssh_access` of a create request: whether it can be had.
-pub(super) fn check_access(
+pub(super) fn asked_access(
     config: &Map<String, Value>,
     ssh: Option<&SshEndpoint>,
-) -> Result<(), Refusal> {
+) -> Result<AskedAccess, Refusal> {
     let Some(asked) = config.get("ssh_access").filter(|asked| !is_nothing(asked)) else {
-        return Ok(());
+        return Ok(AskedAccess::Keys);
     };
     let refused = |problem: &str| Refusal {
         code: "INVALID_CONFIG",
@@ -101,7 +117,7 @@ pub(super) fn check_access(
         allowed: "leave it out, null or false".to_owned(),
     };
     match (asked, ssh) {
-        (Value::Bool(true), Some(_)) => Ok(()),
+        (Value::Bool(true), Some(_)) => Ok(AskedAccess::Password),
         (Value::Bool(true), None) => Err(refused("is not available: this server speaks no SSH")),
         (_, _) => Err(refused("is not a boolean")),
     }
@@ -111,20 +127,29 @@ async fn status(
     state: &ApiState,
     caller: &Caller,
     workspace: &Workspace,
+    made: Option<Secret>,
 ) -> Result<Response, Problem> {
-    let ssh = state.ssh();
+    let which = WorkspaceRef::Id(workspace.id);
+    let access = state.control.ssh_access(caller, &which).await?;
     let keys = state.control.list_ssh_keys(caller).await?;
+    let spoken = state.ssh();
+    let open = spoken.filter(|_| access.is_open);
+    let auth_methods: &[&str] = match (open, access.has_password) {
+        (None, _) => &[],
+        (Some(_), false) => &["publickey"],
+        (Some(_), true) => &["publickey", "password"],
+    };
     Ok(Json(Status {
         success: true,
-        supported: ssh.is_some(),
-        ssh_enabled: ssh.is_some(),
-        ssh_id: ssh.map(|_| ids::oblien_workspace_id(workspace.id)),
-        ssh_password_changed: false,
+        supported: spoken.is_some(),
+        ssh_enabled: open.is_some(),
+        ssh_id: spoken.map(|_| ids::oblien_workspace_id(workspace.id)),
+        ssh_password_changed: access.is_password_chosen,
         ssh_key_set: !keys.is_empty(),
-        auth_methods: if ssh.is_some() { &["publickey"] } else { &[] },
-        password_auth_enabled: false,
-        connection: ssh.map(|ssh| Connection::of(workspace, ssh)),
-        ssh_password: None,
+        auth_methods,
+        password_auth_enabled: open.is_some() && access.has_password,
+        connection: open.map(|ssh| Connection::of(workspace, ssh)),
+        ssh_password: made.map(|made| made.expose().to_owned()),
     })
     .into_response())
 }
@@ -137,10 +162,10 @@ pub(super) async fn get(
 ) -> Result<Response, Problem> {
     let which = ids::parse_workspace_ref(&reference);
     let workspace = state.control.get_workspace(&caller, &which).await?;
-    status(&state, &caller, &workspace).await
+    status(&state, &caller, &workspace, None).await
 }
 
-/// `POST …/ssh/enable`: it is on already, or cannot be.
+/// `POST …/ssh/enable`: opens the workspace, with a password for root where there is none.
 pub(super) async fn enable(
     State(state): State<ApiState>,
     Authenticated { caller, .. }: Authenticated<Oblien>,
@@ -151,7 +176,44 @@ pub(super) async fn enable(
     if state.ssh().is_none() {
         return Err(Problem::NotServed);
     }
-    status(&state, &caller, &workspace).await
+    let made = state.control.open_ssh(&caller, &WorkspaceRef::Id(workspace.id)).await?;
+    status(&state, &caller, &workspace, made).await
+}
+
+/// `POST …/ssh/disable`: nobody enters, by whatever, until it is enabled again. Passwords are forgotten.
+pub(super) async fn disable(
+    State(state): State<ApiState>,
+    Authenticated { caller, .. }: Authenticated<Oblien>,
+    PathOf { value: reference, .. }: PathOf<String, Oblien>,
+) -> Result<Response, Problem> {
+    let which = ids::parse_workspace_ref(&reference);
+    state.control.close_ssh(&caller, &which).await?;
+    Ok(Json(json!({ "success": true })).into_response())
+}
+
+/// `POST …/ssh/password`: the one before opens nothing any more.
+pub(super) async fn set_password(
+    State(state): State<ApiState>,
+    Authenticated { caller, .. }: Authenticated<Oblien>,
+    PathOf { value: reference, .. }: PathOf<String, Oblien>,
+    JsonBody { value: body, .. }: JsonBody<Object<PasswordBody>, Oblien>,
+) -> Result<Response, Problem> {
+    let which = ids::parse_workspace_ref(&reference);
+    let workspace = state.control.get_workspace(&caller, &which).await?;
+    if state.ssh().is_none() {
+        return Err(Problem::NotServed);
+    }
+    let PasswordBody { password, user } = body.0;
+    let password = password.map(Secret::new).ok_or_else(|| Refusal {
+        code: "validation_error",
+        field: "password".to_owned(),
+        problem: "is missing".to_owned(),
+        allowed: "at least 8 characters".to_owned(),
+    });
+    let password = password.map_err(Problem::Refused)?;
+    let which = WorkspaceRef::Id(workspace.id);
+    state.control.set_ssh_password(&caller, &which, user.as_deref(), &password).await?;
+    status(&state, &caller, &workspace, None).await
 }
 
 /// `POST …/ssh/key`: a key of the account from then on. One that is there already is a success.
@@ -180,7 +242,7 @@ pub(super) async fn add_key(
         }
         Err(error) => return Err(error.into()),
     }
-    status(&state, &caller, &workspace).await
+    status(&state, &caller, &workspace, None).await
 }
 
 /// But for the comment.

@@ -5,7 +5,7 @@ use super::{Oblien, error_body::Problem};
 use crate::auth::Authenticated;
 
 /// Every path of these areas.
-pub(super) const PATHS: [&str; 39] = [
+pub(super) const PATHS: [&str; 32] = [
     "/workspace/archived",
     "/workspace/activity",
     "/workspace/estimate",
@@ -16,24 +16,17 @@ pub(super) const PATHS: [&str; 39] = [
     "/workspace/{workspace}/info",
     "/workspace/{workspace}/internal-api-access",
     "/workspace/{workspace}/internal-api-access/{*rest}",
-    "/workspace/{workspace}/logs",
     "/workspace/{workspace}/logs/{*rest}",
     "/workspace/{workspace}/metadata",
     "/workspace/{workspace}/network/{*rest}",
     "/workspace/{workspace}/overlay",
     "/workspace/{workspace}/overlay/{*rest}",
     "/workspace/{workspace}/reinstall",
-    "/workspace/{workspace}/resources",
     "/workspace/{workspace}/runtime-api-access",
     "/workspace/{workspace}/runtime-api-access/{*rest}",
-    "/workspace/{workspace}/ssh/disable",
-    "/workspace/{workspace}/ssh/password",
-    "/workspace/{workspace}/stats",
     "/workspace/{workspace}/stats/{*rest}",
     "/workspace/{workspace}/usage",
     "/workspace/{workspace}/usage/{*rest}",
-    "/workspace/{workspace}/workloads",
-    "/workspace/{workspace}/workloads/{*rest}",
     "/namespaces",
     "/namespaces/{*rest}",
     "/tokens",

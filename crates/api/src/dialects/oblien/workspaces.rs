@@ -9,16 +9,16 @@ use axum::{
 };
 use http::StatusCode;
 use serde_json::json;
-use skerry_control::{Caller, CreateWorkspace, Wait, internal_api::GuestStats};
-use skerry_model::{Desired, ErrorKind, State as WorkspaceState, Workspace};
+use skerry_control::{Caller, CreateWorkspace, Wait, WorkspaceRef, internal_api::GuestStats};
+use skerry_model::{Desired, ErrorKind, Secret, State as WorkspaceState, Workspace, WorkspaceId};
 
 use super::{
     Oblien, convert,
     error_body::Problem,
     network, object,
     public_access::exposed_by,
-    ssh,
-    wire::{CreateBody, ListQuery, Stats, UpdateBody},
+    ssh::{self, AskedAccess},
+    wire::{CreateBody, ListQuery, Stats, UpdateBody, WorkspaceObject},
 };
 use crate::{
     ApiState,
@@ -44,9 +44,10 @@ pub(super) async fn create(
         Some(config) => network::Asked::of_config(&config.others)?,
         None => network::Asked::default(),
     };
-    if let Some(config) = &body.config {
-        ssh::check_access(&config.others, state.ssh())?;
-    }
+    let access = match &body.config {
+        Some(config) => ssh::asked_access(&config.others, state.ssh())?,
+        None => AskedAccess::Keys,
+    };
     let request = convert::create_request(body, Wait::UpTo(LONGEST_WAIT))?;
     let network = asked.wish_of_new(&state.control, &caller).await?;
     let request = CreateWorkspace { network, ..request };
@@ -67,8 +68,18 @@ pub(super) async fn create(
             failure: failure.clone(),
         });
     }
-    let answer = workspace_answer(&state, &caller, &workspace).await?;
-    Ok((StatusCode::CREATED, answer).into_response())
+    let mut answer = json!({
+        "success": true,
+        "workspace": workspace_shown(&state, &caller, &workspace).await?,
+    });
+    match access {
+        AskedAccess::Keys => {}
+        AskedAccess::Password => {
+            let made = state.control.open_ssh(&caller, &WorkspaceRef::Id(workspace.id)).await?;
+            answer["ssh_password"] = json!(made.as_ref().map(Secret::expose));
+        }
+    }
+    Ok((StatusCode::CREATED, Json(answer)).into_response())
 }
 
 pub(super) async fn list(
@@ -91,8 +102,12 @@ pub(super) async fn list(
     };
     let now = state.control.now();
     let ports = exposed_by(&state, &caller, &items).await?;
+    let closed = closed_to_ssh(&state, &items).await?;
     let objects: Vec<_> = std::iter::zip(&items, ports)
-        .map(|(workspace, ports)| object::workspace_object(workspace, ports, state.ssh(), now))
+        .map(|(workspace, ports)| {
+            let ssh = state.ssh().filter(|_| !closed.contains(&workspace.id));
+            object::workspace_object(workspace, ports, ssh, now)
+        })
         .collect();
     Ok(Json(json!({
         "success": true,
@@ -125,7 +140,7 @@ pub(super) async fn details(
         WorkspaceState::Running { .. } => {
             let numbers = state.control.workspace_stats(&caller, &which);
             match tokio::time::timeout(STATS_WAIT, numbers).await {
-                Ok(Ok(numbers)) => Some(stats(&numbers)),
+                Ok(Ok(numbers)) => Some(stats_of(&numbers)),
                 // The numbers are an addition: without them the answer says null.
                 Ok(Err(_)) | Err(_) => None,
             }
@@ -142,12 +157,14 @@ pub(super) async fn details(
     };
     let ports = exposed_by(&state, &caller, slice::from_ref(&workspace)).await?;
     let ports = ports.into_iter().flatten().collect();
-    let shown = object::details(&workspace, ports, state.ssh(), stats, state.control.now());
+    let closed = closed_to_ssh(&state, slice::from_ref(&workspace)).await?;
+    let ssh = state.ssh().filter(|_| closed.is_empty());
+    let shown = object::details(&workspace, ports, ssh, stats, state.control.now());
     Ok(Json(json!({ "success": true, "workspace": shown })).into_response())
 }
 
 /// The guest's numbers in Oblien's units. There is no network to count.
-fn stats(numbers: &GuestStats) -> Stats {
+pub(super) fn stats_of(numbers: &GuestStats) -> Stats {
     const MIB: u64 = 1024 * 1024;
     let percent = |part: u64, whole: u64| {
         if whole == 0 {
@@ -205,8 +222,29 @@ pub(super) async fn workspace_answer(
     caller: &Caller,
     workspace: &Workspace,
 ) -> Result<Response, Problem> {
+    let shown = workspace_shown(state, caller, workspace).await?;
+    Ok(Json(json!({ "success": true, "workspace": shown })).into_response())
+}
+
+async fn workspace_shown(
+    state: &ApiState,
+    caller: &Caller,
+    workspace: &Workspace,
+) -> Result<WorkspaceObject, Problem> {
     let ports = exposed_by(state, caller, slice::from_ref(workspace)).await?;
     let ports = ports.into_iter().flatten().collect();
-    let shown = object::workspace_object(workspace, ports, state.ssh(), state.control.now());
-    Ok(Json(json!({ "success": true, "workspace": shown })).into_response())
+    let closed = closed_to_ssh(state, slice::from_ref(workspace)).await?;
+    let ssh = state.ssh().filter(|_| closed.is_empty());
+    Ok(object::workspace_object(workspace, ports, ssh, state.control.now()))
+}
+
+/// Which of these nobody enters by SSH, where it is spoken at all.
+async fn closed_to_ssh(
+    state: &ApiState,
+    workspaces: &[Workspace],
+) -> Result<Vec<WorkspaceId>, Problem> {
+    match state.ssh() {
+        Some(_) => Ok(state.control.closed_to_ssh(workspaces).await?),
+        None => Ok(Vec::new()),
+    }
 }

@@ -6,6 +6,7 @@ mod accounts;
 mod networks;
 mod ports;
 mod snapshots;
+mod ssh_access;
 mod ssh_keys;
 mod timers;
 mod together;
@@ -28,6 +29,7 @@ pub(crate) use accounts::*;
 pub(crate) use networks::*;
 pub(crate) use ports::*;
 pub(crate) use snapshots::*;
+pub(crate) use ssh_access::*;
 pub(crate) use ssh_keys::*;
 pub(crate) use timers::*;
 pub(crate) use together::*;
@@ -45,6 +47,8 @@ macro_rules! store_contract {
             a_project_name_is_unique_within_its_account
             an_ssh_key_is_its_accounts_until_it_is_removed
             an_ssh_key_has_one_account_and_an_account_so_many_keys
+            an_ssh_password_is_its_logins_until_there_is_another
+            a_workspace_closed_to_ssh_forgets_its_passwords
             a_published_port_goes_with_its_workspace
             a_port_is_published_once_under_one_slug
             workspaces_are_found_by_the_beginning_of_an_identifier
@@ -173,6 +177,7 @@ pub(crate) fn workspace(owner: &Owner, number: u128) -> Workspace {
             snapshot_on_terminate: None,
             auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
+            workloads: skerry_model::Workloads::default(),
             network: skerry_model::NetworkWish::default(),
             metadata: BTreeMap::new(),
         },

@@ -11,6 +11,7 @@ mod recent;
 mod records;
 mod rows;
 mod snapshots;
+mod ssh_access;
 mod ssh_keys;
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,9 @@
 //! What is put in order each time the database is opened, beyond what its schema's migrations do.
 
-use skerry_model::Workspace;
+use skerry_model::{Workloads, Workspace};
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
-use super::{domains, records, usage, writer::Broken};
+use super::{domains, records, ssh_access, usage, writer::Broken};
 use crate::{
     Error,
     store::{
@@ -35,7 +35,8 @@ async fn check_keys(db: &mut SqliteConnection, keys: &KeyRing) -> Result<(), Err
         "SELECT substr(sealed, 1, 9) FROM workspaces \
              UNION SELECT substr(sealed, 1, 9) FROM domain_certificates \
              UNION SELECT substr(sealed, 1, 9) FROM domain_dns_access \
-             UNION SELECT substr(sealed, 1, 9) FROM acme_accounts",
+             UNION SELECT substr(sealed, 1, 9) FROM acme_accounts \
+             UNION SELECT substr(sealed, 1, 9) FROM ssh_passwords",
     )
     .fetch_all(db)
     .await?;
@@ -47,7 +48,9 @@ async fn put_in_order(db: &mut SqliteConnection, keys: &KeyRing) -> Result<(), E
     if plain > 0 {
         tracing::info!(plain, "environments and tokens of workspaces are stored encrypted now");
     }
-    let sealed_anew = seal_anew(db, keys).await? + domains::seal_anew(db, keys).await?;
+    let sealed_anew = seal_anew(db, keys).await?
+        + domains::seal_anew(db, keys).await?
+        + ssh_access::seal_anew(db, keys).await?;
     if sealed_anew > 0 {
         tracing::info!(sealed_anew, "secrets are sealed with the newest key now");
     }
@@ -104,7 +107,8 @@ fn plain_record(row: &SqliteRow, keys: &KeyRing) -> Result<Workspace, Error> {
         fields.insert("env".to_owned(), serde_json::Value::Array(Vec::new()));
     }
     let workspace = row.try_get("id")?;
-    let sealed = seal_secrets(id(workspace)?, &env, row.try_get("preview_token")?, keys)?;
+    let none = Workloads::default();
+    let sealed = seal_secrets(id(workspace)?, &env, &none, row.try_get("preview_token")?, keys)?;
     WorkspaceColumns {
         id: workspace,
         account_id: row.try_get("account_id")?,

@@ -5,8 +5,10 @@ mod exec;
 mod files;
 mod hostile;
 mod line;
+mod listen;
 mod pause;
 mod state;
+mod workloads;
 
 use std::{
     collections::BTreeMap,

@@ -53,6 +53,6 @@ pub struct AddSshKey {
     /// A name to tell keys apart [default: the key's comment].
     #[schema(min_length = 1, max_length = 100)]
     pub name: Option<String>,
-    /// A line of a `.pub` file. RSA and DSA are not accepted.
+    /// A line of a `.pub` file. DSA, and RSA of less than 2048 bits, are not accepted.
     pub public_key: String,
 }

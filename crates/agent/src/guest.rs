@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -25,6 +25,7 @@ use crate::{
     init::disk::RootDisk,
     signals::IgnoredSignals,
     users::{Account, AccountFiles},
+    workloads::Supervisor,
 };
 
 /// Short file operations that run at the same time.
@@ -43,6 +44,7 @@ pub struct Guest {
     children: Arc<Children>,
     freezer: Freezer,
     key_maker: KeyMaker,
+    supervisor: Supervisor,
     file_operations: Arc<Semaphore>,
     tree_transfers: Arc<Semaphore>,
     /// Held while disks come or go.
@@ -99,6 +101,7 @@ impl Guest {
             children,
             freezer,
             key_maker: KeyMaker::default(),
+            supervisor: Supervisor::default(),
             file_operations: Arc::new(Semaphore::new(FILE_OPERATIONS)),
             tree_transfers: Arc::new(Semaphore::new(TREE_TRANSFERS)),
             volumes: tokio::sync::Mutex::default(),
@@ -120,6 +123,7 @@ impl Guest {
 
     /// Waits until nothing runs any more for connections that have ended, for at most `within`.
     pub async fn settle(&self, within: Duration) {
+        self.supervisor.end();
         self.tasks.close();
         // What is left then hangs in the kernel.
         let _ = timeout(within, self.tasks.wait()).await;
@@ -141,14 +145,6 @@ impl Guest {
         }
     }
 
-    /// The home of a guest in name only.
-    pub(crate) fn hosted_home(&self) -> Option<&std::path::Path> {
-        match &self.kind {
-            Kind::Machine(_) => None,
-            Kind::Hosted { home } => Some(home),
-        }
-    }
-
     pub(crate) const fn identity(&self) -> &tokio::sync::Mutex<Option<Identity>> {
         &self.identity
     }
@@ -160,6 +156,19 @@ impl Guest {
     /// Held while disks come or go.
     pub(crate) const fn volumes(&self) -> &tokio::sync::Mutex<()> {
         &self.volumes
+    }
+
+    /// What runs without a host.
+    pub(crate) const fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
+    /// The home directory of a guest in name only.
+    pub(crate) fn hosted_home(&self) -> Option<&Path> {
+        match &self.kind {
+            Kind::Machine(_) => None,
+            Kind::Hosted { home } => Some(home),
+        }
     }
 
     pub(crate) const fn key_maker(&self) -> &KeyMaker {

@@ -101,6 +101,9 @@ async fn carry_out(
             commands::snapshots::snapshot(&client()?, command, output).await
         }
         Command::Volume { command } => commands::volumes::volume(&client()?, command, output).await,
+        Command::Workload { command } => {
+            commands::workloads::workload(&client()?, command, output).await.map(done)
+        }
         Command::Restore(args) => commands::snapshots::restore(&client()?, args, output).await,
         Command::Fork(args) => commands::snapshots::fork(&client()?, args, output).await,
         Command::Lifecycle(args) => {

@@ -85,10 +85,14 @@ ids! {
     PublishedPortId;
     /// A saved state of a workspace: disk, or disk and memory.
     SnapshotId;
+    /// A service specification or setup script of an account.
+    SpecId;
     /// One SSH key of an account.
     SshKeyId;
     /// A volume: a file system that outlives workspaces.
     VolumeId;
+    /// A process that a workspace's guest supervises.
+    WorkloadId;
     /// A workspace: the tenant's record of one machine over all its starts.
     WorkspaceId;
 }

@@ -23,6 +23,7 @@ pub mod snapshot;
 pub mod spec;
 pub mod state;
 pub mod volume;
+pub mod workload;
 pub mod workspace;
 
 #[cfg(test)]
@@ -35,7 +36,7 @@ pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
 pub use id::{
     AccountId, ApiKeyId, CheckpointId, DomainId, Incarnation, NodeId, ProjectId, PublishedPortId,
-    SnapshotId, SshKeyId, VolumeId, WorkspaceId,
+    SnapshotId, SpecId, SshKeyId, VolumeId, WorkloadId, WorkspaceId,
 };
 pub use lifecycle::{
     Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd,
@@ -63,6 +64,10 @@ pub use volume::{
     AttachRefusal, Attachment, HeldMount, MountMode, MountPath, MountProgress, MountStep, OnNode,
     Volume, VolumeEvent, VolumeMount, VolumeSlot, VolumeState, VolumeStep, admit_attachment,
     check_volume_growth, check_volume_size, next_mount_step, next_volume_step,
+};
+pub use workload::{
+    MAX_WORKLOADS, OnExit, Workload, WorkloadDesired, WorkloadKind, WorkloadOrigin, WorkloadRef,
+    WorkloadRestart, Workloads,
 };
 pub use workspace::{AfterRestore, Wish, Workspace};
 

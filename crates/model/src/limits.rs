@@ -333,6 +333,10 @@ pub fn admit(plan: &Plan, others: &Usage, shape: &Shape, demand: Demand) -> Resu
             admit_start(plan, others, shape)
         }
         Demand::Start => admit_start(plan, others, shape),
+        Demand::GrowRunning => {
+            admit_pool(Limit::OwnedPool, others.owned, shape, plan.owned_pool)?;
+            admit_pool(Limit::RunningPool, others.running, shape, plan.running_pool)
+        }
         Demand::Resize { from } => {
             let grows = shape.vcpu_count > from.vcpu_count
                 || shape.memory_mib > from.memory_mib

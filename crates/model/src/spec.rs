@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::lifecycle::{Expiry, ExpiryAction};
 use crate::{
     DiskMib, IdlePolicy, Invalid, MemMib, NetworkWish, RestartPolicy, SnapshotId,
-    SnapshotOnTerminate, VcpuCount,
+    SnapshotOnTerminate, VcpuCount, Workloads,
 };
 
 /// The name of an image as the catalogue knows it (`base`, `node-20`): 1 to 128 characters of
@@ -227,6 +227,9 @@ pub struct WorkspaceSpec {
     /// What it asks of the network.
     #[serde(default)]
     pub network: NetworkWish,
+    /// What its guest supervises.
+    #[serde(default)]
+    pub workloads: Workloads,
     /// The tenant's own labels, returned as given: at most 64 KiB as JSON.
     pub metadata: BTreeMap<String, serde_json::Value>,
 }

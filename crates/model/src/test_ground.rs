@@ -45,6 +45,7 @@ pub(crate) fn workspace() -> Workspace {
             snapshot_on_terminate: None,
             auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
+            workloads: crate::Workloads::default(),
             network: crate::NetworkWish::default(),
             metadata: BTreeMap::new(),
         },

@@ -4,7 +4,7 @@ pub(crate) mod launch;
 mod spawn;
 mod streams;
 
-use std::{sync::Arc, time::Duration};
+use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use nix::{sys::signal::Signal, unistd::Pid};
@@ -14,6 +14,7 @@ use skerry_agent_protocol::{
     message::{Exec, ExecEnd, FailureCode},
 };
 use tokio::{
+    net::unix::pipe,
     sync::{mpsc, oneshot},
     time::{sleep, timeout},
 };
@@ -27,6 +28,7 @@ use crate::{
     configure::check_env,
     session::Session,
 };
+use spawn::ParentEnds;
 use streams::{OutputEnd, Streams};
 
 /// Frames that wait for a slow reader before the command itself is held back.
@@ -50,7 +52,8 @@ pub(crate) async fn start(guest: &Arc<Guest>, request: Exec) -> Result<Command, 
     check(&request)?;
     let timeout = request.timeout_ms.map(Duration::from_millis);
     let shared = Arc::clone(guest);
-    let started = guest.blocking(move || spawn::spawn(&shared, &request)).await?;
+    let started =
+        guest.blocking(move || spawn::spawn(&shared, &request, shared.workload_cgroup())).await?;
     Ok(Command {
         children: Arc::clone(guest.children()),
         leader: started.leader,
@@ -59,6 +62,46 @@ pub(crate) async fn start(guest: &Arc<Guest>, request: Exec) -> Result<Command, 
             .map_err(|error| AgentError::from_io("the command's streams", &error))?,
         timeout,
     })
+}
+
+/// A process that the agent itself looks after. It has no input.
+pub(crate) struct Supervised {
+    pub(crate) leader: Pid,
+    pub(crate) ended: oneshot::Receiver<ExecEnd>,
+    pub(crate) stdout: pipe::Receiver,
+    pub(crate) stderr: pipe::Receiver,
+}
+
+/// Starts a process without a terminal that is not a host's, in this control group or else in that of
+/// all commands.
+pub(crate) async fn start_supervised(
+    guest: &Arc<Guest>,
+    request: Exec,
+    cgroup: Option<Arc<OwnedFd>>,
+) -> Result<Supervised, AgentError> {
+    check(&request)?;
+    let shared = Arc::clone(guest);
+    let started = guest
+        .blocking(move || {
+            let cgroup = cgroup.as_deref().or_else(|| shared.workload_cgroup());
+            spawn::spawn(&shared, &request, cgroup)
+        })
+        .await?;
+    let streams = match started.parent_ends {
+        ParentEnds::Pipes { stdin: _, stdout, stderr } => {
+            streams::receiver(stdout).and_then(|stdout| Ok((stdout, streams::receiver(stderr)?)))
+        }
+        ParentEnds::Terminal { master: _ } => Err(io::Error::other("it has a terminal")),
+    };
+    match streams {
+        Ok((stdout, stderr)) => {
+            Ok(Supervised { leader: started.leader, ended: started.ended, stdout, stderr })
+        }
+        Err(error) => {
+            guest.children().signal_session(started.leader, Signal::SIGKILL);
+            Err(AgentError::from_io("the process's streams", &error))
+        }
+    }
 }
 
 /// Runs a program of the agent's own, as root, in the background and without any streams, for at most `within` or until it

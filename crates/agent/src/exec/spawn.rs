@@ -39,8 +39,12 @@ pub(super) struct Started {
     pub(super) parent_ends: ParentEnds,
 }
 
-/// Starts the process as the leader of its own session.
-pub(super) fn spawn(guest: &Guest, request: &Exec) -> Result<Started, AgentError> {
+/// Starts the process as the leader of its own session, in this control group.
+pub(super) fn spawn(
+    guest: &Guest,
+    request: &Exec,
+    cgroup: Option<&OwnedFd>,
+) -> Result<Started, AgentError> {
     let account = guest.account(&request.user)?;
     let env = environment(guest.env(), request, &account);
     let working_dir = working_dir(request, &account)?;
@@ -63,7 +67,7 @@ pub(super) fn spawn(guest: &Guest, request: &Exec) -> Result<Started, AgentError
         has_terminal: request.terminal.is_some(),
         ids: account.switch.then(|| (account.uid, account.gid, account.groups.clone())),
         working_dir: c_string(working_dir.as_os_str().as_bytes())?,
-        cgroup: guest.workload_cgroup(),
+        cgroup,
         ignored_signals: guest.ignored_signals(),
         importance: Importance::Normal,
     };

@@ -98,7 +98,7 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-fn receiver(fd: OwnedFd) -> io::Result<pipe::Receiver> {
+pub(super) fn receiver(fd: OwnedFd) -> io::Result<pipe::Receiver> {
     set_nonblocking(&fd)?;
     pipe::Receiver::from_owned_fd_unchecked(fd)
 }

@@ -15,4 +15,4 @@ pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 /// The agent's own.
 pub(super) const AGENT_CGROUP: &str = "/sys/fs/cgroup/agent";
 /// Everybody else's.
-pub(super) const WORKLOAD_CGROUP: &str = "/sys/fs/cgroup/workload";
+pub(crate) const WORKLOAD_CGROUP: &str = "/sys/fs/cgroup/workload";

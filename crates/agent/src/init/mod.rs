@@ -3,7 +3,7 @@
 mod console;
 pub(crate) mod disk;
 pub(crate) mod identity;
-mod layout;
+pub(crate) mod layout;
 mod modules;
 mod mounts;
 mod network;

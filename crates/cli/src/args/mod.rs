@@ -8,6 +8,7 @@ mod ssh;
 mod values;
 mod volume_files;
 mod volumes;
+mod workloads;
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -23,6 +24,10 @@ pub use ssh::{SshArgs, SshKeyCommand};
 pub use values::{Bytes, EnvArg, Mebibytes, Place, Seconds};
 pub use volume_files::{VolumeFileCommand, VolumePlace};
 pub use volumes::{CheckpointCommand, MountArg, VolumeCommand, VolumeCreateArgs};
+pub use workloads::{
+    WorkloadCommand, WorkloadLogsArgs, WorkloadOnExit, WorkloadPlace, WorkloadRestart,
+    WorkloadRunArgs,
+};
 
 /// Flags that every command takes.
 #[derive(Clone, Debug, Default, Args)]
@@ -107,6 +112,12 @@ pub enum Command {
         /// What to do
         #[command(subcommand)]
         command: VolumeCommand,
+    },
+    /// Have a workspace's guest run programs and start them again
+    Workload {
+        /// What to do
+        #[command(subcommand)]
+        command: WorkloadCommand,
     },
     /// Replace a workspace's disk and memory by a snapshot's
     Restore(RestoreArgs),

@@ -14,4 +14,5 @@ pub(crate) mod snapshots;
 pub(crate) mod ssh;
 pub(crate) mod volume_files;
 pub(crate) mod volumes;
+pub(crate) mod workloads;
 pub(crate) mod workspaces;

@@ -128,6 +128,7 @@ impl Inner {
                 if next_step(workspace, observed.as_ref(), now) != Step::Nothing {
                     self.wake(workspace.id);
                 }
+                self.attend_workloads(workspace);
                 let wished = wished.remove(&workspace.id).unwrap_or_default();
                 self.compare_mounts(workspace, &wished, by_id.get(&workspace.id).copied());
                 let place = places.get(&workspace.id).copied();

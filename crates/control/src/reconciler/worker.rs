@@ -64,6 +64,7 @@ impl Worker {
             };
             let address = observed.as_ref().and_then(|vm| vm.private_address);
             let observed = observed.as_ref().map(view);
+            let observed = observed.map(|view| inner.ended_mains.explained(self.id, view));
             let step = next_step(&workspace, observed.as_ref(), inner.now());
             tracing::debug!(workspace.id = %self.id, state = workspace.state.name(), ?step);
             match step {
@@ -91,6 +92,7 @@ impl Worker {
                     let removed = inner.store.remove_workspace(self.id, workspace.revision).await?;
                     if removed == Write::Done(()) {
                         inner.forget_policy(self.id);
+                        inner.ended_mains.forget(self.id);
                         inner.announce(self.id);
                         if let Some(unneeded) = workspace.lifecycle.start_from.snapshot_id() {
                             inner.wake_snapshot(unneeded);
@@ -123,6 +125,7 @@ impl Worker {
                     self.inner.release_unless_needed(needed, &written);
                     self.inner.settled_at(known_at, &written).await?;
                     self.look_at_policy_after(event);
+                    self.look_at_workloads_after(event, &written);
                 }
                 Ok(())
             }
@@ -131,6 +134,14 @@ impl Worker {
                 Err(Error::internal(format!("{event:?} was decided and then refused: {refusal:?}")))
             }
         }
+    }
+
+    /// A guest that runs has to know what it shall supervise.
+    fn look_at_workloads_after(&self, event: &Event, written: &Workspace) {
+        if let Event::VmEnded(_) | Event::VmCrashed(..) = event {
+            self.inner.ended_mains.forget(self.id);
+        }
+        self.inner.attend_workloads(written);
     }
 
     /// A VM that was being suspended could not be told what changed meanwhile.
@@ -176,6 +187,7 @@ impl Worker {
                         self.inner.release_unless_needed(needed, &written);
                         self.inner.settled_at(known_at, &written).await?;
                         self.look_at_policy_after(event);
+                        self.look_at_workloads_after(event, &written);
                         return Ok(());
                     }
                 }

@@ -15,6 +15,7 @@ mod turns;
 mod vm;
 mod volume_files;
 mod volumes;
+mod workloads;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -42,6 +43,7 @@ use tokio::{
 
 pub use guest::{SimCommand, SimGuest};
 pub use point::Point;
+pub use workloads::SimSupervisor;
 
 use guest::{Disk, Memory};
 use saved::SimSnapshot;
@@ -409,8 +411,11 @@ impl NodeApi for SimNode {
     }
 
     async fn ensure_volume_size(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
-        self.state().called(Point::GrowVolume, "ensure_volume_size".to_owned())?;
         self.grow_volume(id, size_bytes)
+    }
+
+    async fn ensure_disk_size(&self, spec: VmSpec) -> Result<(), NodeError> {
+        self.grow_disk(&spec)
     }
 
     async fn volumes(&self) -> Result<Vec<VolumeInfo>, NodeError> {

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use skerry_model::{
     Desired, DisplayName, EnvVar, Incarnation, Lifecycle, Lifetime, PrivateAddress, Secret, Slug,
-    State, Workspace, WorkspaceId, WorkspaceSpec,
+    State, Workloads, Workspace, WorkspaceId, WorkspaceSpec,
 };
 
 use super::sealing::KeyRing;
@@ -72,6 +72,9 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
 struct Sealed<'a> {
     env: &'a [EnvVar],
     preview_token: &'a str,
+    /// Their commands and variables may hold secrets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workloads: Option<&'a Workloads>,
 }
 
 /// The same, opened.
@@ -79,6 +82,8 @@ struct Sealed<'a> {
 struct Opened {
     env: Vec<EnvVar>,
     preview_token: String,
+    #[serde(default)]
+    workloads: Workloads,
 }
 
 /// Whose secrets these are, so that they open in no other row.
@@ -90,10 +95,13 @@ fn owner(id: WorkspaceId) -> String {
 pub(super) fn seal_secrets(
     id: WorkspaceId,
     env: &[EnvVar],
+    workloads: &Workloads,
     preview_token: &str,
     keys: &KeyRing,
 ) -> Result<Vec<u8>, Error> {
-    let plain = serde_json::to_vec(&Sealed { env, preview_token }).map_err(Error::internal)?;
+    let workloads = workloads.were_ever().then_some(workloads);
+    let sealed = Sealed { env, preview_token, workloads };
+    let plain = serde_json::to_vec(&sealed).map_err(Error::internal)?;
     keys.seal(&owner(id), &plain)
 }
 
@@ -116,11 +124,13 @@ pub(super) struct WorkspaceRow {
 impl WorkspaceRow {
     pub(super) fn of(mut record: Workspace, keys: &KeyRing) -> Result<Self, Error> {
         let token = record.preview_token.expose();
-        let sealed = seal_secrets(record.id, &record.spec.env, token, keys)?;
-        // The environment is not written twice, and the second time for everybody to read.
+        let spec = &record.spec;
+        let sealed = seal_secrets(record.id, &spec.env, &spec.workloads, token, keys)?;
+        // What is sealed is not written twice, and the second time for everybody to read.
         let env = std::mem::take(&mut record.spec.env);
+        let workloads = std::mem::take(&mut record.spec.workloads);
         let spec_json = json(&record.spec);
-        record.spec.env = env;
+        (record.spec.env, record.spec.workloads) = (env, workloads);
         Ok(Self {
             due_at: record.due_at(),
             spec_json: spec_json?,
@@ -177,7 +187,7 @@ impl WorkspaceColumns<'_> {
             Error::internal("the secrets of a workspace are not as they were written")
         })?;
         let mut spec: WorkspaceSpec = parse(self.spec_json)?;
-        spec.env = opened.env;
+        (spec.env, spec.workloads) = (opened.env, opened.workloads);
         Ok(Workspace {
             id,
             account_id: self::id(self.account_id)?,

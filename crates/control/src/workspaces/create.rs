@@ -120,6 +120,7 @@ impl Inner {
         let network = self.wish_of_new(caller, request.network).await?;
         let project_id = self.project_or_default(caller, request.project_id).await?;
         let volumes = self.wanted(caller, &request.volumes).await?;
+        let workloads = self.workloads_of_new(request.workloads)?;
         let (desired, demand) = match request.start {
             StartPolicy::Later => (Desired::Stopped, Demand::Create),
             StartPolicy::Now(Wait::No | Wait::UpTo(_)) => {
@@ -156,6 +157,7 @@ impl Inner {
                 auto_resume: request.auto_resume,
                 log_retention: request.log_retention,
                 network,
+                workloads,
                 metadata: request.metadata,
             },
             desired,

@@ -26,7 +26,7 @@ use skerry_model::{
     spec::{CpuKind, LogRetention},
 };
 
-use crate::{AttachVolume, SnapshotRef};
+use crate::{AttachVolume, NewWorkload, SnapshotRef};
 
 /// How a request names a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +118,8 @@ pub struct CreateWorkspace {
     pub network: Option<NetworkWish>,
     /// Volumes it has from its first start on.
     pub volumes: Vec<AttachVolume>,
+    /// What its guest supervises.
+    pub workloads: Vec<NewWorkload>,
     /// Labels.
     pub metadata: BTreeMap<String, serde_json::Value>,
     /// Start at once or later.
@@ -151,6 +153,7 @@ impl CreateWorkspace {
             log_retention: LogRetention::default(),
             network: None,
             volumes: Vec::new(),
+            workloads: Vec::new(),
             metadata: BTreeMap::new(),
             start,
         }

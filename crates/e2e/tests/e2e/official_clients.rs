@@ -1,6 +1,9 @@
 //! The official packages, unmodified, as their registries serve them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::UdpSocket,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use skerry_e2e::{Options, Server, repository};
@@ -57,10 +60,27 @@ async fn the_oblien_package_and_its_command_do_with_workspaces_what_the_referenc
     let install = ["install", "--no-audit", "--no-fund", "--prefer-offline", OBLIEN];
     run(Command::new("npm").args(install).current_dir(&dir)).await?;
 
-    let server = Server::start(Options::default()).await?;
+    // A port that nobody has: domains are looked up nowhere else.
+    let nobody = UdpSocket::bind("127.0.0.1:0")?;
+    let arguments = vec!["--domain-name-server".to_owned(), nobody.local_addr()?.to_string()];
+    drop(nobody);
+    let server = Server::start(Options { arguments, ..Options::default() }).await?;
     let node = Path::new("node");
     drive(&server, node, &place("oblien.mjs", &dir)?, "oblien: ok").await?;
     drive(&server, node, &place("oblien_cli.mjs", &dir)?, "oblien cli: ok").await?;
+    server.finish().await
+}
+
+#[tokio::test]
+async fn the_oblien_package_has_workloads_supervised_and_reads_what_they_say() -> Result<()> {
+    let dir = packages().join("npm");
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("package.json"), "{\"private\": true}")?;
+    let install = ["install", "--no-audit", "--no-fund", "--prefer-offline", OBLIEN];
+    run(Command::new("npm").args(install).current_dir(&dir)).await?;
+    let server = Server::start(Options::default()).await?;
+    let script = place("oblien_workloads.mjs", &dir)?;
+    drive(&server, Path::new("node"), &script, "oblien workloads: ok").await?;
     server.finish().await
 }
 

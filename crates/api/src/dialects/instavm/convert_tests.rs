@@ -38,6 +38,7 @@ pub(in super::super) fn workspace(state: State, desired: Desired) -> Workspace {
             snapshot_on_terminate: None,
             auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
+            workloads: skerry_model::Workloads::default(),
             network: skerry_model::NetworkWish::default(),
             metadata: BTreeMap::new(),
         },

@@ -9,7 +9,7 @@ use skerry_control::{
 };
 use skerry_model::{self as model, EnvVar, Invalid, ProjectId, Timestamp, limits::Pool, spec};
 
-use super::{convert_saved as saved, volumes, wire};
+use super::{convert_saved as saved, volumes, wire, workloads};
 use crate::ids;
 
 /// Longest path taken, in bytes (Linux' own limit).
@@ -176,6 +176,7 @@ pub(super) fn create(
             Some(wire::LogRetention::ThisStart) => spec::LogRetention::ThisStart,
         },
         volumes: request.volumes.into_iter().map(volumes::wish).collect(),
+        workloads: request.workloads.into_iter().map(workloads::new_workload).collect(),
         metadata: request.metadata,
         ..control::CreateWorkspace::new(if request.start {
             control::StartPolicy::Now(wait)

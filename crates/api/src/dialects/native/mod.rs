@@ -25,6 +25,7 @@ mod verb;
 mod volume_files;
 mod volumes;
 pub mod wire;
+mod workloads;
 mod workspaces;
 
 use axum::{Json, Router, routing::get};
@@ -132,6 +133,12 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(volumes::delete_checkpoint))
         .routes(routes!(volumes::list_of_workspace, volumes::attach))
         .routes(routes!(volumes::detach))
+        .routes(routes!(workloads::list, workloads::create))
+        .routes(routes!(workloads::get, workloads::update, workloads::delete))
+        .routes(routes!(workloads::start))
+        .routes(routes!(workloads::stop))
+        .routes(routes!(workloads::restart_one))
+        .routes(routes!(workloads::log, workloads::clear_log))
         .routes(routes!(account::list_projects, account::create_project))
         .routes(routes!(account::get_project))
         .routes(routes!(account::quota))

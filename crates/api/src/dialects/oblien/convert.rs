@@ -10,6 +10,7 @@ use super::{
     error_body::Refusal,
     life,
     wire::{CreateBody, ListQuery, UpdateBody},
+    workload_parse,
 };
 use crate::ids;
 
@@ -41,9 +42,7 @@ const UNSERVED_FIELDS: [Unserved; 4] = [
 ];
 
 /// Fields of `config` that are refused while they ask for something.
-const UNSERVED_CONFIG: [Unserved; 8] = [
-    unserved("cmd"),
-    unserved("workloads"),
+const UNSERVED_CONFIG: [Unserved; 6] = [
     unserved("proxy_assignment_id"),
     unserved("ready_check"),
     unserved("desktop"),
@@ -52,8 +51,9 @@ const UNSERVED_CONFIG: [Unserved; 8] = [
     unserved("macos"),
 ];
 
-/// The same in an update: whether SSH is spoken is the server's.
-const FIXED_CONFIG: [Unserved; 1] = [unserved("ssh_access")];
+/// The same in an update: whether SSH is spoken is the server's, and workloads change by their own routes.
+const FIXED_CONFIG: [Unserved; 3] =
+    [unserved("ssh_access"), unserved("cmd"), unserved("workloads")];
 
 /// Absent, `null`, `false`, `""`, `[]` and `{}` ask for nothing.
 pub(super) fn is_nothing(value: &Value) -> bool {
@@ -145,6 +145,8 @@ pub(super) fn create_request(
         Some(policy) => life::idle("config.idle.", &policy)?,
     };
 
+    let keeps_logs = config.keep_logs.unwrap_or(true);
+    let workloads = workload_parse::of_config(&config.others, keeps_logs)?;
     let wait_for_vm = body.wait_ready.unwrap_or(true) || config.wait_for_init.unwrap_or(false);
     let wait = if wait_for_vm { longest_wait } else { Wait::No };
     let mut metadata = BTreeMap::new();
@@ -195,7 +197,8 @@ pub(super) fn create_request(
         remove_on_exit: config.remove_on_exit.unwrap_or(false),
         idle,
         auto_resume: idle.is_some(),
-        log_retention: if config.keep_logs.unwrap_or(true) {
+        workloads,
+        log_retention: if keeps_logs {
             LogRetention::AcrossStarts
         } else {
             LogRetention::ThisStart

@@ -311,6 +311,10 @@ fn of_invalid(invalid: &Invalid) -> Response {
         "env" => ("INVALID_CONFIG", "config.env"),
         "expiry" => ("INVALID_CONFIG", "config.ttl"),
         "metadata" => ("validation_error", "type"),
+        "workload_name" => ("validation_error", "name"),
+        "command" => ("validation_error", "cmd"),
+        "log_limit_kib" => ("validation_error", "max_log_size_mb"),
+        "restart" => ("validation_error", "restart_delay"),
         other => match wire_size(other) {
             Some(field) => ("INVALID_CONFIG", field),
             None => ("validation_error", other),

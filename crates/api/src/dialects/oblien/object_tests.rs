@@ -37,6 +37,7 @@ fn workspace(state: State, desired: Desired, incarnation: u64, failed_starts: u3
             snapshot_on_terminate: None,
             auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
+            workloads: skerry_model::Workloads::default(),
             network: skerry_model::NetworkWish::default(),
             metadata: BTreeMap::new(),
         },

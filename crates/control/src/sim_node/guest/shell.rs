@@ -1,6 +1,7 @@
 //! The commands a simulated guest knows, and the little of a shell it understands.
 
-use skerry_internal_api::{ExecRequest, User};
+use skerry_internal_api::{ExecControl, ExecExit, ExecRequest, User};
+use tokio::sync::mpsc;
 
 use super::{HOME, SimCommand, SimGuest, normal};
 
@@ -135,4 +136,26 @@ fn parse_script(script: &str) -> Vec<(Vec<String>, Joint)> {
     words.extend(word);
     commands.push((words, Joint::Then));
     commands
+}
+
+/// A command that runs until it is told otherwise.
+pub(super) async fn wait_for_signal(
+    from_caller: &mut mpsc::Receiver<ExecControl>,
+    timeout: Option<std::time::Duration>,
+) -> ExecExit {
+    let signalled = async {
+        loop {
+            match from_caller.recv().await {
+                Some(ExecControl::Signal(number)) => return ExecExit::Signal(number),
+                Some(ExecControl::Stdin(_) | ExecControl::CloseStdin | ExecControl::Resize(_)) => {}
+                None => return ExecExit::Signal(1),
+            }
+        }
+    };
+    match timeout {
+        Some(timeout) => {
+            tokio::time::timeout(timeout, signalled).await.unwrap_or(ExecExit::TimedOut)
+        }
+        None => signalled.await,
+    }
 }

@@ -12,6 +12,7 @@ mod ports;
 mod snapshots;
 mod ssh;
 mod volumes;
+mod workloads;
 mod workspaces;
 
 pub use account::*;
@@ -25,4 +26,5 @@ pub use ports::*;
 pub use snapshots::*;
 pub use ssh::*;
 pub use volumes::*;
+pub use workloads::*;
 pub use workspaces::*;

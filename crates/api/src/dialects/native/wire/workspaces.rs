@@ -7,7 +7,7 @@ use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    AttachVolume, IdlePolicy, LifecycleStatus, NetworkWish, Origin, RestartPolicy,
+    AttachVolume, CreateWorkload, IdlePolicy, LifecycleStatus, NetworkWish, Origin, RestartPolicy,
     SnapshotOnTerminate,
 };
 
@@ -297,6 +297,9 @@ pub struct CreateWorkspace {
     /// Volumes it has from its first start on: at most 4, mounted before it is ready.
     #[serde(default)]
     pub volumes: Vec<AttachVolume>,
+    /// Processes that its guest supervises: at most 32.
+    #[serde(default)]
+    pub workloads: Vec<CreateWorkload>,
     /// Labels: at most 64 KiB as JSON.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, Value>)]

@@ -127,6 +127,7 @@ pub const INSTANT_POINTS: &[&str] = &[
     "template_saved",
     "slot_warmed",
     "slot_condemned",
+    "promotion_hastened",
     "promotion_loaded",
     "promotion_saved",
 ];

@@ -185,6 +185,36 @@ async fn a_snapshot_is_deleted_while_its_memory_is_being_promoted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_is_promoted_with_the_least_weight_until_somebody_waits_for_it() {
+    bounded(async {
+        let world = World::instant(0);
+        let node = with_snapshot(&world).await;
+        // The memory is loaded and goes no further.
+        assert!(world.faults.plan("promotion_loaded", FaultKind::Hang));
+        fork(&world, &node, 2).await;
+        world.faults.happened("promotion_loaded").await;
+        let nobodys = names(&world.data_dir().join("pool"));
+        let [number] = nobodys.as_slice() else { panic!("{nobodys:?}") };
+        let in_the_background = world.cpu_weight(number);
+        assert!(world.faults.plan("promotion_hastened", FaultKind::Fail));
+        let start = node.ensure_running(fork_spec(&world, 3));
+        tokio::select! {
+            _ = start => panic!("there is no memory to share yet"),
+            () = world.faults.happened("promotion_hastened") => {}
+        }
+        // Without control groups there is nothing to see, and that nothing fails.
+        let waited_for = world.cpu_weight(number);
+        assert!(
+            in_the_background.is_none() && waited_for.is_none() || in_the_background < waited_for,
+            "{in_the_background:?} {waited_for:?}"
+        );
+        assert_eq!(waited_for, world.cpu_weight(&WorkspaceId::from_u128(2).to_string()));
+        node.abandon().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promotion_that_fails_at_any_step_leaves_nothing_and_forks_load_the_memory() {
     let points = [
         "promotion_loaded",

@@ -4,15 +4,17 @@
 //! It is a VM like any other, with a ledger in the pool's directory, so that a crash at any moment
 //! leaves nothing of it. Nothing of it is repeated: what failed begins anew.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use skerry_internal_api::{StartFrom, VmSpec};
-use skerry_model::{SnapshotId, WorkspaceId};
+use skerry_model::{Shape, SnapshotId, WorkspaceId};
 use skerry_vmm::{SaveProgress, SavedMemory};
 use tokio_util::sync::CancellationToken;
 
+use super::Wanted;
 use crate::{
-    error::{Error, blocking},
+    cgroups::CpuWeight,
+    error::{Error, blocking, chain},
     host::{Host, StepFailed},
     layout::VmPaths,
     saved::{About, Draft, Manifest, RAM_FILE, STATE_FILE, Sealed, seal_unless},
@@ -24,27 +26,20 @@ const STATE_BYTES: u64 = 1024 * 1024;
 /// Saving the state of devices takes milliseconds.
 const SAVE_WITHIN: Duration = Duration::from_secs(60);
 
+/// What is there before anything takes long.
+const ACQUIRE: &[Step] =
+    &[Step::Reserve, Step::VmDirectory, Step::LedgerIntent, Step::RunDirectory, Step::Cgroup];
+
 /// What brings the memory into its file. The guest does not run.
-const LOAD: &[Step] = &[
-    Step::Reserve,
-    Step::VmDirectory,
-    Step::LedgerIntent,
-    Step::RunDirectory,
-    Step::Cgroup,
-    Step::Network,
-    Step::Disk,
-    Step::MemoryFile,
-    Step::ConsoleLog,
-    Step::Park,
-    Step::Load,
-];
+const LOAD: &[Step] =
+    &[Step::Network, Step::Disk, Step::MemoryFile, Step::ConsoleLog, Step::Park, Step::Load];
 
 /// Promotes the memory of this snapshot. Cancelled or failed, nothing is left of it.
 pub(crate) async fn promote(
     host: &Arc<Host>,
-    id: SnapshotId,
-    cancel: &CancellationToken,
+    Wanted { id, cancel, waited_for }: &Wanted,
 ) -> Result<(), StepFailed> {
+    let id = *id;
     let began = tokio::time::Instant::now();
     let (snapshot, draft) = begin(host, id).await.map_err(StepFailed::at("promotion_reserve"))?;
     let manifest = &snapshot.manifest;
@@ -59,12 +54,15 @@ pub(crate) async fn promote(
     let bring_up = BringUp::for_promotion(host, &paths, &spec, cancel, memory, (id, &snapshot));
     let mut bring_up = bring_up.map_err(StepFailed::at("promotion_reserve"))?;
     let made = async {
-        bring_up.take_all(LOAD).await?;
-        // A stream with a wrong byte must not become memory that is sealed as right.
-        bring_up.checked().await.map_err(StepFailed::at("promotion_loaded"))?;
-        save(host, &mut bring_up, &draft, cancel)
-            .await
-            .map_err(StepFailed::at("promotion_saved"))?;
+        bring_up.take_all(ACQUIRE).await?;
+        let load = async {
+            bring_up.take_all(LOAD).await?;
+            // A stream with a wrong byte must not become memory that is sealed as right.
+            bring_up.checked().await.map_err(StepFailed::at("promotion_loaded"))?;
+            let saved = save(host, &mut bring_up, &draft, cancel).await;
+            saved.map_err(StepFailed::at("promotion_saved"))
+        };
+        hastened(host, (number, manifest.shape), waited_for, load).await?;
         seal(host, id, &snapshot, draft, cancel).await.map_err(StepFailed::at("promotion_sealed"))
     }
     .await;
@@ -74,6 +72,30 @@ pub(crate) async fn promote(
     made?;
     tracing::info!(snapshot.id = %id, took = ?began.elapsed(), "a snapshot's memory is promoted");
     Ok(())
+}
+
+/// Does the work of a VM with the weight of what is nobody's, until somebody waits for it: then with
+/// the weight of a workspace, or whoever waits would wait for everybody else's work.
+async fn hastened<T>(
+    host: &Host,
+    (number, shape): (WorkspaceId, Shape),
+    waited_for: &CancellationToken,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = waited_for.cancelled() => {}
+    }
+    let cgroups = host.cgroups.clone();
+    let hastened = async {
+        blocking(move || cgroups.reweigh(number, &shape, CpuWeight::OfShape)).await?;
+        host.config.faults.after("promotion_hastened").await
+    };
+    if let Err(error) = hastened.await {
+        tracing::warn!(error = chain(&error), "memory that is waited for is not made faster");
+    }
+    work.await
 }
 
 async fn begin(host: &Arc<Host>, id: SnapshotId) -> Result<(Sealed, Draft), Error> {

@@ -73,8 +73,21 @@ struct Entry {
     trouble: Option<Trouble>,
     /// Cancelled when the promotion that is wanted or under way is over, whatever came of it.
     over: CancellationToken,
+    /// Cancelled when a start waits for the promotion that is wanted or under way.
+    waited_for: CancellationToken,
     /// Cancelled to give up the promotion under way.
     cancel: CancellationToken,
+}
+
+/// A promotion that is to be made now.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// Cancelled when it is not wanted any more.
+    pub cancel: CancellationToken,
+    /// Cancelled when somebody waits for it: from then on it is not work of the background.
+    pub waited_for: CancellationToken,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,6 +106,7 @@ impl Entry {
     /// Who waits looks again.
     fn over(&mut self) {
         self.stage = Stage::Idle;
+        self.waited_for = CancellationToken::new();
         std::mem::take(&mut self.over).cancel();
     }
 }
@@ -123,6 +137,7 @@ impl Promotions {
             Stage::Idle => entry.stage = Stage::Wanted,
             Stage::Wanted | Stage::Making => {}
         }
+        entry.waited_for.cancel();
         Arrival::Wait(entry.over.clone())
     }
 
@@ -144,18 +159,15 @@ impl Promotions {
 
     /// A snapshot whose memory is to be promoted now; it counts as begun, until [`Promotions::made`]
     /// or [`Promotions::not_made`].
-    fn take_wanted(
-        &self,
-        now: Instant,
-        making: &CancellationToken,
-    ) -> Option<(SnapshotId, CancellationToken)> {
+    fn take_wanted(&self, now: Instant, making: &CancellationToken) -> Option<Wanted> {
         let mut books = self.lock();
         let (id, entry) = books
             .iter_mut()
             .find(|(_, entry)| entry.stage == Stage::Wanted && !entry.is_in_trouble(now))?;
         entry.stage = Stage::Making;
         entry.cancel = making.child_token();
-        Some((*id, entry.cancel.clone()))
+        let (cancel, waited_for) = (entry.cancel.clone(), entry.waited_for.clone());
+        Some(Wanted { id: *id, cancel, waited_for })
     }
 
     /// It is there.
@@ -209,14 +221,14 @@ pub(crate) fn begin_wanted(
     host: &std::sync::Arc<Host>,
     making: &CancellationToken,
 ) -> Option<impl Future<Output = ()> + Send + use<>> {
-    let (id, cancel) = host.promotions.take_wanted(Instant::now(), making)?;
+    let wanted = host.promotions.take_wanted(Instant::now(), making)?;
     let host = std::sync::Arc::clone(host);
     Some(async move {
-        match promote(&host, id, &cancel).await {
-            Ok(()) => host.promotions.made(id),
+        match promote(&host, &wanted).await {
+            Ok(()) => host.promotions.made(wanted.id),
             Err(failed) => {
                 failed.report("promoting a snapshot's memory");
-                host.promotions.not_made(id, Instant::now());
+                host.promotions.not_made(wanted.id, Instant::now());
             }
         }
     })
@@ -284,7 +296,7 @@ mod tests {
         assert!(promotions.take_wanted(now, &making).is_none());
         let Arrival::Wait(over) = promotions.arrive(ID, Relation::Fork, now) else { panic!() };
         assert!(!waits(&promotions.arrive(ID, Relation::Own, now)), "nobody else waits");
-        assert!(promotions.take_wanted(now, &making).is_some());
+        assert!(promotions.take_wanted(now, &making).unwrap().waited_for.is_cancelled());
         assert!(promotions.take_wanted(now, &making).is_none(), "it is under way");
         assert!(waits(&promotions.arrive(ID, Relation::Fork, now)));
         promotions.made(ID);
@@ -299,6 +311,21 @@ mod tests {
         assert!(!promotions.loaded(ID, Relation::Own), "it is wanted already");
         let other = SnapshotId::from_u128(2);
         assert!(promotions.loaded(other, Relation::Fork));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_promotion_is_work_of_the_background_until_somebody_waits_for_it() {
+        let promotions = Promotions::new(true);
+        let (now, making) = (Instant::now(), CancellationToken::new());
+        promotions.loaded(ID, Relation::Fork);
+        let wanted = promotions.take_wanted(now, &making).unwrap();
+        assert!(!wanted.waited_for.is_cancelled());
+        assert!(waits(&promotions.arrive(ID, Relation::Fork, now)));
+        assert!(wanted.waited_for.is_cancelled());
+        promotions.made(ID);
+        promotions.loaded(ID, Relation::Fork);
+        let next = promotions.take_wanted(now, &making).unwrap();
+        assert!(!next.waited_for.is_cancelled(), "nobody waits for the next one");
     }
 
     #[tokio::test(start_paused = true)]
@@ -326,9 +353,9 @@ mod tests {
         let (now, making) = (Instant::now(), CancellationToken::new());
         promotions.loaded(ID, Relation::Fork);
         let Arrival::Wait(over) = promotions.arrive(ID, Relation::Fork, now) else { panic!() };
-        let (_, cancel) = promotions.take_wanted(now, &making).unwrap();
+        let wanted = promotions.take_wanted(now, &making).unwrap();
         promotions.forget(ID);
-        assert!(cancel.is_cancelled() && over.is_cancelled());
+        assert!(wanted.cancel.is_cancelled() && over.is_cancelled());
         promotions.not_made(ID, now);
         assert!(promotions.may_use(ID, now), "nothing is remembered of it");
     }

@@ -160,6 +160,17 @@ impl Machine {
         groups.filter(|name| name.starts_with("skerry-vm-")).collect()
     }
 
+    /// The weight for CPU time of a VM's control group; `None` when there are no groups.
+    pub fn cpu_weight(&self, number: &str) -> Option<u64> {
+        let groups = self.own_groups().into_iter();
+        let mut groups = groups.map(|group| group.join(format!("skerry-vm-{number}")));
+        groups.find_map(|group| {
+            let read = |name: &str| fs::read_to_string(group.join(name)).ok();
+            let weight = read("cpu.weight").or_else(|| read("cpu.shares"))?;
+            Some(weight.trim().parse().unwrap())
+        })
+    }
+
     /// The groups of this world's node, which carry a hash of the data directory's path.
     fn own_groups(&self) -> Vec<PathBuf> {
         let data_dir = self.data_dir();
@@ -225,7 +236,12 @@ fn guest(
     Arc::new(move |mut io: FakeGuestIo| {
         let home = home.clone();
         let mut told = guest_end.subscribe();
-        boots.send_modify(|boots| boots.push(io.spec.clone()));
+        let mut boot = io.spec.clone();
+        if let Cable::Tap { tap } = &mut boot.cable {
+            // It is the process's, and goes with it.
+            *tap = None;
+        }
+        boots.send_modify(|boots| boots.push(boot));
         memories.send_modify(|memories| {
             memories.insert(io.spec.run_dir.clone(), io.memory.clone());
         });

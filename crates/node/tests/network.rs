@@ -4,11 +4,18 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
+use futures::{StreamExt, stream};
 use sha2::{Digest, Sha256};
 use skerry_internal_api::{NodeApi, NodeError, StopMode};
-use skerry_model::{Incarnation, NetworkPolicy, PrivateAddress, WorkspaceId};
+use skerry_model::{
+    Incarnation, NetworkPolicy, Opening, PortRange, PrivateAddress, Transport, WorkspaceId,
+};
 use skerry_node::{FaultKind, NetworkChoice, Node};
 use support::{GRACEFUL, World, bounded};
 
@@ -238,4 +245,94 @@ async fn a_policy_is_for_a_vm_that_runs_and_a_node_that_has_a_network() {
         node.shutdown().await;
     })
     .await;
+}
+
+/// How many lives are lived; more by night.
+fn lives() -> u128 {
+    let Some(text) = std::env::var_os("SKERRY_TEST_NETWORKS") else { return 50 };
+    text.to_str().and_then(|text| text.parse().ok()).expect("a number of lives")
+}
+
+/// What a program of the host's says of a namespace, line by line, without what counts up by itself.
+fn told(namespace: &str, program: &[&str]) -> Vec<String> {
+    let run = std::process::Command::new("ip")
+        .args(["netns", "exec", namespace])
+        .args(program)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{program:?}: {}", String::from_utf8_lossy(&run.stderr));
+    let text = String::from_utf8(run.stdout).unwrap();
+    text.lines().filter(|line| !line.contains("counter packets")).map(str::to_owned).collect()
+}
+
+/// How much of each kind there is in all namespaces of this world, and of its devices and tables in the
+/// host's own.
+fn inventory(world: &World) -> BTreeMap<&'static str, usize> {
+    let namespaces = namespaces(world);
+    let count = |program: &[&str]| {
+        namespaces.iter().map(|namespace| told(namespace, program).len()).sum::<usize>()
+    };
+    let tag = namespaces.first().map_or("", String::as_str).get(..16).unwrap_or("no namespace");
+    let tables = std::process::Command::new("nft").args(["list", "tables"]).output().unwrap();
+    let tables = String::from_utf8(tables.stdout).unwrap();
+    let devices = support::machine::names("/sys/class/net".as_ref());
+    BTreeMap::from([
+        ("namespaces", namespaces.len()),
+        ("links", count(&["ip", "-o", "link"])),
+        ("addresses", count(&["ip", "-o", "address"])),
+        ("routes", count(&["ip", "route", "show", "table", "all"])),
+        ("rules", count(&["nft", "list", "ruleset"])),
+        ("devices of the host", devices.iter().filter(|name| name.starts_with(tag)).count()),
+        ("tables of the host", tables.lines().filter(|line| line.contains(tag)).count()),
+    ])
+}
+
+/// What the files are that this process has open.
+fn open_files() -> Vec<PathBuf> {
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    descriptors.filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok()).collect()
+}
+
+/// Workspaces that start, are told policies that open ports to each other and names to them, and go, a few
+/// at a time: what is there afterwards is what was there when nobody had come.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_lives_with_a_network_nothing_is_left() {
+    const AT_ONCE: usize = 4;
+    let count = lives();
+    // Beyond the test's usual bound there is work by night.
+    let within = Duration::from_secs(120) + Duration::from_secs(2) * u32::try_from(count).unwrap();
+    let lives = async {
+        let world = world();
+        let node = world.open().await;
+        // The first life makes what is kept for all.
+        start(&world, &node, 1, 1).await;
+        node.ensure_deleted(id(1)).await.unwrap();
+        node.settled().await;
+        let (before, files) = (inventory(&world), open_files());
+        let live = async |workspace: u128| {
+            let own = start(&world, &node, workspace, 1).await;
+            let ports = PortRange::one(8080).unwrap();
+            let opening = Opening { from: own, transport: Transport::Tcp, ports };
+            let policy = NetworkPolicy {
+                ingress: [opening].into(),
+                links: [own].into(),
+                ..NetworkPolicy::default()
+            };
+            node.set_network_policy(id(workspace), Incarnation(1), policy).await.unwrap();
+            // Every other one also rests.
+            if workspace.is_multiple_of(2) {
+                stop(&node, workspace, 1).await;
+            }
+            node.ensure_deleted(id(workspace)).await.unwrap();
+        };
+        stream::iter(2..2 + count).for_each_concurrent(AT_ONCE, live).await;
+        node.settled().await;
+        assert_eq!(inventory(&world), before, "after {count} lives");
+        // Nothing of a life holds a file open; a few are the runtime's, opened when they are needed.
+        let left = open_files();
+        assert!(left.len() < files.len() + 25, "files were opened and not closed: {left:#?}");
+        node.shutdown().await;
+        assert_eq!(namespaces(&world), BTreeSet::new());
+    };
+    tokio::time::timeout(within, lives).await.expect("it takes too long");
 }

@@ -22,7 +22,7 @@ use skerry_model::{
 };
 use skerry_node::images::{BootManifest, ImageManifest, SealedFile};
 use skerry_vmm::{
-    BootSpec,
+    BootSpec, Cable,
     fake::{FakeGuest, FakeGuestIo, FakeHost, FakeMemory, GuestEnd, GuestStart},
 };
 use tokio::{

@@ -96,6 +96,24 @@ await assert.rejects(
 );
 assert.equal((await client.workspaces.list()).total, 1);
 
+// A domain of one's own waits for its record; the name server of this test answers nobody.
+const { domains } = client.workspaces;
+assert.equal(await domains.get(made.id), null);
+const checked = await domains.checkDNS(made.id, { domain: 'app.example.org' });
+assert.deepEqual([checked.verified, checked.cname, checked.ownership], [false, false, false]);
+assert.equal(checked.required_records.cname.host, 'app.example.org');
+assert.ok(checked.required_records.txt.host.endsWith('.app.example.org') && checked.errors.length > 0);
+const connected = await domains.connect(made.id, { domain: 'app.example.org', port: 8080 });
+assert.deepEqual([connected.port, connected.ssl.status, connected.dns.verified], [8080, 'pending', false]);
+assert.equal((await domains.get(made.id)).customDomain, 'app.example.org');
+assert.equal((await domains.renewSSL(made.id)).ssl.status, 'pending');
+await assert.rejects(
+  domains.connect(made.id, { domain: 'other.example.org' }),
+  (error) => error.status === 409,
+);
+assert.equal((await domains.disconnect(made.id)).success, true);
+assert.equal(await domains.get(made.id), null);
+
 // Several at once, each its own; pages cover them without overlap.
 const several = await Promise.all(
   [1, 2, 3].map(() =>

@@ -10,6 +10,7 @@ mod crash;
 mod cross_dialect;
 mod cycles;
 mod dialects;
+mod domains;
 mod egress;
 mod images;
 mod instant_start;

@@ -11,7 +11,7 @@ use skerry_internal_api::{
 use skerry_model::{ErrorKind, HostName, Slug, Workspace};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Caller, Control, Credential, Error, control::hash, store::StoredPort};
+use crate::{Control, Credential, Error, control::hash, store::StoredPort};
 
 /// Workspaces whose tokens are compared for one address: those of one prefix, which for a project's
 /// are all of its.
@@ -68,12 +68,8 @@ impl Control {
         };
         let Admitted { workspace, port, closed } = admitted;
         let id = workspace.id;
-        let entering = async {
-            let tenant = self.inner.store.tenant(workspace.account_id).await?;
-            let tenant = tenant.ok_or_else(|| Error::internal("a workspace without an account"))?;
-            self.inner.entered(&Caller::of(tenant), workspace).await
-        };
-        let (guest, was_woken) = entering.await.map_err(|error| refusal(&error))?;
+        let entered = self.inner.entered_by_visitor(workspace).await;
+        let (guest, was_woken) = entered.map_err(|error| refusal(&error))?;
         Ok(OpenPreview { workspace: id, port, guest, was_woken, closed })
     }
 

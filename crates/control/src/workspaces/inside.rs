@@ -60,6 +60,11 @@ impl Control {
     }
 }
 
+/// Whether whoever uses it has it woken, or waits for that.
+fn sleeps(workspace: &Workspace) -> bool {
+    workspace.wakes_on_use() || is_waking(workspace)
+}
+
 /// Whether it is on its way to running again, and is one whose users wait for that.
 fn is_waking(workspace: &Workspace) -> bool {
     workspace.spec.auto_resume
@@ -103,14 +108,35 @@ impl Inner {
         caller: &Caller,
         mut workspace: Workspace,
     ) -> Result<(Arc<dyn GuestApi>, bool), Error> {
-        let sleeps = workspace.wakes_on_use() || is_waking(&workspace);
+        let sleeps = sleeps(&workspace);
         if sleeps {
             workspace = self.woken(caller, &workspace).await?;
         }
-        must_run(&workspace)?;
+        Ok((self.inside_of(&workspace).await?, sleeps))
+    }
+
+    /// The same for somebody who visits one of its ports: whose account it is matters only to a
+    /// workspace that has to be woken, and is asked only then.
+    pub(crate) async fn entered_by_visitor(
+        self: &Arc<Self>,
+        workspace: Workspace,
+    ) -> Result<(Arc<dyn GuestApi>, bool), Error> {
+        if sleeps(&workspace) {
+            let tenant = self.store.tenant(workspace.account_id).await?;
+            let tenant = tenant.ok_or_else(|| Error::internal("a workspace without an account"))?;
+            return self.entered(&Caller::of(tenant), workspace).await;
+        }
+        Ok((self.inside_of(&workspace).await?, false))
+    }
+
+    async fn inside_of(
+        self: &Arc<Self>,
+        workspace: &Workspace,
+    ) -> Result<Arc<dyn GuestApi>, Error> {
+        must_run(workspace)?;
         let guest = self.bounded("guest", self.node.guest(workspace.id)).await??;
-        self.note_activity(&workspace);
-        Ok((Arc::new(ActiveGuest::new(guest, Arc::clone(self), workspace.id)), sleeps))
+        self.note_activity(workspace);
+        Ok(Arc::new(ActiveGuest::new(guest, Arc::clone(self), workspace.id)))
     }
 
     /// Wakes a workspace for somebody who uses its inside; answers it once it has settled.

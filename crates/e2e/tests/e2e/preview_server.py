@@ -2,7 +2,22 @@
 
 import base64
 import hashlib
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+# A page that is not loaded before its conversation is over: the picture comes only then.
+TALK = b"""<!doctype html><title>talk</title><ul id="said"></ul><img src="/over"><script>
+const say = text => document.getElementById("said").append(Object.assign(document.createElement("li"), {textContent: text}));
+const socket = new WebSocket(`ws://${location.host}/chat`);
+const words = ["one", "two", "three"];
+const next = () => socket.send(words.length ? words.shift() : "over");
+socket.onopen = () => { say(`opened by ${location.host.split(":")[0]}`); next(); };
+socket.onmessage = message => { say(message.data); next(); };
+socket.onerror = () => { say("broken"); fetch("/broken"); };
+</script>"""
+PICTURE = base64.b64decode("R0lGODlhAQABAAAAACwAAAAAAQABAAACAkwBADs=")
+over = threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -19,6 +34,14 @@ class Handler(BaseHTTPRequestHandler):
             self.chat()
         elif self.path == "/headers":
             self.answer(str(self.headers).encode())
+        elif self.path == "/talk":
+            self.answer(TALK)
+        elif self.path == "/over":
+            over.wait()
+            self.answer(PICTURE)
+        elif self.path == "/broken":
+            over.set()
+            self.answer(b"")
         else:
             self.answer(b"page of the guest\n")
 
@@ -53,6 +76,9 @@ class Handler(BaseHTTPRequestHandler):
             length = head[1] & 127
             mask = self.rfile.read(4)
             text = bytes(b ^ mask[i % 4] for i, b in enumerate(self.rfile.read(length)))
+            if text == b"over":
+                over.set()
+                break
             reply = b"guest: " + text
             self.wfile.write(bytes([0x81, len(reply)]) + reply)
         self.close_connection = True

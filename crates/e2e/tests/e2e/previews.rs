@@ -1,16 +1,23 @@
-//! A server on the loopback of a real guest, visited with curl and a WebSocket client.
+//! A server on the loopback of a real guest, visited with curl, a WebSocket client and a browser.
 
-use std::process::Stdio;
+use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, path::Path, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use skerry_e2e::{Options, Server, WORKSPACES, server::READY_WITHIN};
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpStream, UnixListener},
+    process::Command,
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_tungstenite::tungstenite::Message;
 
 const SERVER: &str = include_str!("preview_server.py");
+const BROWSER: &str = include_str!("browser.py");
 /// Some megabytes: emulated guests are slow.
 const UPLOAD_BYTES: usize = 4 * 1024 * 1024;
 
@@ -72,6 +79,7 @@ async fn a_server_on_the_guests_loopback_is_visited_from_outside() -> Result<()>
     }
 
     a_websocket_talks_to_the_guest(&server).await?;
+    a_browser_talks_to_the_guest(&server).await?;
 
     // Asleep with its server, woken by a visit, and its server goes on.
     server.ask(&id, "suspend", None).await?;
@@ -94,9 +102,54 @@ async fn a_server_on_the_guests_loopback_is_visited_from_outside() -> Result<()>
     server.finish().await
 }
 
+/// Chromium, as somebody who is not root, in a network namespace that holds nothing but its loopback: a
+/// socket file is its one way to the server. The page is printed once all of it has loaded, which is when
+/// its conversation by WebSocket is over.
+async fn a_browser_talks_to_the_guest(server: &Server) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    // The browser's user passes through.
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711))?;
+    let (profile, gate) = (dir.path().join("profile"), dir.path().join("gate"));
+    std::fs::create_dir(&profile)?;
+    let script = dir.path().join("browser.py");
+    std::fs::write(&script, BROWSER)?;
+    let (_, address) = server.url.split_once("://").context("an address")?;
+    let (_, port) = address.rsplit_once(':').context("a port")?;
+    let relaying = tokio::spawn(relay(UnixListener::bind(&gate)?, address.to_owned()));
+    let mut browser = Command::new("unshare");
+    browser
+        .args(["--net", "--kill-child", "--fork", "--", "python3"])
+        .args([script.as_path(), Path::new(port), &gate, Path::new("nobody"), &profile])
+        .arg(format!("http://front.localhost:{port}/talk"))
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let output = timeout(READY_WITHIN, browser.output()).await;
+    relaying.abort();
+    let output = output.context("the browser does not end")??;
+    let (page, errors) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let told = "<li>opened by front.localhost</li><li>guest: one</li><li>guest: two</li>\
+                <li>guest: three</li>";
+    ensure!(output.status.success() && page.contains(told), "{page}\n{errors}\n{}", server.log());
+    Ok(())
+}
+
+/// What comes to `gate` goes to the server.
+async fn relay(gate: UnixListener, server: String) -> std::io::Result<()> {
+    let mut open = JoinSet::new();
+    loop {
+        let (mut near, _) = gate.accept().await?;
+        let mut far = TcpStream::connect(&server).await?;
+        open.spawn(async move {
+            // Whoever goes away in the middle has what it wanted.
+            let _ = copy_bidirectional(&mut near, &mut far).await;
+        });
+    }
+}
+
 async fn a_websocket_talks_to_the_guest(server: &Server) -> Result<()> {
     let (_, address) = server.url.split_once("://").context("an address")?;
-    let stream = tokio::net::TcpStream::connect(address).await?;
+    let stream = TcpStream::connect(address).await?;
     let talk = async {
         let url = "ws://front.localhost/chat";
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await?;

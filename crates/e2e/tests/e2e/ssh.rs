@@ -1,13 +1,17 @@
 //! Plain OpenSSH into real workspaces.
 
-use std::process::{Output, Stdio};
+use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
+    process::{Output, Stdio},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skerry_e2e::{Options, Server, server::READY_WITHIN};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     process::Command,
     time::timeout,
 };
@@ -130,6 +134,9 @@ async fn plain_openssh_works_in_a_workspace_without_an_ssh_server() -> Result<()
     through_the_jump_host(&client).await?;
     as_oblien_tells_it(&server, &client, &id).await?;
     a_port_is_forwarded(&client).await?;
+    a_port_leads_to_the_client(&client).await?;
+    an_rsa_key_opens_too(&server, &client).await?;
+    a_password_opens_one_workspace(&server, &client, &id).await?;
 
     // Somebody else's key opens nothing, whatever the name.
     for to in ["blue@gate", "nobody@gate"] {
@@ -178,7 +185,7 @@ async fn as_oblien_tells_it(server: &Server, client: &Client, id: &str) -> Resul
 
 /// `ssh -L` to a service in the guest that is bound to its loopback.
 async fn a_port_is_forwarded(client: &Client) -> Result<()> {
-    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
+    let free = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
     let forward = format!("{free}:127.0.0.1:8000");
     let serve = "echo served > /tmp/page; cd /tmp; \
                  exec python3 -u -m http.server 8000 --bind 127.0.0.1";
@@ -195,6 +202,88 @@ async fn a_port_is_forwarded(client: &Client) -> Result<()> {
     timeout(READY_WITHIN, connection.read_to_string(&mut answer)).await??;
     ensure!(answer.ends_with("served\n"), "{answer}");
     tunnel.kill().await?;
+    Ok(())
+}
+
+/// `ssh -R`: who connects to a free port of the guest's loopback talks with a service of the client's.
+async fn a_port_leads_to_the_client(client: &Client) -> Result<()> {
+    let service = TcpListener::bind("127.0.0.1:0").await?;
+    let forward = format!("0:127.0.0.1:{}", service.local_addr()?.port());
+    let serving = tokio::spawn(async move {
+        let (mut caller, _) = service.accept().await?;
+        let mut asked = String::new();
+        caller.read_to_string(&mut asked).await?;
+        caller.write_all(format!("the client heard {asked}").as_bytes()).await
+    });
+    let options = ["-N", "-o", "LogLevel=INFO", "-o", "ExitOnForwardFailure=yes", "-R", &forward];
+    let mut tunnel = client.program("ssh", &[&options[..], &["blue@gate"]].concat()).spawn()?;
+    let mut said = BufReader::new(tunnel.stderr.take().context("no stderr")?).lines();
+    let port = async {
+        while let Some(line) = said.next_line().await? {
+            if let Some(rest) = line.strip_prefix("Allocated port ") {
+                return Ok(rest.split(' ').next().unwrap_or_default().to_owned());
+            }
+        }
+        anyhow::bail!("it ended without a port")
+    };
+    let port = timeout(READY_WITHIN, port).await??;
+    let ask = format!(
+        "python3 -c 'import socket; s = socket.create_connection((\"localhost\", {port})); \
+         s.sendall(b\"a guest\"); s.shutdown(1); print(s.recv(100).decode())'"
+    );
+    let heard = client.succeeds("ssh", &["blue@gate", &ask]).await?;
+    ensure!(heard == "the client heard a guest\n", "{heard}");
+    timeout(READY_WITHIN, serving).await???;
+    tunnel.kill().await?;
+    Ok(())
+}
+
+async fn an_rsa_key_opens_too(server: &Server, client: &Client) -> Result<()> {
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "rsa", "-b", "3072", "-N", "", "-f", &client.path("rsa")])
+        .status();
+    ensure!(made.await?.success(), "ssh-keygen");
+    let public_key = std::fs::read_to_string(client.path("rsa.pub"))?;
+    post(server, "/skerry/v1/ssh-keys", json!({ "public_key": public_key })).await?;
+    let key = format!("IdentityFile={}", client.path("rsa"));
+    // Before the key of the configuration, which opens as well: what is signed with is said.
+    let ssh = ["-v", "-o", &key, "blue@gate", "hostname"];
+    let output = client.run("ssh", &ssh).await?;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(errors.contains("Server accepts key: ") && errors.contains(" RSA "), "{errors}");
+    let said = String::from_utf8(output.stdout)?;
+    ensure!(said == "blue\n", "{said}");
+    Ok(())
+}
+
+/// As Oblien has it: told once, and gone when SSH is switched off.
+async fn a_password_opens_one_workspace(server: &Server, client: &Client, id: &str) -> Result<()> {
+    let ssh = format!("/workspace/{id}/ssh");
+    let told = post(server, &format!("{ssh}/enable"), json!({})).await?;
+    let password = told["ssh_password"].as_str().context("no password")?.to_owned();
+    let words = told["connection"]["command"].as_str().context("a command")?;
+    let words: Vec<&str> = words.split_whitespace().skip(1).chain(["hostname"]).collect();
+    let asked = client.dir.path().join("askpass");
+    std::fs::write(&asked, format!("#!/bin/sh\necho '{password}'\n"))?;
+    std::fs::set_permissions(&asked, Permissions::from_mode(0o700))?;
+    let by_password = async || {
+        let options = ["-o", "BatchMode=no", "-o", "PubkeyAuthentication=no"];
+        let options = [&options[..], &["-o", "NumberOfPasswordPrompts=1"], &words].concat();
+        let mut command = client.program("ssh", &options);
+        command.env("SSH_ASKPASS", &asked).env("SSH_ASKPASS_REQUIRE", "force");
+        anyhow::Ok(timeout(READY_WITHIN, command.output()).await??)
+    };
+    let entered = by_password().await?;
+    let errors = String::from_utf8_lossy(&entered.stderr).into_owned();
+    ensure!(entered.stdout == b"blue\n", "{errors}");
+    post(server, &format!("{ssh}/disable"), json!({})).await?;
+    for refused in [by_password().await?, client.run("ssh", &["blue@gate", "hostname"]).await?] {
+        let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(errors.contains("Permission denied"), "{errors}");
+    }
+    post(server, &format!("{ssh}/enable"), json!({})).await?;
+    let said = client.succeeds("ssh", &["blue@gate", "hostname"]).await?;
+    ensure!(said == "blue\n", "{said}");
     Ok(())
 }
 

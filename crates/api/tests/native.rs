@@ -261,6 +261,7 @@ async fn no_route_answers_without_a_credential_or_to_another_tenant() {
                 ("post", Some("rename")) => Some(json!({ "from": "/a", "to": "/b" })),
                 ("post", Some("restore")) => Some(json!({ "snapshot": "x" })),
                 ("put", Some("network")) => Some(json!({})),
+                ("post", Some("workloads")) => Some(json!({ "command": ["x"] })),
                 ("post", Some("published-ports")) => Some(json!({ "port": 3000 })),
                 ("post", Some("volumes")) => Some(json!({ "volume": "x", "mount_path": "/x" })),
                 ("patch", _) | ("post", Some("snapshots" | "fork" | "renew")) => Some(json!({})),

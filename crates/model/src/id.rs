@@ -85,8 +85,6 @@ ids! {
     PublishedPortId;
     /// A saved state of a workspace: disk, or disk and memory.
     SnapshotId;
-    /// A service specification or setup script of an account.
-    SpecId;
     /// One SSH key of an account.
     SshKeyId;
     /// A volume: a file system that outlives workspaces.

@@ -36,7 +36,7 @@ pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
 pub use id::{
     AccountId, ApiKeyId, CheckpointId, DomainId, Incarnation, NodeId, ProjectId, PublishedPortId,
-    SnapshotId, SpecId, SshKeyId, VolumeId, WorkloadId, WorkspaceId,
+    SnapshotId, SshKeyId, VolumeId, WorkloadId, WorkspaceId,
 };
 pub use lifecycle::{
     Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd,

@@ -228,7 +228,7 @@ pub struct WorkspaceSpec {
     #[serde(default)]
     pub network: NetworkWish,
     /// What its guest supervises.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Workloads::were_never")]
     pub workloads: Workloads,
     /// The tenant's own labels, returned as given: at most 64 KiB as JSON.
     pub metadata: BTreeMap<String, serde_json::Value>,

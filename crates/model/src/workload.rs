@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Backoff, EnvVar, Invalid, RestartMode, SpecId, Timestamp, WorkloadId};
+use crate::{Backoff, EnvVar, Invalid, RestartMode, Timestamp, WorkloadId};
 
 /// The most workloads of one workspace.
 pub const MAX_WORKLOADS: usize = 32;
@@ -100,7 +100,7 @@ impl WorkloadRestart {
     pub const STEADY_SECONDS: u32 = 60;
 }
 
-/// What a workload was made from; shown, and used to bring it up to date.
+/// What a workload was made from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum WorkloadOrigin {
@@ -109,11 +109,6 @@ pub enum WorkloadOrigin {
     Direct,
     /// The workspace's main command.
     Main,
-    /// A service specification or setup script of the account's.
-    Spec {
-        /// Which.
-        spec_id: SpecId,
-    },
 }
 
 /// One supervised process.
@@ -270,6 +265,10 @@ impl Workloads {
     #[must_use]
     pub const fn were_ever(&self) -> bool {
         self.revision > 0
+    }
+
+    pub(crate) const fn were_never(&self) -> bool {
+        !self.were_ever()
     }
 
     /// The workload that is named by its identifier or its name.

@@ -139,7 +139,10 @@ async fn logs(client: &Client, args: &WorkloadLogsArgs, output: Output) -> Resul
     let answer = client.get(&path, &tail).await?;
     let mut log: Log = read(&answer)?;
     output.answer(&answer, || Ok(said(&log)))?;
-    while args.follow {
+    if !args.follow {
+        return Ok(());
+    }
+    loop {
         let wait = if log.has_more { 0 } else { MORE_SECONDS };
         let after = [("after", log.position.to_string()), ("wait_seconds", wait.to_string())];
         let answer = client.call(Method::GET, &path, &after, None, wait).await?;
@@ -150,7 +153,6 @@ async fn logs(client: &Client, args: &WorkloadLogsArgs, output: Output) -> Resul
             write_out(said(&log).as_bytes())?;
         }
     }
-    Ok(())
 }
 
 /// Its lines; the supervisor's are marked.

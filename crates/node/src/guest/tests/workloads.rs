@@ -170,7 +170,7 @@ async fn a_workload_is_stopped_started_and_run_anew_as_asked() {
     let lab = Lab::open().await;
     let supervisor = lab.link.supervisor();
     let one = workload(1, UNTIL_ASKED);
-    supervisor.set_workloads(&[one.clone()]).await.unwrap();
+    supervisor.set_workloads(std::slice::from_ref(&one)).await.unwrap();
     let first = reported(&*supervisor, 1, is(WorkloadPhase::Running)).await;
     lines(&*supervisor, 1, 1).await;
     let stopped = Workload { desired: WorkloadDesired::Stopped, ..one.clone() };
@@ -178,7 +178,7 @@ async fn a_workload_is_stopped_started_and_run_anew_as_asked() {
     let report = reported(&*supervisor, 1, is(WorkloadPhase::Stopped)).await;
     assert_eq!((report.pid, report.last_end), (None, Some(WorkloadEnd::Code(0))));
     assert!(!exists(first.pid.unwrap()));
-    supervisor.set_workloads(&[one.clone()]).await.unwrap();
+    supervisor.set_workloads(std::slice::from_ref(&one)).await.unwrap();
     let second = reported(&*supervisor, 1, |report| report.starts == 2 && report.pid.is_some());
     let second = second.await;
     assert_eq!(second.turn, 1);
@@ -261,7 +261,7 @@ async fn an_end_that_was_acted_on_is_known_as_that_until_the_next_start() {
     let lab = Lab::open().await;
     let supervisor = lab.link.supervisor();
     let one = workload(1, "exit 1");
-    supervisor.set_workloads(&[one.clone()]).await.unwrap();
+    supervisor.set_workloads(std::slice::from_ref(&one)).await.unwrap();
     let report = reported(&*supervisor, 1, is(WorkloadPhase::Ended)).await;
     assert!(!report.is_acknowledged);
     supervisor.acknowledge_end(report.id, report.starts + 1).await.unwrap();

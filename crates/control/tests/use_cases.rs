@@ -312,6 +312,31 @@ async fn the_running_pool_is_given_back_when_a_workspace_stops() {
 }
 
 #[tokio::test]
+async fn a_disk_grows_while_its_workspace_runs_and_otherwise_with_its_next_start() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let made = test.control.create_workspace(&caller, running()).await.unwrap();
+    let disk = |mib| UpdateWorkspace { disk_mib: Some(mib), ..UpdateWorkspace::default() };
+    let grown = test.control.update_workspace(&caller, &by_id(&made), disk(2048)).await.unwrap();
+    assert_eq!(grown.spec.shape.disk_mib.get(), 2048);
+    let calls = test.node.calls();
+    assert_eq!(calls.last().map(String::as_str), Some("ensure_disk_size 2048 MiB"), "{calls:?}");
+    let smaller = test.control.update_workspace(&caller, &by_id(&made), disk(1024)).await;
+    assert!(smaller.unwrap_err().to_string().contains("2048 to 204800 MiB"));
+    // What the node could not do comes with the next start.
+    test.node.fail_next(Point::GrowDisk, NodeError::Step { step: "grow" });
+    let failed = test.control.update_workspace(&caller, &by_id(&made), disk(4096)).await;
+    assert!(matches!(failed.unwrap_err().kind(), ErrorKind::Unavailable(_)));
+    let now = test.control.get_workspace(&caller, &by_id(&made)).await.unwrap();
+    assert_eq!(now.spec.shape.disk_mib.get(), 4096);
+    // The same again ends it.
+    test.control.update_workspace(&caller, &by_id(&made), disk(4096)).await.unwrap();
+    let both = UpdateWorkspace { memory_mib: Some(1024), ..disk(8192) };
+    let refused = test.control.update_workspace(&caller, &by_id(&made), both).await.unwrap_err();
+    assert!(matches!(refused.kind(), ErrorKind::RefusedByState { .. }), "{refused}");
+}
+
+#[tokio::test]
 async fn a_size_changes_only_without_a_vm_and_a_disk_only_grows() {
     let test = testing::open().await;
     let caller = test.caller().await;

@@ -357,3 +357,42 @@ async fn a_checkpoint_that_cannot_be_made_has_failed_and_their_number_has_a_limi
     let theirs = test.control.list_checkpoints(&other, &which).await.unwrap_err();
     assert_eq!(theirs.kind(), &ErrorKind::NotFound { what: "volume" });
 }
+
+#[tokio::test]
+async fn growth_is_recorded_within_the_plan_and_comes_about_whatever_the_node_does_first() {
+    let plan = Plan { max_volume_mib: 512, ..testing::config().plan };
+    let test =
+        testing::open_with(skerry_control::ControlConfig { plan, ..testing::config() }).await;
+    let caller = test.caller().await;
+    let data = volume(&test, &caller, "data").await;
+    volume(&test, &caller, "other").await;
+    let which = VolumeRef::Id(data.id);
+    let grow = |mib| test.control.grow_volume(&caller, &which, mib);
+    assert_eq!(grow(128).await.unwrap().volume.size_mib, 128);
+    assert_eq!(grow(128).await.unwrap().volume.size_mib, 128);
+    let smaller = grow(64).await.unwrap_err();
+    assert!(smaller.to_string().contains("128 to 4194304 MiB"), "{smaller}");
+    let refused = grow(512).await.unwrap_err();
+    let of_space = matches!(refused.kind(), ErrorKind::Quota { limit: Limit::VolumeSpace, .. });
+    assert!(of_space, "{refused}");
+
+    test.node.fail_next(Point::GrowVolume, NodeError::Step { step: "grow" });
+    assert!(grow(256).await.is_err());
+    let shown = test.control.get_volume(&caller, &which).await.unwrap();
+    assert_eq!(shown.volume.size_mib, 256);
+    let on_node = async || {
+        let all = internal_volumes(&test).await;
+        all.iter().find(|one| one.id == data.id).unwrap().size_bytes
+    };
+    let grown = async {
+        while on_node().await < 256 << 20 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), grown).await.unwrap();
+}
+
+async fn internal_volumes(test: &TestControl) -> Vec<skerry_control::internal_api::VolumeInfo> {
+    use skerry_control::internal_api::NodeApi as _;
+    test.node.volumes().await.unwrap()
+}

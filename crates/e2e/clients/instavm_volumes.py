@@ -1,9 +1,10 @@
 """Drives volumes with the unmodified PyPI package `instavm` against SKERRY_URL."""
 
 import os
+import tempfile
 
 import requests
-from instavm import InstaVM
+from instavm import InstaVM, InstaVMError
 
 URL, KEY = os.environ["SKERRY_URL"], os.environ["SKERRY_KEY"]
 client = InstaVM(api_key=KEY, base_url=URL, auto_start_session=False)
@@ -35,11 +36,49 @@ assert [one["id"] for one in client.volumes.list(refresh_usage=True)] == [data]
 assert client.volumes.update(data, name="set")["name"] == "set"
 assert client.volumes.get(data, refresh_usage=True)["used_bytes"] > 0
 
+# Files, while no VM has it: served by the server's own.
+with tempfile.TemporaryDirectory() as here:
+    local, back = os.path.join(here, "local"), os.path.join(here, "back")
+    content = bytes(range(256)) * 1024
+    with open(local, "wb") as file:
+        file.write(content)
+    assert client.volumes.upload_file(data, local, "/models/one")["size"] == len(content)
+    try:
+        client.volumes.upload_file(data, local, "models/one")
+    except InstaVMError as error:
+        # The package wraps what the server said.
+        assert "409" in str(error), error
+    else:
+        raise AssertionError("a file was replaced unasked")
+    client.volumes.upload_file(data, local, "models/one", overwrite=True)
+    found = client.volumes.list_files(data, prefix="models/")
+    assert [(one["path"], one["size"]) for one in found] == [("models/one", len(content))], found
+    assert client.volumes.download_file(data, "models/one", local_path=back)["saved_bytes"] == len(content)
+    with open(back, "rb") as file:
+        assert file.read() == content
+    refused(404, lambda: client.volumes.download_file(data, "models/two"))
+    client.volumes.delete_file(data, "models/one")
+    assert client.volumes.list_files(data) == []
+    with open(local, "w") as file:
+        file.write("from outside\n")
+    client.volumes.upload_file(data, local, "note")
+assert client.volumes.update(data, quota_bytes=96 * 1024 * 1024)["quota_bytes"] == 96 * 1024 * 1024
+refused(422, lambda: client.volumes.update(data, quota_bytes=1))
+
 # Made with the VM, and nobody else's to write meanwhile.
 first = client.vms.create(volumes=[{"volume_id": data, "mount_path": "/data", "mode": "rw"}], **SIZE)
 mounts = client.vms.list_volumes(first["vm_id"])
 assert [(one["volume_id"], one["mount_path"], one["mode"]) for one in mounts] == [(data, "/data", "rw")], mounts
 shell(first, "echo first > /data/file && sync /data/file")
+# Its files are reached through the VM meanwhile.
+assert shell(first, "cat /data/note") == "from outside\n"
+client.volumes.delete_file(data, "note")
+shell(first, "! test -e /data/note && mkdir /data/dir && ln -s /etc/hostname /data/dir/out")
+assert [one["path"] for one in client.volumes.list_files(data, prefix="dir/")] == ["dir/out"]
+refused(409, lambda: client.volumes.download_file(data, "dir/out"))
+shell(first, "rm -r /data/dir")
+assert client.volumes.update(data, quota_bytes=128 * 1024 * 1024)["quota_bytes"] == 128 * 1024 * 1024
+assert int(shell(first, "df -Pm /data | tail -1 | awk '{print $2}'")) > 96
 second = client.vms.create(**SIZE)
 for mode in ("rw", "ro"):
     refused(409, lambda: client.vms.mount_volume(second["vm_id"], data, "/data", mode=mode), "attached for writing")

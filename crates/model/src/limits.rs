@@ -121,6 +121,8 @@ pub enum Demand {
         /// The size it has.
         from: Shape,
     },
+    /// An owned workspace that runs gets a larger disk.
+    GrowRunning,
 }
 
 impl Plan {

@@ -21,6 +21,8 @@ pub enum Point {
     EnsureSnapshotDeleted,
     /// Making a volume.
     EnsureVolume,
+    /// Making the disk of a VM that runs larger.
+    GrowDisk,
     /// Making a volume larger.
     GrowVolume,
     /// Making a checkpoint of a volume.
@@ -34,7 +36,7 @@ pub enum Point {
 }
 
 impl Point {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::EnsureRunning,
         Self::EnsureStopped,
         Self::EnsureDeleted,
@@ -44,6 +46,7 @@ impl Point {
         Self::TakeSnapshot,
         Self::EnsureSnapshotDeleted,
         Self::EnsureVolume,
+        Self::GrowDisk,
         Self::GrowVolume,
         Self::EnsureCheckpoint,
         Self::AttachVolume,

@@ -9,12 +9,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use skerry_internal_api::{
-    ByteStream, FileKind, ListDepth, NodeError, RemoveDepth, VmPhase, VolumeEntry, VolumeFiles,
-    VolumeListing, WriteMode,
+    ByteStream, FileKind, ListDepth, NodeError, RemoveDepth, VmPhase, VmSpec, VolumeEntry,
+    VolumeFiles, VolumeListing, WriteMode,
 };
 use skerry_model::{MountMode, VolumeId};
 
-use super::SimNode;
+use super::{Point, SimNode};
 
 const ENTRIES_MAX: usize = 10_000;
 const PIECE: usize = 64 * 1024;
@@ -199,9 +199,15 @@ impl SimNode {
 
     pub(super) fn grow_volume(&self, id: VolumeId, size_bytes: u64) -> Result<(), NodeError> {
         let mut state = self.state();
+        state.called(Point::GrowVolume, "ensure_volume_size".to_owned())?;
         state.called_for_volume(id)?;
         state.volumes.grow(id, size_bytes);
         Ok(())
+    }
+
+    pub(super) fn grow_disk(&self, spec: &VmSpec) -> Result<(), NodeError> {
+        self.must_run(spec.workspace_id, spec.incarnation)?;
+        self.state().called(Point::GrowDisk, format!("ensure_disk_size {}", spec.shape.disk_mib))
     }
 }
 

@@ -224,7 +224,7 @@ impl SimNode {
         Ok(())
     }
 
-    fn must_run(
+    pub(super) fn must_run(
         &self,
         workspace_id: WorkspaceId,
         incarnation: Incarnation,

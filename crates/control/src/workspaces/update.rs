@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
+use skerry_internal_api::{NodeError, StartFrom, VmSpec};
 use skerry_model::{
-    Demand, Desired, DisplayName, EnvVar, ErrorKind, Plan, Refusal, RequestedShape, Slug, State,
-    Workspace, limits::check_shape, spec::check_metadata,
+    Demand, Desired, DisplayName, EnvVar, ErrorKind, Plan, Refusal, RequestedShape, Shape, Slug,
+    State, Workspace, limits::check_shape, spec::check_metadata,
 };
 
 use super::{UpdateWorkspace, WorkspaceRef, wishes::refused};
-use crate::{Caller, Control, Error};
+use crate::{Caller, Control, Error, control::Inner};
 
 impl Control {
     /// Changes a workspace.
     ///
     /// # Errors
-    /// As create; `RefusedByState` for a new size while a VM is there.
+    /// As create; `RefusedByState` for a new size while a VM is there, but for a larger disk of one that
+    /// runs: that grows at once, and after `Unavailable` with the next start.
     pub async fn update_workspace(
         &self,
         caller: &Caller,
@@ -54,10 +56,45 @@ impl Control {
                 }
                 Ok(demand)
             };
-            inner.change(&caller, &which, change).await
+            let changed = inner.change(&caller, &which, change).await?;
+            if update.disk_mib.is_some() {
+                inner.grow_disk(&changed).await?;
+            }
+            Ok(changed)
         };
         self.inner.to_the_end(change).await
     }
+}
+
+impl Inner {
+    /// Has the VM's disk grow to what is recorded, if there is a VM that runs. Without one, the next start
+    /// comes with it.
+    async fn grow_disk(&self, workspace: &Workspace) -> Result<(), Error> {
+        let State::Running { .. } = workspace.state else { return Ok(()) };
+        let spec = VmSpec {
+            workspace_id: workspace.id,
+            incarnation: workspace.incarnation,
+            hostname: workspace.slug.as_str().to_owned(),
+            image_digest: workspace.spec.image_digest.clone(),
+            shape: workspace.spec.shape,
+            env: workspace.spec.env.clone(),
+            log_retention: workspace.spec.log_retention,
+            start_from: StartFrom::Disk,
+            volumes: self.store.mounts_of(workspace.id).await?,
+        };
+        match self.bounded("ensure_disk_size", self.node.ensure_disk_size(spec)).await {
+            Ok(Ok(())) => Ok(()),
+            // It has ended meanwhile.
+            Ok(Err(NodeError::NoSuchVm | NodeError::NotRunning)) => Ok(()),
+            Ok(Err(error)) => Err(later(&error)),
+            Err(error) => Err(later(&error)),
+        }
+    }
+}
+
+fn later(error: &dyn std::fmt::Display) -> Error {
+    let why = format!("the disk is larger from its next start on, and not yet: {error}");
+    ErrorKind::Unavailable(why).into()
 }
 
 /// Applies a new size, if one is asked for; answers what the plan has to admit.
@@ -91,7 +128,20 @@ fn resize(
     if shape == from {
         return Ok(None);
     }
-    if workspace.counts_as_running() || workspace.state == State::Suspended {
+    let is_disk_alone = Shape { disk_mib: from.disk_mib, ..shape } == from;
+    let may_change = match &workspace.state {
+        State::Running { .. } => is_disk_alone,
+        State::Suspended => false,
+        State::Provisioned
+        | State::Starting
+        | State::Paused { .. }
+        | State::Suspending
+        | State::Stopping
+        | State::Stopped
+        | State::Failed(_)
+        | State::Deleting => !workspace.counts_as_running(),
+    };
+    if !may_change {
         return Err(ErrorKind::RefusedByState {
             state: workspace.state.name(),
             reason: "its size can be changed only while it is stopped".to_owned(),
@@ -104,5 +154,8 @@ fn resize(
         return Err(Error::invalid("disk_mib", problem, allowed));
     }
     workspace.spec.shape = shape;
-    Ok(Some(Demand::Resize { from }))
+    Ok(Some(match is_disk_alone && workspace.counts_as_running() {
+        true => Demand::GrowRunning,
+        false => Demand::Resize { from },
+    }))
 }

@@ -288,9 +288,8 @@ async fn live(host: &Arc<Host>, id: VolumeId, helper: &Arc<Helper>) {
 async fn stay(host: &Host, helper: &Helper, nobodys: &Nobodys) {
     loop {
         let ended = async {
-            match &nobodys.vm {
-                Some(vm) => drop(vm.wait_exit().await),
-                None => {}
+            if let Some(vm) = &nobodys.vm {
+                drop(vm.wait_exit().await);
             }
         };
         tokio::select! {

@@ -15,7 +15,7 @@ use skerry_control::{
     testing::{self, TestControl},
 };
 use skerry_model::{
-    ErrorKind, OnExit, RestartMode, RestartPolicy, State, WorkloadDesired, WorkloadRef,
+    EnvVar, ErrorKind, OnExit, RestartMode, RestartPolicy, State, WorkloadDesired, WorkloadRef,
     WorkloadRestart, Workspace,
 };
 
@@ -331,4 +331,29 @@ async fn somebody_elses_workloads_are_not_there() {
     for error in [listed, added, log] {
         assert_eq!(error.kind(), &not_found);
     }
+}
+
+#[tokio::test]
+async fn what_workloads_keep_secret_is_sealed_in_the_database_and_there_after_it_was_opened_again()
+{
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let secret = EnvVar { key: "TOKEN".to_owned(), value: "swordfish-of-the-variable".to_owned() };
+    let mut app = service("app");
+    app.argv.push("--key=hunter2-of-the-command".to_owned());
+    app.env.push(secret.clone());
+    let made = make(&test, &caller, vec![app]).await;
+    reported(&test, &made, "app", is(WorkloadPhase::Running)).await;
+    let test = test.reopen().await;
+    for name in ["skerry.db", "skerry.db-wal"] {
+        let bytes = std::fs::read(test.database.with_file_name(name)).unwrap_or_default();
+        for word in ["swordfish-of-the-variable", "hunter2-of-the-command"] {
+            let found = bytes.windows(word.len()).any(|part| part == word.as_bytes());
+            assert!(!found, "{word} in {name}");
+        }
+    }
+    let caller = test.caller().await;
+    let kept = test.control.workload(&caller, &by_id(&made), &named("app")).await.unwrap().workload;
+    assert_eq!(kept.env, [secret]);
+    assert_eq!(kept.argv.last().unwrap(), "--key=hunter2-of-the-command");
 }

@@ -100,9 +100,7 @@ async fn a_server_inside_sees_the_visitor_and_none_of_the_gateways_secrets() {
 
 #[tokio::test]
 async fn both_versions_of_http_reach_a_server_inside() {
-    let ground = Ground::open().await;
-    ground.serve(3000, site());
-    ground.publish(3000, "front", PortVisibility::Public).await;
+    let ground = Ground::serving(site()).await;
     let answer =
         h1(&ground, "GET /hello HTTP/1.1\r\nHost: front.localhost\r\nConnection: close\r\n\r\n")
             .await;
@@ -121,9 +119,7 @@ async fn both_versions_of_http_reach_a_server_inside() {
 
 #[tokio::test]
 async fn both_directions_stream_at_the_same_time() {
-    let ground = Ground::open().await;
-    ground.serve(3000, site());
-    ground.publish(3000, "front", PortVisibility::Public).await;
+    let ground = Ground::serving(site()).await;
     let mut client = h2(&ground).await;
     let (send, pieces) = mpsc::channel::<Result<bytes::Bytes, std::io::Error>>(1);
     let body = Body::from_stream(tokio_stream(pieces));
@@ -178,9 +174,7 @@ async fn events_are_passed_on_one_by_one() {
 
 #[tokio::test]
 async fn a_large_upload_arrives_whole() {
-    let ground = Ground::open().await;
-    ground.serve(3000, site());
-    ground.publish(3000, "front", PortVisibility::Public).await;
+    let ground = Ground::serving(site()).await;
     let pieces = (0..1024).map(|_| Ok::<_, std::io::Error>(bytes::Bytes::from(vec![7; 64 * 1024])));
     let body = Body::from_stream(stream::iter(pieces));
     let request = http::Request::post("http://front.localhost/count").body(body).unwrap();
@@ -201,12 +195,8 @@ where
 
 #[tokio::test]
 async fn a_websocket_is_open_until_its_port_is_revoked() {
-    let ground = Ground::open().await;
-    ground.serve(3000, site());
-    ground.publish(3000, "front", PortVisibility::Public).await;
-    let stream = TcpStream::connect(ground.front).await.unwrap();
-    let (mut socket, answer) =
-        tokio_tungstenite::client_async("ws://front.localhost/chat", stream).await.unwrap();
+    let ground = Ground::serving(site()).await;
+    let (mut socket, answer) = ground.chat().await;
     assert_eq!(answer.status(), 101);
     says_back(&mut socket).await;
     ground.revoke(3000).await;
@@ -219,9 +209,7 @@ async fn a_websocket_is_open_until_its_port_is_revoked() {
 
 #[tokio::test]
 async fn a_websocket_is_opened_over_http_2_too() {
-    let ground = Ground::open().await;
-    ground.serve(3000, site());
-    ground.publish(3000, "front", PortVisibility::Public).await;
+    let ground = Ground::serving(site()).await;
     let mut client = h2(&ground).await;
     let request = http::Request::connect("http://front.localhost/chat")
         .extension(hyper::ext::Protocol::from_static("websocket"))
@@ -356,9 +344,7 @@ async fn a_workspace_with_as_many_visitors_as_it_can_have_says_so() {
     let ground = Ground::with(limits).await;
     ground.serve(3000, site());
     ground.publish(3000, "front", PortVisibility::Public).await;
-    let stream = TcpStream::connect(ground.front).await.unwrap();
-    let (mut socket, _) =
-        tokio_tungstenite::client_async("ws://front.localhost/chat", stream).await.unwrap();
+    let (mut socket, _) = ground.chat().await;
     says_back(&mut socket).await;
     let answer = h1(&ground, "GET /hello HTTP/1.0\r\nHost: front.localhost\r\n\r\n").await;
     assert!(answer.contains(" 503 ") && answer.contains("retry-after: 1\r\n"), "{answer}");
@@ -455,12 +441,8 @@ async fn no_request_is_smuggled_past_another() {
 
 #[tokio::test]
 async fn what_is_open_ends_with_the_gateway() {
-    let ground = Ground::open().await;
-    ground.serve(3000, site());
-    ground.publish(3000, "front", PortVisibility::Public).await;
-    let stream = TcpStream::connect(ground.front).await.unwrap();
-    let (mut socket, _) =
-        tokio_tungstenite::client_async("ws://front.localhost/chat", stream).await.unwrap();
+    let ground = Ground::serving(site()).await;
+    let (mut socket, _) = ground.chat().await;
     says_back(&mut socket).await;
     ground.close().await;
     let ended = timeout(WITHIN, socket.next()).await.unwrap();

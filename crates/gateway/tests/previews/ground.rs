@@ -22,6 +22,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+use tokio_tungstenite::{WebSocketStream, tungstenite};
 use tokio_util::sync::CancellationToken;
 
 /// Every step of a test ends within this.
@@ -46,6 +47,14 @@ impl Ground {
 
     pub async fn with(limits: Limits) -> Self {
         Self::of(limits, CreateWorkspace::new(StartPolicy::Now(LONG))).await
+    }
+
+    /// One with this site on port 3000, open to everybody as `front`.
+    pub async fn serving(site: Router) -> Self {
+        let ground = Self::open().await;
+        ground.serve(3000, site);
+        ground.publish(3000, "front", PortVisibility::Public).await;
+        ground
     }
 
     /// One whose workspace is woken by use.
@@ -171,6 +180,14 @@ impl Ground {
         });
         self.serve(port, site);
         paths
+    }
+
+    /// A WebSocket to `front`, and what it was opened with.
+    pub async fn chat(
+        &self,
+    ) -> (WebSocketStream<TcpStream>, tungstenite::handshake::client::Response) {
+        let stream = TcpStream::connect(self.front).await.unwrap();
+        tokio_tungstenite::client_async("ws://front.localhost/chat", stream).await.unwrap()
     }
 
     /// Ends the gateway; everything that was open through it ends with it.

@@ -22,7 +22,6 @@ use skerry_control::{
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpListener,
-    process::Command,
 };
 
 #[tokio::test]

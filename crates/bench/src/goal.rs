@@ -16,6 +16,9 @@ pub enum Unit {
     /// A rate; more is better.
     #[serde(rename = "/s")]
     PerSecond,
+    /// Bytes in some time; more is better.
+    #[serde(rename = "MiB/s")]
+    MebibytesPerSecond,
 }
 
 impl Unit {
@@ -25,6 +28,7 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Mebibytes => "MiB",
             Self::PerSecond => "/s",
+            Self::MebibytesPerSecond => "MiB/s",
         }
     }
 }
@@ -140,7 +144,7 @@ impl Row {
                 // The largest of some rates is the best of them and says nothing.
                 let p99 = match unit {
                     Unit::Milliseconds | Unit::Mebibytes => percentile(&samples, 0.99),
-                    Unit::PerSecond => None,
+                    Unit::PerSecond | Unit::MebibytesPerSecond => None,
                 };
                 (median(&samples), p99, samples.len(), samples)
             }

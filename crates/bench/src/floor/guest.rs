@@ -14,7 +14,9 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use skerry_internal_api::{ExecControl, ExecExit, ExecOutput, ExecRequest, GuestApi, User};
+use skerry_internal_api::{
+    ExecControl, ExecExit, ExecOutput, ExecRequest, GuestApi, GuestStream, User,
+};
 use skerry_node::guest::{Dial, Frozen, GuestHello, GuestLink, Unsaid};
 use skerry_vmm::{BootSpec, Channel, SaveProgress, SavedMemory, Vm, VmmError};
 
@@ -117,8 +119,17 @@ impl FloorVm {
     /// # Errors
     /// It did not run, or said something else.
     pub async fn exec(&self) -> Result<()> {
+        let (exit, said) = self.output_of(ARGV.map(str::to_owned).to_vec()).await?;
+        ensure!(
+            exit == ExecExit::Code(0) && said == SAYS,
+            "{ARGV:?} ended with {exit:?} and said {said}"
+        );
+        Ok(())
+    }
+
+    async fn output_of(&self, argv: Vec<String>) -> Result<(ExecExit, String)> {
         let request = ExecRequest {
-            argv: ARGV.map(str::to_owned).to_vec(),
+            argv,
             env: BTreeMap::new(),
             working_dir: None,
             user: User::Root,
@@ -133,16 +144,30 @@ impl FloorVm {
             match output? {
                 ExecOutput::Stdout(bytes) | ExecOutput::Stderr(bytes) => said.extend(bytes),
                 ExecOutput::Exit(exit) => {
-                    let said = String::from_utf8_lossy(&said);
-                    ensure!(
-                        exit == ExecExit::Code(0) && said == SAYS,
-                        "{ARGV:?} ended with {exit:?} and said {said}"
-                    );
-                    return Ok(());
+                    return Ok((exit, String::from_utf8_lossy(&said).into_owned()));
                 }
             }
         }
-        anyhow::bail!("{ARGV:?} did not end")
+        anyhow::bail!("the command did not end")
+    }
+
+    /// Runs a script, which has to succeed.
+    ///
+    /// # Errors
+    /// It did not.
+    pub async fn run(&self, script: &str) -> Result<()> {
+        let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let (exit, said) = self.output_of(argv).await?;
+        ensure!(exit == ExecExit::Code(0), "it ended with {exit:?} and said {said}");
+        Ok(())
+    }
+
+    /// A connection to a port of the guest's loopback, over the line to the agent.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub async fn connect(&self, port: u16) -> Result<GuestStream> {
+        Ok(self.link()?.connect("127.0.0.1", port).await?)
     }
 
     /// Stops the CPUs.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use futures::future::try_join_all;
 use reqwest::{
     Client, Method,
-    header::{AUTHORIZATION, HeaderMap, HeaderValue},
+    header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue},
 };
 use serde_json::{Value, json};
 
@@ -33,6 +33,8 @@ const SNAPSHOTS: &str = "/skerry/v1/snapshots";
 pub struct Api {
     url: String,
     http: Client,
+    /// Without the key, which is nobody else's business.
+    visitor: Client,
 }
 
 /// A workspace as it was answered.
@@ -81,7 +83,8 @@ impl Api {
             .no_proxy()
             .timeout(REQUEST_WITHIN)
             .build()?;
-        Ok(Self { url: url.to_owned(), http })
+        let visitor = Client::builder().no_proxy().timeout(REQUEST_WITHIN).build()?;
+        Ok(Self { url: url.to_owned(), http, visitor })
     }
 
     async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
@@ -105,6 +108,73 @@ impl Api {
         let path = format!("{WORKSPACES}?wait={WAIT_SECONDS}");
         let body = json!({"memory_mib": memory_mib, "vcpu_count": 1});
         Workspace::read(&self.ask(Method::POST, &path, Some(body)).await?)
+    }
+
+    /// As [`Api::create`], and it is woken by use.
+    ///
+    /// # Errors
+    /// No answer, or another one.
+    pub async fn create_waking(&self, memory_mib: u32) -> Result<Workspace> {
+        let path = format!("{WORKSPACES}?wait={WAIT_SECONDS}");
+        let body = json!({"memory_mib": memory_mib, "vcpu_count": 1, "auto_resume": true});
+        Workspace::read(&self.ask(Method::POST, &path, Some(body)).await?)
+    }
+
+    /// Runs a script, which has to succeed.
+    ///
+    /// # Errors
+    /// It did not.
+    pub async fn run(&self, id: &str, script: &str) -> Result<()> {
+        let path = format!("{WORKSPACES}/{id}/exec");
+        let body = json!({"argv": ["/bin/sh", "-c", script]});
+        let answer = self.ask(Method::POST, &path, Some(body)).await?;
+        ensure!(answer["exit_code"] == 0, "{answer}");
+        Ok(())
+    }
+
+    /// The command every sample ends with by root's shell, as SSH runs it.
+    ///
+    /// # Errors
+    /// It did not run, or said something else.
+    pub async fn exec_by_shell(&self, id: &str) -> Result<()> {
+        let path = format!("{WORKSPACES}/{id}/exec");
+        let body = json!({"argv": ["/bin/bash", "-c", "echo ready"]});
+        let answer = self.ask(Method::POST, &path, Some(body)).await?;
+        ensure!(answer["exit_code"] == 0 && answer["stdout"] == SAYS, "{answer}");
+        Ok(())
+    }
+
+    /// Adds an SSH key to the account.
+    ///
+    /// # Errors
+    /// It is not accepted.
+    pub async fn add_ssh_key(&self, public_key: &str) -> Result<()> {
+        let body = json!({"public_key": public_key});
+        self.ask(Method::POST, "/skerry/v1/ssh-keys", Some(body)).await.map(drop)
+    }
+
+    /// Publishes a port for everybody.
+    ///
+    /// # Errors
+    /// It cannot be.
+    pub async fn publish(&self, id: &str, port: u16, slug: &str) -> Result<()> {
+        let path = format!("{WORKSPACES}/{id}/published-ports");
+        let body = json!({"port": port, "slug": slug, "visibility": "public"});
+        self.ask(Method::POST, &path, Some(body)).await.map(drop)
+    }
+
+    /// What a published port answers. Names below `localhost` are this machine (RFC 6761): the server is
+    /// asked under its address with the host's name in the header.
+    ///
+    /// # Errors
+    /// No answer, or one that is no success.
+    pub async fn visit(&self, slug: &str, path: &str) -> Result<Vec<u8>> {
+        let visit = self.visitor.get(format!("{}{path}", self.url));
+        let answer = visit.header(HOST, format!("{slug}.localhost")).send().await?;
+        let status = answer.status();
+        let body = answer.bytes().await?;
+        ensure!(status.is_success(), "{slug}: {status}: {}", String::from_utf8_lossy(&body));
+        Ok(body.into())
     }
 
     /// Runs the command every sample ends with, and reads what it says.

@@ -2,6 +2,8 @@
 
 mod api;
 mod server;
+mod ssh;
 
 pub use api::Api;
 pub use server::{Mode, Server, ServerPlan};
+pub use ssh::SshSession;

@@ -79,6 +79,8 @@ pub struct Server {
     pub accelerator: String,
     /// Its version, from its ready line.
     pub version: String,
+    /// Where it speaks SSH.
+    pub ssh: SocketAddr,
     /// Its HTTP API.
     pub api: Api,
 }
@@ -101,6 +103,7 @@ impl Server {
             address: address.parse().with_context(|| format!("its URL is {url}"))?,
             accelerator: text("accelerator"),
             version: text("version"),
+            ssh: text("ssh").parse().context("it does not say where it speaks SSH")?,
             api: Api::new(&url, KEY)?,
         })
     }
@@ -162,6 +165,7 @@ fn spawn(plan: &ServerPlan, mode: Mode, listen: &str) -> Result<Child> {
     }
     command
         .args(["serve", "--listen", listen, "--kernel", plan.kernel])
+        .args(["--ssh-listen", "127.0.0.1:0"])
         .arg("--data-dir")
         .arg(&plan.data_dir)
         .arg("--image-dir")

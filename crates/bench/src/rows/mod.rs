@@ -6,8 +6,11 @@ mod exec;
 mod fork;
 mod kill;
 mod memory;
+mod preview;
 mod rest;
+mod ssh;
 mod start;
+mod wake;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -38,6 +41,12 @@ pub enum Subject {
     Memory,
     /// Exec round trip.
     Exec,
+    /// Exec by SSH against the API's.
+    Ssh,
+    /// Visits of a port, and bytes from it.
+    Preview,
+    /// A visit that wakes.
+    Wake,
     /// The control plane alone.
     Control,
     /// The server is killed.
@@ -69,6 +78,16 @@ pub struct Counts {
     pub idle_vms: usize,
     /// Commands.
     pub exec: usize,
+    /// Commands by SSH.
+    pub ssh: usize,
+    /// Visits of a port.
+    pub preview: usize,
+    /// Long answers of one.
+    pub streams: usize,
+    /// Of so many MiB each.
+    pub stream_mib: usize,
+    /// Visits that wake.
+    pub wake: usize,
     /// Times the server is killed.
     pub kill: usize,
     /// VMs it has then.
@@ -91,6 +110,11 @@ impl Counts {
         memory: 2,
         idle_vms: 6,
         exec: 200,
+        ssh: 100,
+        preview: 200,
+        streams: 10,
+        stream_mib: 16,
+        wake: 10,
         kill: 3,
         vms: 10,
         control_seconds: 3,
@@ -108,6 +132,11 @@ impl Counts {
         memory: 1,
         idle_vms: 2,
         exec: 5,
+        ssh: 3,
+        preview: 5,
+        streams: 1,
+        stream_mib: 1,
+        wake: 1,
         kill: 1,
         vms: 2,
         control_seconds: 1,
@@ -126,6 +155,10 @@ impl Counts {
             fork: samples,
             memory: samples,
             exec: samples,
+            ssh: samples,
+            preview: samples,
+            streams: samples,
+            wake: samples,
             kill: samples,
             ..self
         }
@@ -144,7 +177,10 @@ impl Subject {
             | Self::Blackout
             | Self::Fork
             | Self::Memory
-            | Self::Exec => Some(Mode::Restore),
+            | Self::Exec
+            | Self::Ssh
+            | Self::Preview
+            | Self::Wake => Some(Mode::Restore),
             Self::Pool | Self::Kill => Some(Mode::Default),
             Self::Control => None,
         }
@@ -170,6 +206,12 @@ impl Subject {
             Self::Fork => fork::measure(bench, counts.fork, counts.forks).await,
             Self::Memory => memory::measure(bench, counts.memory, counts.idle_vms).await,
             Self::Exec => exec::measure(bench, counts.exec).await,
+            Self::Ssh => ssh::measure(bench, counts.ssh).await,
+            Self::Preview => {
+                let Counts { preview, streams, stream_mib, .. } = *counts;
+                preview::measure(bench, preview, streams, stream_mib).await
+            }
+            Self::Wake => wake::measure(bench, counts.wake).await,
             Self::Control => control::measure(bench, counts.control_seconds).await,
             Self::Kill => kill::measure(bench, counts.kill, counts.vms).await,
         }

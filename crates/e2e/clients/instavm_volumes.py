@@ -59,6 +59,9 @@ with tempfile.TemporaryDirectory() as here:
     refused(404, lambda: client.volumes.download_file(data, "models/two"))
     client.volumes.delete_file(data, "models/one")
     assert client.volumes.list_files(data) == []
+    # An empty directory goes in the same way.
+    client.volumes.delete_file(data, "models")
+    assert client.volumes.list_files(data, recursive=False) == []
     with open(local, "w") as file:
         file.write("from outside\n")
     client.volumes.upload_file(data, local, "note")

@@ -4,6 +4,7 @@
 //! In one process these traits are called directly; between machines the same traits get a network
 //! form. This crate refuses to know HTTP status codes, databases, dialects and hypervisors.
 
+pub mod doctor;
 pub mod edge;
 pub mod error;
 pub mod guest;
@@ -13,6 +14,7 @@ pub mod route;
 pub mod volume;
 pub mod workload;
 
+pub use doctor::{DoctorCheck, DoctorLevel, NodeDoctor};
 pub use edge::{EdgeApi, EdgeError};
 pub use error::{ConnectFailure, NodeError, PullFailure};
 pub use guest::{
@@ -21,10 +23,9 @@ pub use guest::{
     User, WriteMode,
 };
 pub use node::{
-    DoctorCheck, DoctorLevel, EgressRefusal, EgressRefusals, ImageInfo, ImagePull, LogSource,
-    NodeApi, NodeCapacity, NodeDoctor, NodeEvent, NodeNetwork, PullStep, RefusedEgress,
-    SnapshotContents, SnapshotInfo, StartFrom, StartPath, StartStatistics, StopMode, VmExit,
-    VmPhase, VmReport, VmSpec,
+    EgressRefusal, EgressRefusals, ImageInfo, ImagePull, LogSource, NodeApi, NodeCapacity,
+    NodeEvent, NodeNetwork, PullStep, RefusedEgress, SnapshotContents, SnapshotInfo, StartFrom,
+    StartPath, StartStatistics, StopMode, VmExit, VmPhase, VmReport, VmSpec,
 };
 pub use preview::{
     OpenPreview, PREVIEW_TOKEN_CHARS, PreviewAddress, PreviewCredential, PreviewRefusal,

@@ -15,12 +15,12 @@
 //! to be replayed before it can be read, also by readers, and none of them sees another's.
 
 mod checkpoints;
+mod file_server;
 mod growth;
-mod helpers;
 
 pub(crate) use checkpoints::checkpoints_dir;
+pub(crate) use file_server::Helpers;
 pub(crate) use growth::VolumeUser;
-pub(crate) use helpers::Helpers;
 
 use std::{
     collections::HashMap,

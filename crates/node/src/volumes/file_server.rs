@@ -540,7 +540,9 @@ mod tests {
                 tokio::time::sleep(IDLE).await;
                 drop(lease);
                 tokio::time::sleep(IDLE / 2).await;
-                drop(Lease::new(&helper));
+                let lease = Lease::new(&helper);
+                tokio::task::yield_now().await;
+                drop(lease);
             },
         );
         assert_eq!(idle, IDLE + IDLE / 2 + IDLE);

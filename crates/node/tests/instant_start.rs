@@ -11,7 +11,8 @@ use skerry_model::{Incarnation, MemMib, VcpuCount, WorkspaceId};
 use skerry_node::{FaultKind, Node};
 use skerry_vmm::fake::{Fault, Step, StepFault, VmState};
 use support::{
-    GRACEFUL, World, assert_nothing, assert_only_disk, assert_running, bounded, exec, outcome,
+    GRACEFUL, World, assert_nothing, assert_only_disk, assert_running, bounded, exec,
+    machine::names, outcome,
 };
 
 fn id(workspace: u128) -> WorkspaceId {
@@ -418,6 +419,23 @@ async fn a_restore_or_claim_whose_steps_are_each_taken_twice_is_an_ordinary_one(
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_template_is_made_with_the_weight_of_the_workspaces_that_boot_without_it() {
+    bounded(async {
+        let world = World::instant(0);
+        let node = world.open().await;
+        assert!(world.faults.plan("template_prepared", FaultKind::Hang));
+        start(&node, &world, 1).await;
+        world.faults.happened("template_prepared").await;
+        let nobodys = names(&world.data_dir().join("pool"));
+        let [number] = nobodys.as_slice() else { panic!("{nobodys:?}") };
+        // Without control groups there is nothing to see.
+        assert_eq!(world.cpu_weight(number), world.cpu_weight(&id(1).to_string()));
+        node.abandon().await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

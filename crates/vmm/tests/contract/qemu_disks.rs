@@ -111,7 +111,7 @@ async fn clones_part_from_their_template_on_disk_and_in_memory_and_cannot_touch_
     .await;
 }
 
-/// Counts as fast as it can, on disk and in memory.
+/// Counts as fast as it can, on disk and in memory; returns when it has begun.
 const COUNT: &str = "cat > /count.sh << 'END'
 n=0
 while true; do
@@ -120,7 +120,8 @@ while true; do
     echo $n > /count.new && mv /count.new /count
 done
 END
-setsid sh /count.sh < /dev/null > /dev/null 2>&1 &";
+setsid sh /count.sh < /dev/null > /dev/null 2>&1 &
+until [ -e /count ]; do sleep 0.01; done";
 
 /// Puts an overlay on top in the middle of a save, as a snapshot does.
 async fn save_and_push(vm: &Arc<dyn Vm>, state: &Path, overlay: &Path) {

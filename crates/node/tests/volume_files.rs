@@ -66,6 +66,26 @@ fn assert_at_rest(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_for_files_does_not_wait_for_work_of_the_background() {
+    bounded(async {
+        // Where there are no templates it boots, and else it is restored.
+        for world in [World::new(), World::instant(0)] {
+            let node = made(&world).await;
+            node.ensure_running(world.spec(1, 1)).await.unwrap();
+            node.settled().await;
+            node.volume_files(DATA).await.unwrap();
+            let nobodys = names(&world.data_dir().join("pool"));
+            let [number] = nobodys.as_slice() else { panic!("{nobodys:?}") };
+            // Without control groups there is nothing to see, and that nothing fails.
+            let workspaces = world.cpu_weight(&id(1).to_string());
+            assert_eq!(world.cpu_weight(number), workspaces);
+            node.shutdown().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_vm_of_nobodys_serves_all_who_ask_and_goes_for_whoever_attaches() {
     bounded(async {
         let world = World::new();

@@ -30,13 +30,20 @@ const PAUSE_WITHIN: Duration = Duration::from_secs(30);
 /// Freezing writes everything back first, of which little is left.
 const FREEZE_WITHIN: Duration = Duration::from_secs(60);
 
-/// What is there before anything takes long.
-const ACQUIRE: &[Step] =
-    &[Step::Reserve, Step::VmDirectory, Step::LedgerIntent, Step::RunDirectory, Step::Cgroup];
-
-/// What makes a guest ready to be saved, beside its boot.
-const BOOT: &[Step] =
-    &[Step::Network, Step::Disk, Step::MemoryFile, Step::ConsoleLog, Step::Boot, Step::GuestReady];
+/// What makes a guest ready to be saved.
+const BOOT: &[Step] = &[
+    Step::Reserve,
+    Step::VmDirectory,
+    Step::LedgerIntent,
+    Step::RunDirectory,
+    Step::Cgroup,
+    Step::Network,
+    Step::Disk,
+    Step::MemoryFile,
+    Step::ConsoleLog,
+    Step::Boot,
+    Step::GuestReady,
+];
 
 /// Makes the template `key` of `recipe`. Cancelled or failed, nothing is left of it.
 pub(crate) async fn build(
@@ -54,10 +61,6 @@ pub(crate) async fn build(
     let spec = neutral_spec(number, &recipe.image_digest, &recipe.shape);
     let mut bring_up = BringUp::for_template(host, &paths, &spec, cancel, memory);
     let built = async {
-        bring_up.take_all(ACQUIRE).await?;
-        // Every start boots until there is a template: on a host that is busy with boots, one that is
-        // made at the lowest weight would never be done.
-        bring_up.hasten().await.map_err(StepFailed::at("cgroup"))?;
         bring_up.take_all(BOOT).await?;
         prepare(host, &mut bring_up, cancel).await.map_err(StepFailed::at("template_prepared"))?;
         save(host, &mut bring_up, &draft).await.map_err(StepFailed::at("template_saved"))?;

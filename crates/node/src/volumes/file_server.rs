@@ -362,7 +362,8 @@ async fn attempt(
     let spec = neutral_spec(number, &recipe.image_digest, &recipe.shape);
     let (mut bring_up, steps) = match template {
         Some(template) => {
-            (BringUp::for_slot(host, &paths, &spec, cancel, memory, template), RESTORE)
+            let restored = BringUp::for_slot(host, &paths, &spec, cancel, memory, template);
+            (restored.waited_for(), RESTORE)
         }
         None => (BringUp::for_template(host, &paths, &spec, cancel, memory), BOOT),
     };

@@ -5,7 +5,6 @@ use skerry_model::spec::LogRetention;
 use super::{BringUp, Whose, ground::Ground, shared::SnapshotMemory, source::Source};
 use crate::{
     capacity::{MemoryPromise, disk_free_mib},
-    cgroups::CpuWeight,
     disk::{Disk, DiskChain, Foundation},
     error::{Error, blocking},
     identity::GuestIdentity,
@@ -147,21 +146,9 @@ impl BringUp<'_> {
 
     pub(super) async fn make_cgroup(&mut self) -> Result<(), Error> {
         let cgroups = self.host.cgroups.clone();
-        let (id, shape) = (self.spec.workspace_id, self.spec.shape);
-        let weight = match self.whose {
-            Whose::Workspace => CpuWeight::OfShape,
-            Whose::Nobody => CpuWeight::Background,
-        };
+        let (id, shape, weight) = (self.spec.workspace_id, self.spec.shape, self.weight);
         self.cgroup_procs = blocking(move || cgroups.ensure(id, &shape, weight)).await?;
         Ok(())
-    }
-
-    /// Gives a VM that is nobody's, once it has its control groups, the share of the CPUs that a
-    /// workspace's would have: others are slower as long as it is not done.
-    pub async fn hasten(&self) -> Result<(), Error> {
-        let cgroups = self.host.cgroups.clone();
-        let (id, shape) = (self.spec.workspace_id, self.spec.shape);
-        blocking(move || cgroups.reweigh(id, &shape, CpuWeight::OfShape)).await
     }
 
     pub(super) async fn make_disk(&mut self) -> Result<(), Error> {

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use self::{aside::Aside, ground::Ground, shared::SnapshotMemory, source::Source};
 use crate::{
     capacity::MemoryPromise,
+    cgroups::CpuWeight,
     disk::DiskChain,
     error::{Error, blocking, chain},
     faults::Next,
@@ -131,8 +132,8 @@ impl Step {
 pub(crate) enum Whose {
     /// A workspace.
     Workspace,
-    /// Nobody yet, or never: it lies in the pool's directory, works at the lowest weight, and nothing
-    /// of it outlives this life of the server.
+    /// Nobody yet, or never: it lies in the pool's directory, and nothing of it outlives this life of
+    /// the server.
     Nobody,
 }
 
@@ -160,6 +161,8 @@ pub(crate) struct BringUp<'a> {
     spec: &'a VmSpec,
     cancel: &'a CancellationToken,
     whose: Whose,
+    /// What its control groups are made with.
+    weight: CpuWeight,
     /// Where it begins, once that is decided.
     source: Option<Source>,
     /// The permission to begin there, where one is needed.
@@ -201,7 +204,10 @@ impl<'a> BringUp<'a> {
         Self { ledger, ..Self::empty(host, paths, spec, cancel, whose) }
     }
 
-    /// A guest that a template is made of: it boots. `memory` is what was set aside for it.
+    /// A guest that a template is made of, or the first of a kind that will have one: it boots, and
+    /// with a workspace's share of the CPUs. Every start of its kind boots until there is a template:
+    /// one made at the lowest weight would never be done on a host that is busy with those boots.
+    /// `memory` is what was set aside for it.
     pub fn for_template(
         host: &'a Arc<Host>,
         paths: &'a VmPaths,
@@ -211,6 +217,7 @@ impl<'a> BringUp<'a> {
     ) -> Self {
         let (memory, source) = (Some(memory), Some(Source::Boot));
         Self { memory, source, ..Self::empty(host, paths, spec, cancel, Whose::Nobody) }
+            .waited_for()
     }
 
     /// A VM that will wait in the pool.
@@ -241,6 +248,12 @@ impl<'a> BringUp<'a> {
         Ok(Self { memory, source, ..Self::empty(host, paths, spec, cancel, Whose::Nobody) })
     }
 
+    /// Somebody waits for it, whosever it is: it gets a workspace's share of the CPUs, or whoever waits
+    /// would wait for everybody else's work.
+    pub fn waited_for(self) -> Self {
+        Self { weight: CpuWeight::OfShape, ..self }
+    }
+
     fn empty(
         host: &'a Arc<Host>,
         paths: &'a VmPaths,
@@ -254,6 +267,10 @@ impl<'a> BringUp<'a> {
             spec,
             cancel,
             whose,
+            weight: match whose {
+                Whose::Workspace => CpuWeight::OfShape,
+                Whose::Nobody => CpuWeight::Background,
+            },
             source: None,
             turn: None,
             ledger: None,

@@ -6,6 +6,7 @@
 //! handles it gives out, never through its own queues.
 
 pub mod access;
+pub mod blueprints;
 pub mod config;
 pub mod doctor;
 pub mod domains;
@@ -33,6 +34,7 @@ mod control;
 mod preview;
 
 pub use access::{Caller, Credential};
+pub use blueprints::TemplateView;
 pub use config::{ControlConfig, Environment, Rng};
 pub use control::Control;
 pub use domains::{DomainCheck, DomainRef, DomainView};

@@ -73,6 +73,8 @@ ids! {
     AccountId;
     /// One API key of an account (the record, not the secret).
     ApiKeyId;
+    /// A part of workspaces-to-be that an account keeps: a service, a setup script, a template.
+    BlueprintId;
     /// A frozen state of a volume.
     CheckpointId;
     /// A custom domain: a name somebody has brought.

@@ -5,6 +5,7 @@
 //! bytes are arguments). This crate refuses to know HTTP, databases, hypervisors and every dialect:
 //! it does not know how an identifier looks on anyone's wire, only which 128 bits it is.
 
+pub mod blueprint;
 pub mod checkpoint;
 pub mod dns_provider;
 pub mod domain;
@@ -29,14 +30,18 @@ pub mod workspace;
 #[cfg(test)]
 mod test_ground;
 
+pub use blueprint::{
+    Blueprint, BlueprintBody, BlueprintKind, Floor, MAX_BLUEPRINTS, MAX_SCRIPTS_BYTES, MadeFrom,
+    ServiceSpec, SetupRuns, SetupScript, Template,
+};
 pub use checkpoint::{Checkpoint, MAX_CHECKPOINTS_OF_A_VOLUME, next_checkpoint_step};
 pub use dns_provider::{DnsAccess, DnsProvider, DnsProviderKind};
 pub use domain::{CustomDomain, DomainState, Issuance, KeyedCertificate, check_domain_name};
 pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
 pub use id::{
-    AccountId, ApiKeyId, CheckpointId, DomainId, Incarnation, NodeId, ProjectId, PublishedPortId,
-    SnapshotId, SshKeyId, VolumeId, WorkloadId, WorkspaceId,
+    AccountId, ApiKeyId, BlueprintId, CheckpointId, DomainId, Incarnation, NodeId, ProjectId,
+    PublishedPortId, SnapshotId, SshKeyId, VolumeId, WorkloadId, WorkspaceId,
 };
 pub use lifecycle::{
     Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd,

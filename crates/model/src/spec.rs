@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::lifecycle::{Expiry, ExpiryAction};
 use crate::{
-    DiskMib, IdlePolicy, Invalid, MemMib, NetworkWish, RestartPolicy, SnapshotId,
+    DiskMib, IdlePolicy, Invalid, MadeFrom, MemMib, NetworkWish, RestartPolicy, SnapshotId,
     SnapshotOnTerminate, VcpuCount, Workloads,
 };
 
@@ -230,6 +230,9 @@ pub struct WorkspaceSpec {
     /// What its guest supervises.
     #[serde(default, skip_serializing_if = "Workloads::were_never")]
     pub workloads: Workloads,
+    /// What it was made from beside that.
+    #[serde(default, skip_serializing_if = "MadeFrom::is_nothing")]
+    pub made_from: MadeFrom,
     /// The tenant's own labels, returned as given: at most 64 KiB as JSON.
     pub metadata: BTreeMap<String, serde_json::Value>,
 }

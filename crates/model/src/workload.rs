@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Backoff, EnvVar, Invalid, RestartMode, Timestamp, WorkloadId};
+use crate::{Backoff, BlueprintId, EnvVar, Invalid, RestartMode, Timestamp, WorkloadId};
 
 /// The most workloads of one workspace.
 pub const MAX_WORKLOADS: usize = 32;
@@ -101,7 +101,7 @@ impl WorkloadRestart {
 }
 
 /// What a workload was made from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum WorkloadOrigin {
     /// A request of its own.
@@ -109,6 +109,33 @@ pub enum WorkloadOrigin {
     Direct,
     /// The workspace's main command.
     Main,
+    /// A service that the account keeps, or kept.
+    Service {
+        /// Which.
+        blueprint_id: BlueprintId,
+    },
+    /// What such a service needs first.
+    ServiceSetup {
+        /// Which service.
+        blueprint_id: BlueprintId,
+    },
+    /// A setup script that the account keeps, or kept.
+    Setup {
+        /// Which.
+        blueprint_id: BlueprintId,
+    },
+    /// The installation of an app of the catalogue.
+    AppInstall {
+        /// Its id there.
+        app_id: String,
+        /// Where it serves HTTP, if it does.
+        port: Option<u16>,
+    },
+    /// What runs of such an app.
+    App {
+        /// Its id in the catalogue.
+        app_id: String,
+    },
 }
 
 /// One supervised process.

@@ -1,6 +1,6 @@
 //! The simulated supervisor. A process whose command has `sleep` or `serve` in it runs until it is told
-//! otherwise ([`SimSupervisor::end`]); `echo`, `true`, `false` and `sh -c "exit N"` end at once; everything
-//! else cannot be started. One that would be started again waits for that for ever.
+//! otherwise ([`SimSupervisor::end`]); `echo`, `true`, `false` and scripts of `sh -c` and `/bin/bash -c`
+//! end at once; everything else cannot be started. One that would be started again waits for that for ever.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -53,11 +53,17 @@ fn fate(argv: &[String]) -> Fate {
         ["true"] => code(0),
         ["false"] => code(1),
         ["echo", rest @ ..] => Fate::Ends(WorkloadEnd::Code(0), Some(rest.join(" "))),
-        ["sh", "-c", script] => {
-            code(script.strip_prefix("exit ").and_then(|code| code.parse().ok()).unwrap_or(0))
-        }
+        ["sh" | "/bin/bash", "-c", script] => script_fate(script),
         _ => Fate::Ends(WorkloadEnd::NotStarted, None),
     }
+}
+
+/// Of a script, lines that begin with `echo` and `exit` do what they say.
+fn script_fate(script: &str) -> Fate {
+    let lines = || script.lines().map(str::trim);
+    let said: Vec<&str> = lines().filter_map(|line| line.strip_prefix("echo ")).collect();
+    let code = lines().find_map(|line| line.strip_prefix("exit ")?.parse().ok()).unwrap_or(0);
+    Fate::Ends(WorkloadEnd::Code(code), (!said.is_empty()).then(|| said.join("\n")))
 }
 
 impl SimSupervisor {

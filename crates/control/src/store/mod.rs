@@ -4,6 +4,7 @@
 //! transaction that is durable when the call returns. Outcomes a caller has to handle (a stale
 //! revision, a name taken) are values; only faults and refusals by the plan are errors.
 
+mod blueprints;
 #[cfg(test)]
 mod contract;
 mod domains;
@@ -22,6 +23,7 @@ use skerry_model::{
     SnapshotId, SshKeyId, Timestamp, Usage, Workspace, WorkspaceId,
 };
 
+pub use blueprints::{BlueprintInsertion, BlueprintStore};
 pub use domains::{DomainInsertion, DomainStore, KeptCertificate};
 pub use sealing::KeyRing;
 pub use ssh_access::{EarlierPassword, PasswordInsertion, SshAccessStore, SshPassword};
@@ -199,7 +201,7 @@ pub enum SnapshotDeletion {
 
 /// What a database has to offer.
 #[async_trait]
-pub trait StateStore: VolumeStore + DomainStore + SshAccessStore {
+pub trait StateStore: VolumeStore + DomainStore + SshAccessStore + BlueprintStore {
     /// Makes the account and its default project in one transaction, unless an account of this
     /// handle is there. Returns the account that is there afterwards and whether it was made.
     async fn ensure_account(

@@ -1,9 +1,9 @@
 //! Making a workspace.
 
 use skerry_model::{
-    Demand, Desired, DisplayName, EnvVar, ErrorKind, ImageRef, Incarnation, Lifecycle, Origin,
-    ProjectId, RequestedShape, Secret, Shape, Slug, StartFrom, State, Workspace, WorkspaceId,
-    WorkspaceSpec,
+    Demand, Desired, DisplayName, EnvVar, ErrorKind, Floor, ImageRef, Incarnation, Lifecycle,
+    Origin, ProjectId, RequestedShape, Secret, Shape, Slug, StartFrom, State, Workspace,
+    WorkspaceId, WorkspaceSpec,
     limits::check_shape,
     name::check_namespace,
     spec::{ImageDigest, check_metadata},
@@ -69,6 +69,30 @@ fn short_name(image: &ImageRef) -> &str {
     last.split([':', '@']).next().unwrap_or_default()
 }
 
+/// A request with a template has the template's image.
+fn with_image(
+    request: CreateWorkspace,
+    of_template: Option<String>,
+) -> Result<CreateWorkspace, Error> {
+    let Some(image) = of_template else { return Ok(request) };
+    if request.image.as_ref().is_some_and(|asked| *asked != image) {
+        let problem = "is not the template's image";
+        return Err(Error::invalid("image", problem, format!("{image}, or none")));
+    }
+    Ok(CreateWorkspace { image: Some(image), ..request })
+}
+
+/// What is asked for, with a template's sizes where nothing is.
+fn asked_of(template: &Floor, asked: &RequestedShape) -> RequestedShape {
+    let or = |asked: Option<u64>, size: u32| asked.or((size > 0).then_some(size.into()));
+    RequestedShape {
+        vcpu_count: or(asked.vcpu_count, template.vcpu_count),
+        memory_mib: or(asked.memory_mib, template.memory_mib),
+        disk_mib: or(asked.disk_mib, template.disk_mib),
+        cpu_kind: asked.cpu_kind,
+    }
+}
+
 /// Checks the rules of the workspace's life.
 fn check_rules(request: &CreateWorkspace) -> Result<(), Error> {
     if let Some(expiry) = request.expiry {
@@ -100,16 +124,18 @@ impl Inner {
         EnvVar::check_all(&request.env)?;
         check_metadata(&request.metadata)?;
         check_rules(&request)?;
+        let parts = self.parts_of_new(caller, &request).await?;
+        let request = with_image(request, parts.image)?;
         let base = self.base_of(caller, &request).await?;
-        let shape = check_shape(
-            &self.config.plan,
-            &RequestedShape {
-                vcpu_count: request.vcpu_count.or(base.shape.map(|s| s.vcpu_count.get().into())),
-                memory_mib: request.memory_mib.or(base.shape.map(|s| s.memory_mib.get().into())),
-                disk_mib: request.disk_mib.or(base.shape.map(|s| s.disk_mib.get().into())),
-                cpu_kind: request.cpu_kind,
-            },
-        )?;
+        let asked = RequestedShape {
+            vcpu_count: request.vcpu_count.or(base.shape.map(|s| s.vcpu_count.get().into())),
+            memory_mib: request.memory_mib.or(base.shape.map(|s| s.memory_mib.get().into())),
+            disk_mib: request.disk_mib.or(base.shape.map(|s| s.disk_mib.get().into())),
+            cpu_kind: request.cpu_kind,
+        };
+        let asked = asked_of(&parts.defaults, &asked);
+        let asked = parts.made_from.floor.raise_new(&self.config.plan, &asked);
+        let shape = check_shape(&self.config.plan, &asked)?;
         if let Some(least) = base.shape.map(|of_snapshot| of_snapshot.disk_mib)
             && shape.disk_mib < least
         {
@@ -120,7 +146,8 @@ impl Inner {
         let network = self.wish_of_new(caller, request.network).await?;
         let project_id = self.project_or_default(caller, request.project_id).await?;
         let volumes = self.wanted(caller, &request.volumes).await?;
-        let workloads = self.workloads_of_new(request.workloads)?;
+        let asked = parts.workloads.into_iter().chain(request.workloads).collect();
+        let workloads = self.workloads_of_new(asked)?;
         let (desired, demand) = match request.start {
             StartPolicy::Later => (Desired::Stopped, Demand::Create),
             StartPolicy::Now(Wait::No | Wait::UpTo(_)) => {
@@ -158,6 +185,7 @@ impl Inner {
                 log_retention: request.log_retention,
                 network,
                 workloads,
+                made_from: parts.made_from,
                 metadata: request.metadata,
             },
             desired,

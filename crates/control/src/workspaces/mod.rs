@@ -21,7 +21,7 @@ pub(crate) use wishes::refused;
 use std::{collections::BTreeMap, time::Duration};
 
 use skerry_model::{
-    EnvVar, Expiry, IdlePolicy, Lifetime, NetworkWish, ProjectId, RestartPolicy,
+    BlueprintId, EnvVar, Expiry, IdlePolicy, Lifetime, NetworkWish, ProjectId, RestartPolicy,
     SnapshotOnTerminate, Workspace, WorkspaceId,
     spec::{CpuKind, LogRetention},
 };
@@ -80,7 +80,14 @@ pub struct CreateWorkspace {
     pub project_id: Option<ProjectId>,
     /// Oblien's grouping word.
     pub namespace: Option<String>,
-    /// `None`: the snapshot's, or else the configured default.
+    /// A template, as [`crate::TemplateView::id`] names it. Its image, sizes and blueprints are the
+    /// workspace's; sizes asked for below its own are raised to them.
+    pub template: Option<String>,
+    /// Setup scripts of the account, which run in this order after the template's and before services.
+    pub setup: Vec<BlueprintId>,
+    /// Services of the account.
+    pub services: Vec<BlueprintId>,
+    /// `None`: the template's, the snapshot's, or else the configured default.
     pub image: Option<String>,
     /// Its disk, and with the same shape its memory, are this snapshot's. Then `image` must be `None`.
     pub from_snapshot: Option<SnapshotRef>,
@@ -135,6 +142,9 @@ impl CreateWorkspace {
             slug: None,
             project_id: None,
             namespace: None,
+            template: None,
+            setup: Vec::new(),
+            services: Vec::new(),
             image: None,
             from_snapshot: None,
             vcpu_count: None,

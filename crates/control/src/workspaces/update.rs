@@ -105,15 +105,13 @@ fn resize(
 ) -> Result<Option<Demand>, Error> {
     let from = workspace.spec.shape;
     // What is not asked for stays, also when the plan no longer allows it.
-    let asked = check_shape(
-        plan,
-        &RequestedShape {
-            vcpu_count: update.vcpu_count,
-            memory_mib: update.memory_mib,
-            disk_mib: update.disk_mib,
-            cpu_kind: update.cpu_kind.unwrap_or(from.cpu_kind),
-        },
-    )?;
+    let asked = RequestedShape {
+        vcpu_count: update.vcpu_count,
+        memory_mib: update.memory_mib,
+        disk_mib: update.disk_mib,
+        cpu_kind: update.cpu_kind.unwrap_or(from.cpu_kind),
+    };
+    let asked = check_shape(plan, &workspace.spec.made_from.floor.raise_change(&asked))?;
     let mut shape = from;
     shape.cpu_kind = asked.cpu_kind;
     if update.vcpu_count.is_some() {

@@ -1,5 +1,6 @@
 //! A store and a node that die together at the n-th thing control has them do.
 
+mod blueprints;
 mod domains;
 mod ssh_access;
 mod volumes;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod accounts;
+mod blueprints;
 mod networks;
 mod ports;
 mod snapshots;
@@ -26,6 +27,7 @@ use super::{Account, Admission, SecretHash, Store, StoredKey, Write};
 use crate::{ApiKey, ListSnapshots, ListWorkspaces, Project};
 
 pub(crate) use accounts::*;
+pub(crate) use blueprints::*;
 pub(crate) use networks::*;
 pub(crate) use ports::*;
 pub(crate) use snapshots::*;
@@ -49,6 +51,9 @@ macro_rules! store_contract {
             an_ssh_key_has_one_account_and_an_account_so_many_keys
             an_ssh_password_is_its_logins_until_there_is_another
             a_workspace_closed_to_ssh_forgets_its_passwords
+            a_blueprint_is_its_accounts_and_of_its_kind
+            an_account_has_so_many_blueprints_each_with_a_name_of_its_own
+            a_blueprint_is_changed_only_by_who_read_it_last
             a_published_port_goes_with_its_workspace
             a_port_is_published_once_under_one_slug
             workspaces_are_found_by_the_beginning_of_an_identifier
@@ -178,6 +183,7 @@ pub(crate) fn workspace(owner: &Owner, number: u128) -> Workspace {
             auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
             workloads: skerry_model::Workloads::default(),
+            made_from: skerry_model::MadeFrom::default(),
             network: skerry_model::NetworkWish::default(),
             metadata: BTreeMap::new(),
         },

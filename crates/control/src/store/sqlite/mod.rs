@@ -2,6 +2,7 @@
 //! several connections read; a reader never waits for the writer.
 
 mod accounts;
+mod blueprints;
 mod checkpoints;
 mod domains;
 mod networks;

@@ -162,7 +162,7 @@ async fn oblien_networks_are_changed_field_by_field() {
         json!({ "private_link_ids": ["nobody"] }),
         json!({ "public_access": true }),
         json!({ "outbound_mode": "custom" }),
-        json!({ "custom_proxy": { "host": "198.51.100.1", "port": 3128 } }),
+        json!({ "custom_proxy": { "host": "10.0.0.1", "port": 3128 } }),
         json!({ "firewall": true }),
         json!({ "allow_internet": "yes" }),
     ] {
@@ -172,6 +172,106 @@ async fn oblien_networks_are_changed_field_by_field() {
     assert_eq!(policy(&front, &id), everywhere());
     let answer = front.call(As::Other, &line, Some(json!({ "allow_internet": true }))).await;
     assert_eq!(answer.status, 404);
+    insta::assert_snapshot!(front.transcript());
+}
+
+fn proxied(front: &Front, of: &str) -> Option<String> {
+    policy(front, of).proxy.map(|proxy| {
+        let told = proxy.credentials.as_ref();
+        let told = told.map(|own| format!(" {}:{}", own.username, own.password.expose()));
+        format!("{proxy}{}", told.unwrap_or_default())
+    })
+}
+
+#[tokio::test]
+async fn oblien_proxies_are_asked_first_used_then_and_their_passwords_never_shown() {
+    let mut front = networked().await;
+    let id = oblien(&front, json!({})).await;
+    let (line, own) = (format!("PATCH /workspace/{id}/network"), "198.51.100.1");
+    front.test.node.break_proxy("198.51.100.9".parse().expect("one"), 3128, "cannot be reached");
+    let proxy = json!({ "host": own, "port": 3128, "username": "me", "password": "hunter2" });
+    for body in [
+        json!({ "outbound_mode": "custom" }),
+        json!({ "outbound_mode": "custom", "custom_proxy": { "host": "198.51.100.9", "port": 3128 } }),
+        json!({ "outbound_mode": "managed", "custom_proxy": proxy }),
+        json!({ "custom_proxy": { "host": own, "port": 0 } }),
+        json!({ "custom_proxy": { "host": "10.0.0.1", "port": 3128 } }),
+        json!({ "custom_proxy": { "host": own, "port": 3128, "protocol": "ftp" } }),
+        json!({ "custom_proxy": { "host": own, "port": 3128, "password": "x" } }),
+        json!({ "custom_proxy": { "host": own, "port": 3128, "country": "de" } }),
+        json!({ "custom_proxy": "198.51.100.1:3128" }),
+    ] {
+        let answer = front.call(As::Admin, &line, Some(body)).await;
+        assert_eq!(answer.status, 400, "{}", answer.body);
+        assert_eq!(proxied(&front, &id), None);
+    }
+    let body = json!({ "outbound_mode": "custom", "custom_proxy": proxy });
+    front.call(As::Admin, &line, Some(body)).await;
+    assert_eq!(proxied(&front, &id).as_deref(), Some("http://198.51.100.1:3128 me:hunter2"));
+    // The same again keeps what it is told; another is told nothing.
+    front.call(As::Admin, &line, Some(json!({ "egress": ["api.example.org"] }))).await;
+    let same = json!({ "custom_proxy": { "host": own, "port": 3128 }, "outbound_mode": "custom" });
+    front.call(As::Admin, &line, Some(same)).await;
+    assert_eq!(proxied(&front, &id).as_deref(), Some("http://198.51.100.1:3128 me:hunter2"));
+    let other = json!({ "custom_proxy": { "host": own, "port": 1080, "protocol": "socks5" } });
+    front.call(As::Admin, &line, Some(other)).await;
+    assert_eq!(proxied(&front, &id).as_deref(), Some("socks5://198.51.100.1:1080"));
+    front.call(As::Admin, &line, Some(json!({ "outbound_mode": "managed" }))).await;
+    assert_eq!(proxied(&front, &id), None);
+    insta::assert_snapshot!(front.transcript());
+}
+
+#[tokio::test]
+async fn oblien_addresses_outside_are_those_of_the_servers_proxies() {
+    let mut front = Front::with_proxies().await;
+    front.test.node.set_network(Some(SimNode::NETWORK));
+    let config = json!({ "proxy_assignment_id": "exit-a" });
+    let id = oblien(&front, config).await;
+    assert_eq!(proxied(&front, &id).as_deref(), Some("http://198.51.100.1:3128 server:secret"));
+    let (show, line) =
+        (format!("GET /workspace/{id}/network"), format!("POST /workspace/{id}/network/ip"));
+    front.call(As::Admin, &show, None).await;
+    for ip in [json!("203.0.113.8"), json!("203.0.113.9"), json!("anything"), json!(null)] {
+        front.call(As::Admin, &line, Some(json!({ "ip": ip }))).await;
+    }
+    assert_eq!(proxied(&front, &id).as_deref(), Some("socks5://198.51.100.2:1080"));
+    for name in [json!("exit-z"), json!(7), json!("a b")] {
+        let body = json!({ "image": "base", "config": { "proxy_assignment_id": name } });
+        let answer = front.call(As::Admin, "POST /workspace", Some(body)).await;
+        assert_eq!(answer.status, 400);
+    }
+    let managed = json!({ "outbound_mode": "managed" });
+    front.call(As::Admin, &format!("PATCH /workspace/{id}/network"), Some(managed)).await;
+    assert_eq!(proxied(&front, &id), None);
+    insta::assert_snapshot!(front.transcript());
+}
+
+#[tokio::test]
+async fn native_proxies_are_shown_without_what_they_are_told() {
+    let mut front = Front::with_proxies().await;
+    front.test.node.set_network(Some(SimNode::NETWORK));
+    let line = "POST /skerry/v1/workspaces?wait=60";
+    let network = json!({ "outbound": { "server_proxy": "exit-b" } });
+    let id = made(&front, line, json!({ "name": "box", "network": network }), "/id").await;
+    assert_eq!(proxied(&front, &id).as_deref(), Some("socks5://198.51.100.2:1080"));
+    front.call(As::Admin, "GET /skerry/v1/network/proxies", None).await;
+    let put = "PUT /skerry/v1/workspaces/box/network";
+    let proxy =
+        json!({ "address": "198.51.100.7", "port": 3128, "username": "me", "password": "pw" });
+    for outbound in [
+        json!({ "proxy": proxy }),
+        json!({ "proxy": { "address": "198.51.100.7", "port": 3128, "protocol": "http" } }),
+        json!({ "proxy": { "address": "198.51.100.7", "port": 70000 } }),
+        json!({ "proxy": { "address": "proxy.example.org", "port": 3128 } }),
+        json!({ "proxy": proxy, "server_proxy": "exit-a" }),
+        json!({ "server_proxy": "exit-z" }),
+    ] {
+        front.call(As::Admin, put, Some(json!({ "outbound": outbound }))).await;
+    }
+    assert_eq!(proxied(&front, &id).as_deref(), Some("http://198.51.100.7:3128 me:pw"));
+    front.call(As::Admin, "GET /skerry/v1/workspaces/box/network", None).await;
+    front.call(As::Admin, put, Some(json!({}))).await;
+    assert_eq!(proxied(&front, &id), None);
     insta::assert_snapshot!(front.transcript());
 }
 

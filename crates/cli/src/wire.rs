@@ -122,10 +122,40 @@ pub(crate) struct Network {
     pub(crate) uplink: bool,
     pub(crate) private_address: Option<String>,
     pub(crate) egress: Egress,
+    pub(crate) outbound: Outbound,
     pub(crate) callers: Vec<Peer>,
     pub(crate) caller_networks: Vec<String>,
     pub(crate) open_ports: Vec<OpenPorts>,
     pub(crate) links: Vec<Peer>,
+}
+
+/// Both as it is shown and as it is asked for, apart from what a proxy is told.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Outbound {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) proxy: Option<Proxy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) server_proxy: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Proxy {
+    pub(crate) address: String,
+    pub(crate) port: u16,
+    pub(crate) protocol: String,
+    #[serde(skip_serializing)]
+    pub(crate) has_credentials: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ServerProxies {
+    pub(crate) proxies: Vec<ServerProxy>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ServerProxy {
+    pub(crate) name: String,
+    pub(crate) exit_address: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use skerry_model::{Plan, Secret, Timestamp};
+use skerry_model::{OutboundProxy, Plan, ProxyName, Secret, Timestamp};
 
 /// Random bytes.
 pub trait Rng: Send + Sync {
@@ -19,6 +19,15 @@ pub struct Environment {
     pub rng: Arc<dyn Rng>,
 }
 
+/// A proxy of the server's that workspaces may ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerProxy {
+    /// The proxy, with what it is told.
+    pub proxy: OutboundProxy,
+    /// Under which address the world sees who goes through it, as far as that is known.
+    pub exit_address: Option<std::net::Ipv4Addr>,
+}
+
 /// Configuration of the control plane.
 #[derive(Clone, Debug)]
 pub struct ControlConfig {
@@ -30,6 +39,8 @@ pub struct ControlConfig {
     pub default_image: String,
     /// Other names for images, from configuration: alias to catalogue name.
     pub image_aliases: std::collections::BTreeMap<String, String>,
+    /// Proxies of the server's, by which the world is reached through who asks for one by its name.
+    pub outbound_proxies: std::collections::BTreeMap<ProxyName, ServerProxy>,
     /// How long a guest may take to power off before it is killed.
     pub stop_grace: Duration,
     /// How many suspensions and snapshots may be written at the same time; further ones wait their
@@ -45,8 +56,8 @@ pub struct ControlConfig {
 }
 
 impl ControlConfig {
-    /// The usual configuration with this key and plan: image `base`, no aliases, 10 s for a guest to
-    /// power off, 2 saves at a time, 2 minutes to wake, 10 minutes for a call to the node, a comparison
+    /// The usual configuration with this key and plan: image `base`, no aliases, no proxies, 10 s for a
+    /// guest to power off, 2 saves at a time, 2 minutes to wake, 10 minutes for a call to the node, a comparison
     /// every 30 s.
     #[must_use]
     pub fn new(bootstrap_key: Secret, plan: Plan) -> Self {
@@ -55,6 +66,7 @@ impl ControlConfig {
             plan,
             default_image: "base".to_owned(),
             image_aliases: std::collections::BTreeMap::new(),
+            outbound_proxies: std::collections::BTreeMap::new(),
             stop_grace: Duration::from_secs(10),
             save_concurrency: 2,
             wake_timeout: Duration::from_secs(120),

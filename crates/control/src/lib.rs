@@ -35,7 +35,7 @@ mod preview;
 
 pub use access::{Caller, Credential};
 pub use blueprints::TemplateView;
-pub use config::{ControlConfig, Environment, Rng};
+pub use config::{ControlConfig, Environment, Rng, ServerProxy};
 pub use control::Control;
 pub use domains::{DomainCheck, DomainRef, DomainView};
 pub use error::Error;

@@ -273,6 +273,11 @@ impl TestControl {
         first.expect("compared within 20 s").expect("control is there");
     }
 
+    /// The configuration that the next one is opened with.
+    pub fn configure(&mut self, config: ControlConfig) {
+        self.config = config;
+    }
+
     /// Ends the control plane as `SIGTERM` would and opens another one on the same database and
     /// node.
     ///

@@ -8,15 +8,15 @@ use std::collections::BTreeMap;
 use ground::{LONG, by_id, failure, is_running, now, provisioned, running, until};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use skerry_control::{
-    Caller, CreateWorkspace, Error, ForkWorkspace, ListWorkspaces, StartPolicy, Wait,
+    Caller, CreateWorkspace, Error, ForkWorkspace, ListWorkspaces, ServerProxy, StartPolicy, Wait,
     internal_api::{NodeError, VmExit, VmPhase},
     sim_node::{Point, SimNode},
     testing::{self, TestControl},
 };
 use skerry_model::{
     Destination, EgressRule, EgressWish, ErrorKind, Neighbour, Neighbourhood, NetworkPolicy,
-    NetworkWish, OpenPorts, PortRange, State, Transport, Workspace, WorkspaceId,
-    network_wish::MAX_CALLERS,
+    NetworkWish, OpenPorts, Outbound, OutboundProxy, PortRange, ProxyCredentials, ProxyProtocol,
+    Secret, State, Transport, Workspace, WorkspaceId, network_wish::MAX_CALLERS,
 };
 
 async fn networked() -> TestControl {
@@ -318,6 +318,81 @@ async fn a_server_without_a_network_or_uplink_refuses_what_asks_for_it() {
     assert_eq!(invalid(&ask(everything).await.unwrap_err()), "egress");
     let server = create(&test, &caller, with(admitting(&[made.id]))).await;
     assert!(server.private_address.is_some());
+}
+
+fn proxy(last: u8, password: &str) -> OutboundProxy {
+    OutboundProxy {
+        address: [198, 51, 100, last].into(),
+        port: 3128,
+        protocol: ProxyProtocol::Http,
+        credentials: Some(ProxyCredentials {
+            username: "me".to_owned(),
+            password: Secret::new(password),
+        }),
+    }
+}
+
+fn by(outbound: Outbound) -> NetworkWish {
+    NetworkWish { egress: EgressWish::everything(), outbound, ..NetworkWish::default() }
+}
+
+#[tokio::test]
+async fn a_workspaces_own_proxy_is_asked_before_it_is_recorded_and_not_again() {
+    let test = networked().await;
+    let caller = test.caller().await;
+    let (good, broken) = (proxy(1, "hunter2"), proxy(2, "hunter2"));
+    test.node.break_proxy(broken.address, broken.port, "asks for other credentials");
+    let refused =
+        test.control.create_workspace(&caller, with(by(Outbound::Own(broken.clone())))).await;
+    assert_eq!(invalid(&refused.unwrap_err()), "proxy");
+    let made = create(&test, &caller, with(by(Outbound::Own(good.clone())))).await;
+    assert_eq!(test.node.policy(made.id).unwrap().proxy.as_ref(), Some(&good));
+    let change = move |wish: &mut NetworkWish| {
+        wish.outbound = Outbound::Own(broken.clone());
+        Ok(())
+    };
+    let refused = test.control.change_network(&caller, &by_id(&made), change).await;
+    assert_eq!(invalid(&refused.unwrap_err()), "proxy");
+    assert_eq!(test.node.policy(made.id).unwrap().proxy.as_ref(), Some(&good));
+    let node = std::sync::Arc::clone(&test.node);
+    let asked = || node.calls().iter().filter(|call| call.starts_with("check_proxy")).count();
+    assert_eq!(asked(), 3);
+    wish(&test, &caller, &made, by(Outbound::Own(good.clone()))).await;
+    assert_eq!(asked(), 3);
+    // What it is told is there after a restart, and is not to be read in the database.
+    let test = test.reopen().await;
+    test.compared().await;
+    test.quiet().await;
+    assert_eq!(test.node.policy(made.id).unwrap().proxy, Some(good));
+    let directory = test.database.parent().unwrap();
+    for file in std::fs::read_dir(directory).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(7).any(|seven| seven == b"hunter2"));
+    }
+    assert_eq!(asked(), 3);
+}
+
+#[tokio::test]
+async fn a_proxy_that_the_server_has_no_more_leaves_no_way_out() {
+    let name: skerry_model::ProxyName = "exit-a".parse().unwrap();
+    let server = ServerProxy { proxy: proxy(1, "hunter2"), exit_address: None };
+    let mut config = testing::config();
+    config.outbound_proxies.insert(name.clone(), server);
+    let mut test = testing::open_with(config).await;
+    test.node.set_network(Some(SimNode::NETWORK));
+    let caller = test.caller().await;
+    let made = create(&test, &caller, with(by(Outbound::OfServer(name)))).await;
+    let policy = test.node.policy(made.id).unwrap();
+    assert_eq!((policy.proxy, policy.egress.len()), (Some(proxy(1, "hunter2")), 1));
+    let other = Outbound::OfServer("exit-b".parse().unwrap());
+    let refused = test.control.create_workspace(&caller, with(by(other))).await;
+    assert_eq!(invalid(&refused.unwrap_err()), "proxy");
+    test.configure(testing::config());
+    let test = test.reopen().await;
+    test.compared().await;
+    test.quiet().await;
+    let policy = test.node.policy(made.id).unwrap();
+    assert_eq!((policy.proxy, policy.egress.len()), (None, 0));
 }
 
 #[tokio::test]

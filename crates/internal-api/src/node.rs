@@ -5,7 +5,8 @@ use std::{fmt, net::Ipv4Addr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skerry_model::{
-    CheckpointId, EnvVar, HeldMount, HostName, Incarnation, NetworkPolicy, NodeId, PrivateAddress,
+    CheckpointId, EnvVar, HeldMount, HostName, Incarnation, NetworkPolicy, NodeId, OutboundProxy,
+    PrivateAddress,
     Shape, SnapshotId, Timestamp, VolumeId, VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef, LogRetention},
 };
@@ -526,6 +527,35 @@ pub trait NodeApi: Send + Sync {
 
     /// Removes everything the node has of the workspace: VM, disk, logs. Removing what is not there
     /// is a success.
+    /// Asks a proxy for a connection, in the way that guests' connections are made through it, and ends
+    /// that: whether it makes them, and takes these credentials.
+    ///
+    /// # Errors
+    /// [`NodeError::Invalid`] with field `proxy`, in words for whoever named it; it is not tried again.
+    async fn check_proxy(&self, proxy: OutboundProxy) -> Result<(), NodeError> {
+        let _ = proxy;
+        Err(NodeError::Unsupported("networks".to_owned()))
+    }
+
+    /// Changes what requests of the guest of the running VM of this incarnation are given on their way
+    /// out, at the same moment for all of them: for those that begin from now on, also over connections
+    /// that exist; what is under way to hosts that are not served any more ends. To reach the hosts, a
+    /// policy has to permit that. Every start begins with nothing.
+    async fn set_injections(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        injections: Injections,
+    ) -> Result<(), NodeError> {
+        let _ = (workspace_id, incarnation, injections);
+        Err(NodeError::Unsupported("networks".to_owned()))
+    }
+
+    /// Requests that were given something, from now on. A receiver that lags loses the oldest.
+    fn injected_requests(&self) -> broadcast::Receiver<InjectedRequest> {
+        broadcast::channel(1).1
+    }
+
     async fn ensure_deleted(&self, workspace_id: WorkspaceId) -> Result<(), NodeError>;
 
     /// What the node knows of the workspace's VM; `None` when nothing is there.

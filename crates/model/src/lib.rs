@@ -50,11 +50,11 @@ pub use lifecycle::{
 pub use limits::{Demand, Plan, Pool, Range, RequestedShape, Usage};
 pub use name::{DisplayName, Slug};
 pub use network::{
-    Destination, EgressRule, HostName, Ipv4Network, NamePattern, NetworkPolicy, Opening, PortRange,
-    PrivateAddress, Transport,
+    Destination, EgressRule, HostName, Ipv4Network, NamePattern, NetworkPolicy, Opening,
+    OutboundProxy, PortRange, PrivateAddress, ProxyCredentials, ProxyProtocol, Transport,
 };
 pub use network_wish::{
-    EgressWish, InternetScope, Neighbour, Neighbourhood, NetworkWish, OpenPorts,
+    EgressWish, InternetScope, Neighbour, Neighbourhood, NetworkWish, OpenPorts, Outbound, ProxyName,
 };
 pub use quantity::{DiskMib, MemMib, VcpuCount};
 pub use reconcile::{NodeView, Step, VmEnd, VmViewPhase, next_step};

@@ -2,6 +2,7 @@
 
 mod destination;
 mod egress;
+mod proxy;
 mod reach;
 pub mod reserved;
 
@@ -14,6 +15,7 @@ use crate::Invalid;
 pub use self::{
     destination::{HostName, Ipv4Network, NamePattern},
     egress::{Destination, EgressRule},
+    proxy::{OutboundProxy, ProxyCredentials, ProxyProtocol},
     reach::{AddressRange, Reachable},
 };
 
@@ -140,6 +142,14 @@ pub struct NetworkPolicy {
     /// What of the world outside it may reach, in addition to its links: what any of these permits.
     #[serde(default)]
     pub egress: BTreeSet<EgressRule>,
+    /// Through what it reaches that. With a proxy TCP is all that leaves for the world, and nothing goes
+    /// round it.
+    #[serde(default)]
+    pub proxy: Option<OutboundProxy>,
+    /// Whether every connection by TCP to port 443 of the internet is asked for the name that is meant,
+    /// also where the address alone would permit it.
+    #[serde(default)]
+    pub inspects_tls: bool,
 }
 
 impl NetworkPolicy {
@@ -147,8 +157,9 @@ impl NetworkPolicy {
     ///
     /// # Errors
     /// When there are more than [`MAX_POLICY_ENTRIES`] entries, or more than [`MAX_PORT_CLASSES`]
-    /// different combinations of protocol and ports, or when an egress rule is about
-    /// nothing but addresses that no workspace ever reaches ([`reserved::is_never_reachable`]).
+    /// different combinations of protocol and ports, when an egress rule is about nothing but
+    /// addresses that no workspace ever reaches ([`reserved::is_never_reachable`]), or when the proxy
+    /// cannot be asked ([`OutboundProxy::check`]).
     pub fn check(&self) -> Result<(), Invalid> {
         let entries = self.links.len() + self.ingress.len() + self.egress.len();
         if entries > MAX_POLICY_ENTRIES {
@@ -167,6 +178,7 @@ impl NetworkPolicy {
                 allowed: format!("at most {MAX_PORT_CLASSES}"),
             });
         }
+        self.proxy.iter().try_for_each(OutboundProxy::check)?;
         self.egress.iter().try_for_each(EgressRule::check)
     }
 

@@ -5,6 +5,7 @@
 //! time, from the store alone.
 
 mod egress;
+mod outbound;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +16,10 @@ use crate::{
     network::{Ipv4Network, NetworkPolicy, Opening, PortRange, PrivateAddress, Transport},
 };
 
-pub use self::egress::{EgressWish, InternetScope, MAX_ALLOWED, PACKAGE_HOSTS};
+pub use self::{
+    egress::{EgressWish, InternetScope, MAX_ALLOWED, PACKAGE_HOSTS},
+    outbound::{Outbound, ProxyName, Way},
+};
 
 /// The most workspaces that a wish names as callers.
 pub const MAX_CALLERS: usize = 50;
@@ -53,13 +57,16 @@ pub struct NetworkWish {
     /// What of the world it may reach.
     #[serde(default)]
     pub egress: EgressWish,
+    /// Through what it reaches that.
+    #[serde(default)]
+    pub outbound: Outbound,
 }
 
 impl NetworkWish {
     /// Checks the sizes.
     ///
     /// # Errors
-    /// [`Invalid`] with field `callers`, `caller_networks`, `open_ports` or `egress`.
+    /// [`Invalid`] with field `callers`, `caller_networks`, `open_ports`, `egress` or `proxy`.
     pub fn check(&self) -> Result<(), Invalid> {
         for (field, entries, most) in [
             ("callers", self.callers.len(), MAX_CALLERS),
@@ -79,6 +86,7 @@ impl NetworkWish {
                 allowed: format!("at most {MAX_OPENINGS} openings; fewer or adjacent ports"),
             });
         }
+        self.outbound.check()?;
         self.egress.check()
     }
 
@@ -138,6 +146,9 @@ impl Neighbourhood {
     ///
     /// Each side of a connection has it in its policy only while the other is in the neighbourhood, so
     /// an address that was somebody's is in no policy any more once both are derived anew.
+    ///
+    /// Whoever asks for a proxy of the server's reaches nothing of the world by this: the server puts
+    /// in the proxy, and what it may be used for ([`NetworkPolicy::through`]).
     #[must_use]
     pub fn policy_of(
         &self,
@@ -158,7 +169,7 @@ impl Neighbourhood {
         NetworkPolicy {
             links: self.linked(id, address).map(|(_, to)| to.address).take(MAX_LINKS).collect(),
             ingress: openings.take(MAX_OPENINGS).collect(),
-            egress: wish.egress.rules(),
+            ..NetworkPolicy::through(wish.outbound.own_way(), &wish.egress)
         }
     }
 

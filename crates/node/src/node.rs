@@ -16,7 +16,7 @@ use skerry_internal_api::{
     StopMode, VmPhase, VmReport, VmSpec, VolumeFiles, VolumeInfo,
 };
 use skerry_model::{
-    CheckpointId, Incarnation, NetworkPolicy, NodeId, SnapshotId, VolumeId, VolumeMount,
+    CheckpointId, Incarnation, NetworkPolicy, NodeId, OutboundProxy, SnapshotId, VolumeId, VolumeMount,
     WorkspaceId,
 };
 use skerry_vmm::Vmm;
@@ -487,6 +487,33 @@ impl NodeApi for Node {
             Request::SetNetworkPolicy { incarnation, policy, answer }
         };
         self.ask_owner(workspace_id, request).await
+    }
+
+    async fn set_injections(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        injections: Injections,
+    ) -> Result<(), NodeError> {
+        let injections = Arc::new(injections);
+        let request = |_: &Slot, answer| {
+            let injections = Arc::clone(&injections);
+            Request::SetInjections { incarnation, injections, answer }
+        };
+        self.ask_owner(workspace_id, request).await
+    }
+
+    fn injected_requests(&self) -> broadcast::Receiver<InjectedRequest> {
+        match &self.host.network {
+            Some(network) => network.injected_requests(),
+            None => broadcast::channel(1).1,
+        }
+    }
+
+    async fn check_proxy(&self, proxy: OutboundProxy) -> Result<(), NodeError> {
+        let network = self.host.network.clone();
+        let network = network.ok_or_else(|| NodeError::Unsupported("networks".to_owned()))?;
+        network.check_proxy(&proxy).await
     }
 
     async fn awaits_turn(&self, workspace_id: WorkspaceId) -> bool {

@@ -289,6 +289,7 @@ fn control_config(config: &Config, plan: Plan) -> ControlConfig {
         plan,
         default_image: config.default_image.clone(),
         image_aliases: config.image_aliases.clone(),
+        outbound_proxies: config.outbound_proxies.clone(),
         stop_grace: config.stop_grace,
         // Writing memory out keeps the disk busy, which two at a time do.
         save_concurrency: 2,

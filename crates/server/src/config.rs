@@ -14,19 +14,20 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
+use skerry_control::ServerProxy;
 use skerry_gateway::domains::AcmeSettings;
 use skerry_model::{
-    Plan, Secret,
+    Plan, ProxyName, Secret,
     limits::{Pool, Range},
 };
 use skerry_node::{
-    AddressPrefix, Faults, NetworkChoice, UplinkChoice, UplinkSettings,
+    AddressPrefix, Faults, NetworkChoice, ProxyTarget, UplinkChoice, UplinkSettings,
     images::{KernelChoice, PullPolicy},
 };
 
 use self::values::{absolute, check_domain, check_url, private_network, seconds_within};
 pub use self::{
-    tables::{ImagePullSettings, TemplateSettings},
+    tables::{ImagePullSettings, OutboundProxySettings, TemplateSettings},
     tls::{AcmeChallengeSetting, CertificatePaths, TlsConfig},
     values::{KeyText, check_key},
 };
@@ -227,6 +228,14 @@ pub struct Settings {
     /// uplink's resolv.conf]
     #[arg(long, env = "SKERRY_NAME_SERVERS", value_name = "ADDRESS,...", value_delimiter = ',')]
     pub name_servers: Option<Vec<String>>,
+    /// To where a proxy that somebody names is asked for a connection, before it is used [default:
+    /// example.com:443]
+    #[arg(long, env = "SKERRY_PROXY_CHECK_TARGET", value_name = "NAME:PORT")]
+    pub proxy_check_target: Option<String>,
+    /// A PEM file with certificates of authorities that hosts of vaults may be certified by, beside those
+    /// whom the system trusts [default: none]
+    #[arg(long, env = "SKERRY_TRUSTED_CERTIFICATES", value_name = "FILE")]
+    pub trusted_certificates: Option<PathBuf>,
     /// Templates to make ahead of time; others are made when a workspace of their image and shape has
     /// booted
     #[arg(skip)]
@@ -236,6 +245,10 @@ pub struct Settings {
     #[arg(skip)]
     #[serde(default)]
     pub image_aliases: BTreeMap<String, String>,
+    /// Proxies through which workspaces reach the world that ask for one by its name
+    #[arg(skip)]
+    #[serde(default)]
+    pub outbound_proxies: Vec<OutboundProxySettings>,
     /// From which registries images are pulled, and how
     #[arg(skip)]
     pub image_pull: Option<ImagePullSettings>,
@@ -297,8 +310,11 @@ pub struct Config {
     pub network: NetworkChoice,
     /// See [`Settings::network_prefix`].
     pub network_prefix: AddressPrefix,
-    /// See [`Settings::uplink`], [`Settings::private_networks`] and [`Settings::name_servers`].
+    /// See [`Settings::uplink`], [`Settings::private_networks`], [`Settings::name_servers`] and
+    /// [`Settings::proxy_check_target`].
     pub uplink: UplinkSettings,
+    /// See [`Settings::outbound_proxies`].
+    pub outbound_proxies: BTreeMap<ProxyName, ServerProxy>,
     /// See [`Settings::templates`].
     pub templates: Vec<TemplateSettings>,
     /// See [`Settings::image_aliases`].
@@ -385,6 +401,13 @@ impl Settings {
             uplink: self.uplink.or(weaker.uplink),
             private_networks: self.private_networks.or(weaker.private_networks),
             name_servers: self.name_servers.or(weaker.name_servers),
+            trusted_certificates: self.trusted_certificates.or(weaker.trusted_certificates),
+            proxy_check_target: self.proxy_check_target.or(weaker.proxy_check_target),
+            outbound_proxies: if self.outbound_proxies.is_empty() {
+                weaker.outbound_proxies
+            } else {
+                self.outbound_proxies
+            },
             templates: if self.templates.is_empty() { weaker.templates } else { self.templates },
             image_aliases: if self.image_aliases.is_empty() {
                 weaker.image_aliases
@@ -449,6 +472,7 @@ impl Settings {
             None => AddressPrefix::DEFAULT,
         };
         let uplink = UplinkSettings {
+            trusted_certificates: self.trusted_certificates.map(absolute).transpose()?,
             choice: self
                 .uplink
                 .map_or(Ok(UplinkChoice::None), |text| text.parse())
@@ -465,6 +489,10 @@ impl Settings {
                 .iter()
                 .map(|text| text.parse().with_context(|| format!("name_servers: {text}")))
                 .collect::<Result<_>>()?,
+            proxy_check_target: self
+                .proxy_check_target
+                .map_or_else(|| Ok(ProxyTarget::default()), |text| text.parse())
+                .map_err(|problem| anyhow!("proxy_check_target: {problem}"))?,
         };
         Ok(Config {
             data_dir,
@@ -496,6 +524,7 @@ impl Settings {
             network: self.network.unwrap_or_default().into(),
             network_prefix,
             uplink,
+            outbound_proxies: OutboundProxySettings::resolve(self.outbound_proxies)?,
             templates: self.templates,
             image_aliases: self.image_aliases,
             image_pull: self.image_pull.unwrap_or_default().policy()?,

@@ -1,6 +1,9 @@
-//! Destinations and networks as dialects write them.
+//! Destinations, networks and proxies as dialects write them.
 
-use skerry_model::{Destination, Invalid, Ipv4Network, NamePattern};
+use skerry_model::{
+    Destination, Invalid, Ipv4Network, NamePattern, OutboundProxy, ProxyCredentials, ProxyProtocol,
+    Secret,
+};
 
 /// `anywhere`, `*`, an IPv4 network or address, a host name, or `*.` and a host name.
 pub(super) fn destination(field: &'static str, text: &str) -> Result<Destination, Invalid> {
@@ -31,4 +34,35 @@ fn invalid(field: &'static str, text: &str, allowed: &str) -> Invalid {
         problem: format!("{shown:?} is none of what it may be"),
         allowed: allowed.to_owned(),
     }
+}
+
+/// A proxy of a tenant's own, as the parts of it are written.
+pub(super) fn outbound_proxy(
+    address: &str,
+    port: u16,
+    protocol: Option<&str>,
+    username: Option<String>,
+    password: Option<String>,
+) -> Result<OutboundProxy, Invalid> {
+    let other = |problem: &str, allowed: &str| Invalid {
+        field: "proxy",
+        problem: problem.to_owned(),
+        allowed: allowed.to_owned(),
+    };
+    let address = address
+        .parse()
+        .map_err(|_| other("its address is not one of IPv4", "a public IPv4 address"))?;
+    let credentials = match (username, password) {
+        (None, None) => None,
+        (Some(username), password) => {
+            Some(ProxyCredentials { username, password: Secret::new(password.unwrap_or_default()) })
+        }
+        (None, Some(_)) => {
+            return Err(other("has a password without a user name", "both, or a user name"));
+        }
+    };
+    let protocol = protocol.map_or(Ok(ProxyProtocol::Http), str::parse)?;
+    let proxy = OutboundProxy { address, port, protocol, credentials };
+    proxy.check()?;
+    Ok(proxy)
 }

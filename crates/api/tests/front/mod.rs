@@ -5,15 +5,16 @@ pub mod instavm;
 use std::{fmt::Write as _, time::Duration};
 
 use axum::{Router, body::Body};
+use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 use skerry_api::{ApiConfig, ApiState, SshEndpoint};
 use skerry_control::{
-    ControlConfig, Error, Wait, WorkspaceRef,
+    ControlConfig, Error, ServerProxy, Wait, WorkspaceRef,
     testing::{self, KEY, TestControl},
 };
-use skerry_model::{ErrorKind, Workspace};
+use skerry_model::{ErrorKind, OutboundProxy, ProxyCredentials, ProxyProtocol, Secret, Workspace};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -74,6 +75,26 @@ impl Front {
         Self::build(testing::config(), Some(SshEndpoint { host, port, host_key })).await
     }
 
+    /// The front of a server with proxies of its own: `exit-a` and `exit-b`.
+    pub async fn with_proxies() -> Self {
+        let proxy = |last: u8, port, protocol, credentials| OutboundProxy {
+            address: [198, 51, 100, last].into(),
+            port,
+            protocol,
+            credentials,
+        };
+        let own =
+            ProxyCredentials { username: "server".to_owned(), password: Secret::new("secret") };
+        let known = [
+            ("exit-a", proxy(1, 3128, ProxyProtocol::Http, Some(own)), None),
+            ("exit-b", proxy(2, 1080, ProxyProtocol::Socks5, None), Some([203, 0, 113, 8].into())),
+        ];
+        let known = known.map(|(name, proxy, exit_address)| {
+            (name.parse().expect("a name"), ServerProxy { proxy, exit_address })
+        });
+        Self::open_with(ControlConfig { outbound_proxies: known.into(), ..testing::config() }).await
+    }
+
     /// A front with this configuration.
     pub async fn open_with(config: ControlConfig) -> Self {
         Self::build(config, None).await
@@ -123,6 +144,40 @@ impl Front {
         }
         self.transcript.push('\n');
         answer
+    }
+
+    /// Calls a runtime with its token.
+    pub async fn runtime(&mut self, token: &str, line: &str, body: Option<Value>) -> Answer {
+        let text = body.map(|body| body.to_string());
+        let shown = text.as_ref().map(|text| format!(" {text}")).unwrap_or_default();
+        let (status, bytes) = self.bytes(token, line, text.unwrap_or_default().into()).await;
+        let _ = writeln!(self.transcript, "> {line} by a token{shown}\n< {}", status.as_u16());
+        let body: Value = match bytes.as_ref() {
+            [] => Value::Null,
+            json => serde_json::from_slice(json).expect("JSON"),
+        };
+        let _ = writeln!(self.transcript, "{body:#}\n");
+        Answer { status, body }
+    }
+
+    /// Calls a runtime with bytes, and answers bytes. The transcript does not have it.
+    pub async fn bytes(&self, token: &str, line: &str, body: Vec<u8>) -> (StatusCode, Bytes) {
+        let (method, path) = line.split_once(' ').expect("a method and a path");
+        let method: Method = method.parse().expect("a method");
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "workspace.oblien.com")
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body))
+            .expect("a request");
+        let answer = tokio::time::timeout(BOUND, async {
+            let response = self.router.clone().oneshot(request).await.expect("infallible");
+            let status = response.status();
+            (status, response.into_body().collect().await.expect("a body").to_bytes())
+        });
+        answer.await.expect("an answer in time")
     }
 
     /// Calls beside other calls: whose turn comes when is not foretold, so the transcript does not

@@ -15,7 +15,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use clap::{Args, Subcommand, ValueEnum};
 
 pub use domains::{AddDomainArgs, DomainArg, DomainCommand};
-pub use net::{DestinationArgs, Internet, LinkArgs, NetCommand, NetSetArgs};
+pub use net::{DestinationArgs, Internet, LinkArgs, NetCommand, NetProxyArgs, NetSetArgs};
 pub use ports::{PortCommand, PublishArgs, Visibility};
 pub use saved::{
     ForkArgs, LifeArgs, LifecycleArgs, RenewArgs, RestoreArgs, SnapshotCommand, SnapshotCreateArgs,

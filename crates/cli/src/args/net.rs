@@ -23,6 +23,10 @@ pub enum NetCommand {
     Allow(DestinationArgs),
     /// Take allowed destinations back
     Disallow(DestinationArgs),
+    /// Send everything that leaves for the world through a proxy, and nothing round it
+    Proxy(NetProxyArgs),
+    /// List the server's own proxies
+    Proxies,
     /// Let one workspace connect to ports of another
     Link(LinkArgs),
     /// No longer let one workspace connect to another
@@ -108,6 +112,32 @@ pub struct DestinationArgs {
     /// By these ports only: 443, 8000-8010, 53/udp
     #[arg(short, long = "port", value_name = "PORTS")]
     pub ports: Option<String>,
+}
+
+/// `skerry net proxy`.
+#[derive(Debug, Args)]
+#[group(id = "way", required = true, multiple = false, args = ["address", "server", "none"])]
+pub struct NetProxyArgs {
+    /// Name, slug, or id in any API's form
+    #[arg(value_name = "NAME")]
+    pub workspace: String,
+
+    /// Where the proxy is: a public IPv4 address and a port; with socks5:// before if it is one of that
+    /// kind and not of HTTP (CONNECT)
+    #[arg(value_name = "ADDRESS:PORT")]
+    pub address: Option<String>,
+
+    /// Who it is told to be asked by; the password is asked for, or read from standard input
+    #[arg(long, value_name = "USER", requires = "address")]
+    pub user: Option<String>,
+
+    /// One of the server's own, by its name
+    #[arg(long, value_name = "PROXY")]
+    pub server: Option<String>,
+
+    /// No proxy any more
+    #[arg(long)]
+    pub none: bool,
 }
 
 /// `skerry net link`.

@@ -49,19 +49,23 @@ pub(crate) async fn login(
 }
 
 fn read_key() -> Result<Key, Error> {
-    let failed = |cause| Error::local("standard input", cause);
-    let text = if io::stdin().is_terminal() {
-        ask_secret("API key").map_err(failed)?
-    } else {
-        let mut text = String::new();
-        io::Read::read_to_string(&mut io::Read::take(io::stdin(), MAX_KEY_BYTES), &mut text)
-            .map_err(failed)?;
-        text
-    };
-    match text.parse() {
+    match read_secret("API key")?.parse() {
         Ok(key) => Ok(key),
         Err(never) => match never {},
     }
+}
+
+/// A secret that is asked for at a terminal, or all of standard input less the end of its line.
+pub(crate) fn read_secret(what: &str) -> Result<String, Error> {
+    let failed = |cause| Error::local("standard input", cause);
+    if io::stdin().is_terminal() {
+        return ask_secret(what).map_err(failed);
+    }
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(io::stdin(), MAX_KEY_BYTES), &mut text)
+        .map_err(failed)?;
+    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    Ok(text)
 }
 
 pub(crate) fn logout(environment: &Environment, output: Output) -> Result<(), Error> {

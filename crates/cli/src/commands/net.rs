@@ -4,8 +4,9 @@
 use http::Method;
 use serde_json::{Value, json};
 
+use super::login::read_secret;
 use crate::{
-    args::{DestinationArgs, LinkArgs, NetCommand, NetSetArgs},
+    args::{DestinationArgs, LinkArgs, NetCommand, NetProxyArgs, NetSetArgs},
     client::{Client, read},
     error::Error,
     output::{Output, fields, table, time},
@@ -49,6 +50,11 @@ pub(crate) async fn net(client: &Client, command: NetCommand, output: Output) ->
                 Ok(())
             })
             .await?
+        }
+        NetCommand::Proxy(args) => proxy(client, args).await?,
+        NetCommand::Proxies => {
+            let answer = client.get(&["network", "proxies"], &[]).await?;
+            return output.answer(&answer, || Ok(proxies(&read(&answer)?)));
         }
         NetCommand::Link(args) => link(client, args).await?,
         NetCommand::Unlink { caller, workspace } => {
@@ -100,6 +106,41 @@ async fn set(client: &Client, args: NetSetArgs) -> Result<Value, Error> {
     .await
 }
 
+async fn proxy(client: &Client, args: NetProxyArgs) -> Result<Value, Error> {
+    let outbound = match (&args.address, &args.server) {
+        (Some(text), _) => {
+            let (protocol, place) = text.split_once("://").unwrap_or(("http", text));
+            let parts = place.rsplit_once(':');
+            let (address, port) = parts
+                .and_then(|(address, port)| Some((address, port.parse::<u16>().ok()?)))
+                .ok_or_else(|| Error::Usage(format!("{place} is no address and port")))?;
+            let mut proxy = json!({ "address": address, "port": port, "protocol": protocol });
+            if let (Some(user), Some(fields)) = (&args.user, proxy.as_object_mut()) {
+                let password = read_secret("password of the proxy")?;
+                fields.insert("username".to_owned(), json!(user));
+                fields.insert("password".to_owned(), json!(password));
+            }
+            json!({ "proxy": proxy })
+        }
+        (None, Some(name)) => json!({ "server_proxy": name }),
+        (None, None) => json!({}),
+    };
+    let path = ["workspaces", args.workspace.as_str(), "network"];
+    let network: wire::Network = read(&client.get(&path, &[]).await?)?;
+    let mut body = wish(&network);
+    if let Some(fields) = body.as_object_mut() {
+        fields.insert("outbound".to_owned(), outbound);
+    }
+    client.call(Method::PUT, &path, &[], Some(&body), 0).await
+}
+
+fn proxies(list: &wire::ServerProxies) -> String {
+    let row = |one: &wire::ServerProxy| {
+        [one.name.clone(), one.exit_address.clone().unwrap_or_else(|| "-".to_owned())]
+    };
+    table(["NAME", "SEEN AS"], &list.proxies.iter().map(row).collect::<Vec<_>>())
+}
+
 async fn link(client: &Client, args: LinkArgs) -> Result<Value, Error> {
     let caller: wire::Workspace = read(&client.get(&["workspaces", &args.caller], &[]).await?)?;
     change(client, &args.workspace, |network| {
@@ -132,14 +173,19 @@ async fn change(
     let path = ["workspaces", workspace, "network"];
     let mut network: wire::Network = read(&client.get(&path, &[]).await?)?;
     change(&mut network)?;
+    client.call(Method::PUT, &path, &[], Some(&wish(&network)), 0).await
+}
+
+/// What is asked for by who changes nothing. A proxy that is named without what it is told keeps that.
+fn wish(network: &wire::Network) -> Value {
     let callers: Vec<&str> = network.callers.iter().map(|peer| peer.id.as_str()).collect();
-    let body = json!({
+    json!({
         "egress": network.egress,
+        "outbound": network.outbound,
         "callers": callers,
         "caller_networks": network.caller_networks,
         "open_ports": network.open_ports,
-    });
-    client.call(Method::PUT, &path, &[], Some(&body), 0).await
+    })
 }
 
 /// `53/udp` is ports and a protocol.
@@ -193,6 +239,17 @@ fn refused(refusals: &wire::NetworkRefusals) -> String {
     }
 }
 
+fn way(outbound: &wire::Outbound) -> String {
+    match (&outbound.proxy, &outbound.server_proxy) {
+        (Some(proxy), _) => {
+            let known = if proxy.has_credentials { " with credentials" } else { "" };
+            format!("{}://{}:{}{known}", proxy.protocol, proxy.address, proxy.port)
+        }
+        (None, Some(name)) => format!("the server's proxy {name}"),
+        (None, None) => "the server".to_owned(),
+    }
+}
+
 fn shown(network: &wire::Network) -> String {
     let none = || "none".to_owned();
     let joined = |texts: Vec<String>| {
@@ -234,6 +291,7 @@ fn shown(network: &wire::Network) -> String {
         ("address", network.private_address.clone().unwrap_or_else(none)),
         ("internet", internet),
         ("allowed", joined(allow.collect())),
+        ("by way of", way(&network.outbound)),
         ("package managers", package_managers.to_owned()),
         ("open ports", joined(open.collect())),
         ("callers", peers(&network.callers)),

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use skerry_internal_api::NodeNetwork;
 use skerry_model::{
-    ErrorKind, NetworkWish, PrivateAddress, Refusal, Workspace, WorkspaceId,
+    ErrorKind, NetworkWish, Outbound, PrivateAddress, ProxyName, Refusal, Workspace, WorkspaceId,
     network_wish::MAX_LINKS,
 };
 
@@ -51,6 +51,13 @@ impl Control {
         self.inner.node.network()
     }
 
+    /// The names of the server's own proxies, each with the address under which the world sees who goes
+    /// through it, as far as that is known.
+    pub fn server_proxies(&self) -> impl Iterator<Item = (&ProxyName, Option<std::net::Ipv4Addr>)> {
+        let proxies = self.inner.config.outbound_proxies.iter();
+        proxies.map(|(name, known)| (name, known.exit_address))
+    }
+
     /// What a workspace gets that asks for nothing: all of the internet, as far as there is a way to
     /// it, and nobody comes in.
     #[must_use]
@@ -73,11 +80,12 @@ impl Control {
 
     /// Changes what a workspace asks of the network. The change is computed anew from the wish as it
     /// then is whenever somebody else changed the record first. A VM that runs has what follows from it
-    /// when the call returns; so have those it concerns, or they get it as soon as they can be told.
+    /// when the call returns; so have those it concerns, or they get it as soon as they can be told. A
+    /// proxy of its own that is new is asked for a connection first.
     ///
     /// # Errors
     /// `NotFound` (`workspace`, also for a caller it does not know), `Invalid` (`callers`,
-    /// `caller_networks`, `open_ports`, `egress`, `network`), `RefusedByState` while it is deleted, what
+    /// `caller_networks`, `open_ports`, `egress`, `proxy`, `network`), `RefusedByState` while it is deleted, what
     /// `change` answers, and `Unavailable` or `Timeout` when the node could not be told: it is recorded
     /// then, and goes on being tried.
     pub async fn change_network(
@@ -115,6 +123,7 @@ impl Inner {
         let Some(wish) = asked else { return Ok(self.default_network()) };
         self.check_wish(&wish)?;
         self.check_callers(caller, None, &wish.callers).await?;
+        self.try_proxy(None, &wish.outbound).await?;
         Ok(wish)
     }
 
@@ -128,6 +137,16 @@ impl Inner {
             }
             return Ok(());
         };
+        if !network.has_uplink && wish.outbound != Outbound::Direct {
+            let problem = "cannot be used: this server has no uplink";
+            return Err(Error::invalid("proxy", problem, "none"));
+        }
+        if let Outbound::OfServer(name) = &wish.outbound
+            && !self.config.outbound_proxies.contains_key(name)
+        {
+            let problem = format!("{name} is no proxy of this server");
+            return Err(Error::invalid("proxy", problem, "the name of one that it has"));
+        }
         if wish.egress.asks_for_something() && !network.has_uplink {
             let problem =
                 "cannot be given: this server has no uplink, workspaces reach only each other";
@@ -163,6 +182,17 @@ impl Inner {
         Ok(())
     }
 
+    /// Asks a tenant's own proxy for a connection, unless it is the one that is in use.
+    async fn try_proxy(&self, before: Option<&Outbound>, now: &Outbound) -> Result<(), Error> {
+        match now {
+            Outbound::Own(proxy) if before != Some(now) => {
+                let call = self.node.check_proxy(proxy.clone());
+                Ok(self.bounded("check_proxy", call).await??)
+            }
+            Outbound::Own(_) | Outbound::Direct | Outbound::OfServer(_) => Ok(()),
+        }
+    }
+
     async fn record_network(
         self: &Arc<Self>,
         caller: &Caller,
@@ -177,6 +207,7 @@ impl Inner {
         self.check_wish(&wished)?;
         let added = &wished.callers - &found.spec.network.callers;
         self.check_callers(caller, Some(found.id), &added).await?;
+        self.try_proxy(Some(&found.spec.network.outbound), &wished.outbound).await?;
         let before = std::sync::Mutex::new(found.spec.network);
         let which = WorkspaceRef::Id(found.id);
         let written = self.change(caller, &which, |workspace, _| {

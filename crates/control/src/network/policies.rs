@@ -12,10 +12,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use skerry_internal_api::{NodeError, VmReport};
+use skerry_internal_api::{Injections, NodeError, VmReport};
 use skerry_model::{
-    ErrorKind, Incarnation, NetworkPolicy, NetworkWish, PrivateAddress, State, Workspace,
-    WorkspaceId,
+    ErrorKind, Incarnation, NetworkPolicy, NetworkWish, Outbound, PrivateAddress, State, Workspace,
+    WorkspaceId, network_wish::Way,
 };
 use tokio::sync::Notify;
 
@@ -24,6 +24,7 @@ use crate::{
     control::Inner,
     reconciler::{Subject, Workers, backoff, may_pass, work},
     store::Write,
+    vaults::permit,
 };
 
 /// How often the node is told the policy of a VM that comes up before the start counts as failed.
@@ -62,7 +63,9 @@ type Slot = Arc<tokio::sync::Mutex<Option<Told>>>;
 
 struct Told {
     incarnation: Incarnation,
-    policy: NetworkPolicy,
+    /// `None`: it did not say yet.
+    policy: Option<NetworkPolicy>,
+    injections: Injections,
 }
 
 impl Policies {
@@ -204,6 +207,7 @@ impl Inner {
     /// Forgets what the node was told of a workspace that is gone.
     pub(crate) fn forget_policy(&self, id: WorkspaceId) {
         self.policies.forget(id);
+        self.issuers.forget(id);
     }
 
     /// Has a worker look at the policy of a workspace's VM.
@@ -258,19 +262,62 @@ impl Inner {
             skerry_model::Neighbourhood::default()
         };
         let mut policy = neighbours.policy_of(workspace.id, address, &workspace.spec.network);
+        if let Outbound::OfServer(name) = &workspace.spec.network.outbound {
+            // Without it nothing of the world is reached, least of all directly.
+            match self.config.outbound_proxies.get(name) {
+                Some(known) => {
+                    let of = NetworkPolicy::through(
+                        Way::Through(&known.proxy),
+                        &workspace.spec.network.egress,
+                    );
+                    (policy.egress, policy.proxy) = (of.egress, of.proxy);
+                }
+                None => tracing::warn!(
+                    workspace.id = %workspace.id, proxy = %name,
+                    "the server has this proxy no more: the workspace reaches nothing of the world"
+                ),
+            }
+        }
         if self.node.network().is_some_and(|network| !network.has_uplink) {
             // It had one when this was asked for.
             policy.egress.clear();
+            policy.proxy = None;
         }
-        if told.as_ref().is_some_and(|t| t.incarnation == incarnation && t.policy == policy) {
+        let has_uplink = self.node.network().is_some_and(|network| network.has_uplink);
+        let lacks_proxy = match &workspace.spec.network.outbound {
+            Outbound::OfServer(_) => policy.proxy.is_none(),
+            Outbound::Direct | Outbound::Own(_) => false,
+        };
+        let injections = match has_uplink && !lacks_proxy {
+            true => self.injections_of(workspace).await?,
+            false => Injections::default(),
+        };
+        permit(&mut policy, &injections)?;
+        let known = told.take().filter(|known| known.incarnation == incarnation);
+        if known.as_ref().is_some_and(|known| {
+            known.policy.as_ref() == Some(&policy) && known.injections == injections
+        }) {
+            *told = known;
             return Ok(());
         }
-        // Until it answers, nobody knows what it has.
-        *told = None;
+        let before = known.map(|known| known.injections).unwrap_or_default();
+        let nothing = Injections::default();
+        if before != nothing || injections != nothing {
+            // Until it answers, nobody knows what it has. A host is opened when what its requests are
+            // given is there, and never before.
+            let may_have = if injections == nothing { before } else { injections.clone() };
+            *told = Some(Told { incarnation, policy: None, injections: may_have });
+            let call = self.node.set_injections(workspace.id, incarnation, injections.clone());
+            match self.bounded("set_injections", call).await? {
+                Ok(()) => {}
+                Err(NodeError::NotRunning | NodeError::NoSuchVm) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
         let call = self.node.set_network_policy(workspace.id, incarnation, policy.clone());
         match self.bounded("set_network_policy", call).await? {
             Ok(()) => {
-                *told = Some(Told { incarnation, policy });
+                *told = Some(Told { incarnation, policy: Some(policy), injections });
                 Ok(())
             }
             // It has no VM, or not this one: the next start begins with nothing and is told anew.

@@ -31,7 +31,7 @@ use skerry_internal_api::{
     VmSpec, VolumeFiles, VolumeInfo,
 };
 use skerry_model::{
-    CheckpointId, Incarnation, NetworkPolicy, NodeId, PrivateAddress, SnapshotId, Timestamp,
+    CheckpointId, Incarnation, NetworkPolicy, NodeId, OutboundProxy, PrivateAddress, SnapshotId, Timestamp,
     VolumeId, VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef},
 };
@@ -88,6 +88,7 @@ struct SimState {
     /// Whose they are, also while there is no VM.
     addresses: BTreeMap<PrivateAddress, WorkspaceId>,
 }
+    broken_proxies: BTreeMap<(std::net::Ipv4Addr, u16), String>,
 
 impl SimState {
     /// Notes a call and answers the failure that was ordered for it.
@@ -138,6 +139,7 @@ impl SimNode {
                 volumes: SimVolumes::default(),
                 addresses: BTreeMap::new(),
             }),
+                broken_proxies: BTreeMap::new(),
             events: broadcast::Sender::new(64),
             turn_questions: watch::Sender::new(0),
             hanging: hanging.into_iter().collect(),
@@ -482,6 +484,23 @@ impl NodeApi for SimNode {
 
     async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport> {
         let mut state = self.state();
+    async fn set_injections(
+        &self,
+        workspace_id: WorkspaceId,
+        incarnation: Incarnation,
+        injections: Injections,
+    ) -> Result<(), NodeError> {
+        self.take_injections(workspace_id, incarnation, injections).await
+    }
+
+    fn injected_requests(&self) -> broadcast::Receiver<InjectedRequest> {
+        self.injected.subscribe()
+    }
+
+    async fn check_proxy(&self, proxy: OutboundProxy) -> Result<(), NodeError> {
+        self.ask_proxy(&proxy).await
+    }
+
         let report = state.vms.get(&workspace_id)?.report.clone();
         Some(VmReport { volumes: state.held_by(workspace_id), ..report })
     }

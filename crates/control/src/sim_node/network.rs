@@ -3,8 +3,10 @@
 
 use std::net::Ipv4Addr;
 
-use skerry_internal_api::{EgressRefusals, NodeError, NodeNetwork, VmPhase};
-use skerry_model::{Incarnation, NetworkPolicy, PrivateAddress, Transport, WorkspaceId};
+use skerry_internal_api::{EgressRefusals, InjectedRequest, Injections, NodeError, NodeNetwork, VmPhase};
+use skerry_model::{
+    Incarnation, NetworkPolicy, OutboundProxy, PrivateAddress, Transport, WorkspaceId,
+};
 
 use super::{Point, SimNode, SimState, SimVm};
 
@@ -39,6 +41,24 @@ impl SimNode {
         let state = self.state();
         let vm = state.vms.get(&id).filter(|vm| vm.report.pid.is_some())?;
         Some(vm.policy.clone())
+    }
+
+    /// From now on proxies at this address and port make no connections, for this reason; all others do.
+    pub fn break_proxy(&self, address: Ipv4Addr, port: u16, why: &str) {
+        self.state().broken_proxies.insert((address, port), why.to_owned());
+    }
+
+    pub(super) async fn ask_proxy(&self, proxy: &OutboundProxy) -> Result<(), NodeError> {
+        self.state().called(Point::CheckProxy, format!("check_proxy {proxy}"))?;
+        self.gate(Point::CheckProxy).await;
+        let state = self.state();
+        if state.network.is_none_or(|network| !network.has_uplink) {
+            return Err(NodeError::Unsupported("egress: the node has no uplink".to_owned()));
+        }
+        match state.broken_proxies.get(&(proxy.address, proxy.port)) {
+            Some(why) => Err(NodeError::Invalid { field: "proxy", problem: why.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// From now on the workspace's VM was refused this.
@@ -83,7 +103,49 @@ impl SimNode {
             return Err(NodeError::Unsupported("networks".to_owned()));
         }
         policy.check().map_err(|invalid| NodeError::Unsupported(invalid.to_string()))?;
-        let vm = state.vms.get_mut(&id).ok_or(NodeError::NoSuchVm)?;
+        state.networked(id, incarnation)?.policy = policy;
+        Ok(())
+    }
+
+    /// What requests of the workspace's guest are given; nothing without a VM.
+    #[must_use]
+    pub fn injections(&self, id: WorkspaceId) -> Injections {
+        let state = self.state();
+        let vm = state.vms.get(&id).filter(|vm| vm.report.pid.is_some());
+        vm.map(|vm| vm.injections.clone()).unwrap_or_default()
+    }
+
+    /// A guest has sent a request, as it would be reported.
+    pub fn report_injected(&self, request: InjectedRequest) {
+        let _nobody = self.injected.send(request);
+    }
+
+    pub(super) async fn take_injections(
+        &self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+        injections: Injections,
+    ) -> Result<(), NodeError> {
+        let what = format!("set_injections #{incarnation}");
+        self.state().called(Point::SetInjections, what)?;
+        self.gate(Point::SetInjections).await;
+        let mut state = self.state();
+        if state.network.is_none() {
+            return Err(NodeError::Unsupported("networks".to_owned()));
+        }
+        state.networked(id, incarnation)?.injections = injections;
+        Ok(())
+    }
+}
+
+impl SimState {
+    /// The VM of this incarnation, if it is up and has a network.
+    fn networked(
+        &mut self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+    ) -> Result<&mut SimVm, NodeError> {
+        let vm = self.vms.get_mut(&id).ok_or(NodeError::NoSuchVm)?;
         let is_up = match vm.report.phase {
             VmPhase::Running | VmPhase::Paused | VmPhase::Suspending => true,
             VmPhase::Starting | VmPhase::Suspended | VmPhase::Stopping | VmPhase::Stopped => false,
@@ -91,12 +153,9 @@ impl SimNode {
         if !is_up || vm.report.incarnation != incarnation || !vm.is_networked {
             return Err(NodeError::NotRunning);
         }
-        vm.policy = policy;
-        Ok(())
+        Ok(vm)
     }
-}
 
-impl SimState {
     /// The workspace's address: the one it has, or the lowest that is free.
     pub(super) fn address_of(&mut self, id: WorkspaceId) -> Option<PrivateAddress> {
         self.network?;

@@ -33,10 +33,14 @@ pub enum Point {
     DetachVolume,
     /// Changing what a VM may do on the network.
     SetNetworkPolicy,
+    /// Changing what requests of a guest are given.
+    SetInjections,
+    /// Asking a proxy for a connection.
+    CheckProxy,
 }
 
 impl Point {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::EnsureRunning,
         Self::EnsureStopped,
         Self::EnsureDeleted,
@@ -52,5 +56,7 @@ impl Point {
         Self::AttachVolume,
         Self::DetachVolume,
         Self::SetNetworkPolicy,
+        Self::SetInjections,
+        Self::CheckProxy,
     ];
 }

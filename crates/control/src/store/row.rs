@@ -4,8 +4,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use skerry_model::{
-    Desired, DisplayName, EnvVar, Incarnation, Lifecycle, Lifetime, PrivateAddress, Secret, Slug,
-    State, Workloads, Workspace, WorkspaceId, WorkspaceSpec,
+    Desired, DisplayName, EnvVar, Incarnation, Lifecycle, Lifetime, PrivateAddress,
+    ProxyCredentials, Secret, Slug, State, Workloads, Workspace, WorkspaceId, WorkspaceSpec,
 };
 
 use super::sealing::KeyRing;
@@ -75,6 +75,15 @@ struct Sealed<'a> {
     /// Their commands and variables may hold secrets.
     #[serde(skip_serializing_if = "Option::is_none")]
     workloads: Option<&'a Workloads>,
+    /// What its own proxy is told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<SealedProxy<'a>>,
+}
+
+#[derive(Serialize)]
+struct SealedProxy<'a> {
+    username: &'a str,
+    password: &'a str,
 }
 
 /// The same, opened.
@@ -84,6 +93,20 @@ struct Opened {
     preview_token: String,
     #[serde(default)]
     workloads: Workloads,
+    #[serde(default)]
+    proxy: Option<OpenedProxy>,
+}
+
+#[derive(Deserialize)]
+struct OpenedProxy {
+    username: String,
+    password: String,
+}
+
+impl OpenedProxy {
+    fn credentials(self) -> ProxyCredentials {
+        ProxyCredentials { username: self.username, password: Secret::new(self.password) }
+    }
 }
 
 /// Whose secrets these are, so that they open in no other row.
@@ -96,11 +119,14 @@ pub(super) fn seal_secrets(
     id: WorkspaceId,
     env: &[EnvVar],
     workloads: &Workloads,
+    proxy: Option<&ProxyCredentials>,
     preview_token: &str,
     keys: &KeyRing,
 ) -> Result<Vec<u8>, Error> {
     let workloads = workloads.were_ever().then_some(workloads);
-    let sealed = Sealed { env, preview_token, workloads };
+    let proxy =
+        proxy.map(|own| SealedProxy { username: &own.username, password: own.password.expose() });
+    let sealed = Sealed { env, preview_token, workloads, proxy };
     let plain = serde_json::to_vec(&sealed).map_err(Error::internal)?;
     keys.seal(&owner(id), &plain)
 }
@@ -125,7 +151,8 @@ impl WorkspaceRow {
     pub(super) fn of(mut record: Workspace, keys: &KeyRing) -> Result<Self, Error> {
         let token = record.preview_token.expose();
         let spec = &record.spec;
-        let sealed = seal_secrets(record.id, &spec.env, &spec.workloads, token, keys)?;
+        let proxy = spec.network.outbound.credentials();
+        let sealed = seal_secrets(record.id, &spec.env, &spec.workloads, proxy, token, keys)?;
         // What is sealed is not written twice, and the second time for everybody to read.
         let env = std::mem::take(&mut record.spec.env);
         let workloads = std::mem::take(&mut record.spec.workloads);
@@ -188,6 +215,7 @@ impl WorkspaceColumns<'_> {
         })?;
         let mut spec: WorkspaceSpec = parse(self.spec_json)?;
         (spec.env, spec.workloads) = (opened.env, opened.workloads);
+        spec.network.outbound.restore(opened.proxy.map(OpenedProxy::credentials));
         Ok(Workspace {
             id,
             account_id: self::id(self.account_id)?,

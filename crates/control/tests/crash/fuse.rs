@@ -29,7 +29,8 @@ use skerry_control::{
     },
 };
 use skerry_model::{
-    AccountId, ApiKeyId, CheckpointId, Incarnation, Neighbourhood, NetworkPolicy, NodeId, Plan,
+    AccountId, ApiKeyId, CheckpointId, Incarnation, Neighbourhood, NetworkPolicy, NodeId,
+    OutboundProxy, Plan,
     PrivateAddress, ProjectId, Slug, Snapshot, SnapshotId, SshKeyId, Timestamp, Usage, VolumeId,
     VolumeMount, Workspace, WorkspaceId,
 };
@@ -518,6 +519,23 @@ impl NodeApi for FusedNode {
     }
 
     async fn awaits_turn(&self, id: WorkspaceId) -> bool {
+    async fn set_injections(
+        &self,
+        id: WorkspaceId,
+        incarnation: Incarnation,
+        injections: Injections,
+    ) -> Result<(), NodeError> {
+        self.1.counted(self.0.set_injections(id, incarnation, injections)).await
+    }
+
+    fn injected_requests(&self) -> broadcast::Receiver<InjectedRequest> {
+        self.0.injected_requests()
+    }
+
+    async fn check_proxy(&self, proxy: OutboundProxy) -> Result<(), NodeError> {
+        self.1.uncounted(self.0.check_proxy(proxy)).await
+    }
+
         self.1.uncounted(self.0.awaits_turn(id)).await
     }
 

@@ -3,7 +3,8 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::Ipv4Addr,
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -34,6 +35,8 @@ const MAX_INSPECTED: usize = 256;
 
 /// Every VM's guard.
 #[derive(Debug, Default)]
+/// Connections of one VM that go through its proxy at a time, besides those.
+const MAX_PROXIED: usize = 512;
 pub(super) struct Guards {
     by_address: Mutex<BTreeMap<Ipv4Addr, Arc<Guard>>>,
 }
@@ -53,6 +56,7 @@ pub(super) struct Guard {
 
 /// Until when which name's address may be connected to.
 type Pins = BTreeMap<(HostName, Ipv4Addr), Instant>;
+    pub proxied: Arc<Semaphore>,
 
 #[derive(Debug, Default)]
 struct Refusals {
@@ -99,6 +103,7 @@ impl Guards {
         guard
     }
 
+            proxied: Arc::new(Semaphore::new(MAX_PROXIED)),
     /// The one of the VM in this namespace, which gets one if it has none.
     pub fn of(&self, address: PrivateAddress, namespace: &str) -> Arc<Guard> {
         match self.at(address.0).filter(|guard| guard.namespace == namespace) {
@@ -216,6 +221,36 @@ impl Guard {
             name: one.name.clone(),
             times: one.times,
             ago: now.saturating_duration_since(one.at),
+    /// Whether a policy of it permits connections by TCP to this address: itself, or because a name has
+    /// it. The kernel has asked whether that name was resolved of late; this asks whether it ever was.
+    pub fn permits(&self, terrain: &Terrain, policy: &NetworkPolicy, to: SocketAddrV4) -> bool {
+        let pins = self.pins();
+        policy.reach(terrain.own).iter().any(|class| {
+            let ports = class.ports.first()..=class.ports.last();
+            let listed = |(first, last): &(Ipv4Addr, Ipv4Addr)| (first..=last).contains(&to.ip());
+            let named = |(name, address): &(HostName, Ipv4Addr)| {
+                address == to.ip() && class.names.iter().any(|pattern| pattern.matches(name))
+            };
+            class.transports.contains(&Transport::Tcp)
+                && ports.contains(&to.port())
+                && (class.addresses.iter().any(listed) || pins.keys().any(named))
+        })
+    }
+
+    /// Logs that its proxy made no connection, unless there are very many lines about it.
+    pub fn proxy_failed(&self, proxy: &OutboundProxy, error: &io::Error) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.may_log(Instant::now()) {
+            let owner = self.owner.get();
+            tracing::warn!(
+                workspace.id = owner.map(tracing::field::display),
+                %proxy,
+                %error,
+                "a guest's connection was not made: its proxy does not make it"
+            );
+        }
+    }
+
         };
         EgressRefusals {
             total: refusals.total,

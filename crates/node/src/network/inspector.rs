@@ -8,7 +8,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::Arc,
     time::Duration,
 };
@@ -20,7 +20,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::server::Acceptor;
 use skerry_internal_api::RefusedEgress;
-use skerry_model::{HostName, NetworkPolicy, Transport};
+use skerry_model::{HostName, Ipv4Network, NetworkPolicy, OutboundProxy, Transport};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -32,12 +32,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     guards::{Guard, Guards},
     names::Names,
-    outside,
+    namespace::Namespace,
+    outside::{self, Far},
+    rules::Terrain,
+    tracked,
     uplink::Outer,
 };
 
+use crate::error::{blocking, chain};
 /// How long a client may take to say whom it means.
-const SAID_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const SAID_WITHIN: Duration = Duration::from_secs(10);
 /// The longest ClientHello: one with post-quantum keys has less than 4 KiB.
 const MAX_HELLO_BYTES: usize = 16 * 1024;
 /// The port of HTTP without TLS.
@@ -55,7 +59,7 @@ pub(super) struct Inspector {
     pub tasks: TaskTracker,
 }
 
-type Body = BoxBody<Bytes, hyper::Error>;
+pub(super) type Body = BoxBody<Bytes, hyper::Error>;
 
 impl Inspector {
     /// Serves one port until the end; connections end then, too, as the tasks that they are.
@@ -74,8 +78,8 @@ impl Inspector {
                     continue;
                 }
             };
-            let IpAddr::V4(address) = from.ip() else { continue };
-            let Some(guard) = self.guards.at(address) else { continue };
+            let SocketAddr::V4(from) = from else { continue };
+            let Some(guard) = self.guards.at(*from.ip()) else { continue };
             let Ok(permit) = Arc::clone(&guard.inspected).try_acquire_owned() else {
                 guard.refused(RefusedEgress::Connection(port), None);
                 continue;
@@ -83,13 +87,14 @@ impl Inspector {
             let this = Arc::clone(&self);
             self.spawn(async move {
                 // How it failed is between the guest and whom it speaks with.
-                let _ = this.connection(stream, port, guard).await;
+                let _ = this.connection(stream, from, port, guard).await;
                 drop(permit);
             });
         }
     }
 
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+    /// Does something until the end at the latest.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let end = self.end.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -99,19 +104,37 @@ impl Inspector {
         });
     }
 
-    async fn connection(&self, stream: TcpStream, port: u16, guard: Arc<Guard>) -> io::Result<()> {
+    async fn connection(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        from: SocketAddrV4,
+        port: u16,
+        guard: Arc<Guard>,
+    ) -> io::Result<()> {
         stream.set_nodelay(true)?;
         match port {
             HTTP_PORT => self.http(stream, guard).await,
-            _ => self.tls(stream, port, &guard).await,
+            _ => self.tls(stream, from, port, guard).await,
         }
     }
 
-    async fn tls(&self, mut client: TcpStream, port: u16, guard: &Guard) -> io::Result<()> {
-        let heard = timeout(SAID_WITHIN, hello(&mut client)).await;
-        let Ok(Ok((name, said))) = heard else {
-            guard.refused(RefusedEgress::Connection(port), None);
-            return Ok(());
+    async fn tls(
+        self: &Arc<Self>,
+        mut client: TcpStream,
+        from: SocketAddrV4,
+        port: u16,
+        guard: Arc<Guard>,
+    ) -> io::Result<()> {
+        let direct = self.direct(&guard, from, port).await;
+        let mut said = Vec::with_capacity(2048);
+        let name = match timeout(SAID_WITHIN, hello(&mut client, &mut said)).await {
+            Ok(Ok(name)) => name,
+            // It may speak anything with an address that is permitted.
+            Ok(Err(_)) | Err(_) if direct.is_some() => None,
+            Ok(Err(_)) | Err(_) => {
+                guard.refused(RefusedEgress::Connection(port), None);
+                return Ok(());
+            }
         };
         let policy = guard.policy();
         if !name.as_ref().is_some_and(|name| permits(&policy.borrow(), name, port)) {
@@ -119,12 +142,35 @@ impl Inspector {
             return Ok(());
         }
         let Some(name) = name else { return Ok(()) };
-        let mut server = self.connect(&name, port).await?;
-        server.set_nodelay(true)?;
+        let mut server = self.connect(&guard, proxy.as_ref(), &name, port).await?;
         server.write_all(&said).await?;
+        let proxy = policy.borrow().proxy.clone();
+        if let Some(to) = direct {
+            let mut server = outside::dial(&self.hub, proxy.as_ref(), to).await?;
+            server.write_all(&said).await?;
+            let (mut policy, own) = (policy, self.terrain.own);
+            return tokio::select! {
+                spliced = copy_bidirectional(&mut client, &mut server) => spliced.map(drop),
+                _ = policy.wait_for(|now| now.proxy != proxy || !is_listed(now, own, to)) => Ok(()),
+            };
+        }
         tokio::select! {
             spliced = copy_bidirectional(&mut client, &mut server) => spliced.map(drop),
-            () = taken_back(policy, &name, port) => Ok(()),
+            () = taken_back(policy, proxy, &name, port) => Ok(()),
+        }
+    }
+
+    /// The address that the guest meant, where connections are asked for names that are permitted by it
+    /// alone.
+    async fn direct(
+        &self,
+        guard: &Arc<Guard>,
+        from: SocketAddrV4,
+        port: u16,
+    ) -> Option<SocketAddrV4> {
+        let policy = Arc::clone(&guard.policy().borrow());
+        if !policy.inspects_tls {
+            return None;
         }
     }
 
@@ -134,6 +180,14 @@ impl Inspector {
         server.timer(TokioTimer::new()).header_read_timeout(SAID_WITHIN).preserve_header_case(true);
         // A client may have said all that it wants to and still listen.
         server.half_close(true);
+        let by = SocketAddrV4::new(self.terrain.gateway, port);
+        let guard = Arc::clone(guard);
+        let looked = move || Namespace::open(guard.namespace())?.enter(|| tracked::meant(by, from));
+        let meant = blocking(looked).await;
+        let meant = meant.inspect_err(|error| {
+            tracing::debug!(error = chain(error), "a guest's connection to nowhere");
+        });
+        meant.ok().filter(|to| is_listed(&policy, self.terrain.own, *to))
         let served = server.serve_connection(TokioIo::new(client), service).with_upgrades();
         served.await.map_err(io::Error::other)
     }
@@ -153,7 +207,8 @@ impl Inspector {
                 return Ok(plain(StatusCode::FORBIDDEN, "forbidden by the workspace's policy\n"));
             }
         };
-        let Ok(server) = self.connect(&name, HTTP_PORT).await else {
+        let proxy = policy.borrow().proxy.clone();
+        let Ok(server) = self.connect(&guard, proxy.as_ref(), &name, HTTP_PORT).await else {
             return Ok(plain(StatusCode::BAD_GATEWAY, "the host cannot be reached\n"));
         };
         let mut client = hyper::client::conn::http1::Builder::new();
@@ -163,11 +218,11 @@ impl Inspector {
         // Ends when the answer has been read, with the policy, or with what it upgraded to.
         let connection = connection.with_upgrades();
         let watching = policy.clone();
-        let named = name.clone();
+        let (named, by) = (name.clone(), proxy.clone());
         self.spawn(async move {
             tokio::select! {
                 _ = connection => {}
-                () = taken_back(watching, &named, HTTP_PORT) => {}
+                () = taken_back(watching, by, &named, HTTP_PORT) => {}
             }
         });
         to_origin_form(&mut request);
@@ -181,7 +236,7 @@ impl Inspector {
                 let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
                 tokio::select! {
                     _ = copy_bidirectional(&mut client, &mut server) => {}
-                    () = taken_back(policy, &name, HTTP_PORT) => {}
+                    () = taken_back(policy, proxy, &name, HTTP_PORT) => {}
                 }
             });
         }
@@ -189,13 +244,19 @@ impl Inspector {
     }
 
     /// A connection to one of the addresses that the name has now.
-    async fn connect(&self, name: &HostName, port: u16) -> io::Result<TcpStream> {
+    pub(super) async fn connect(
+        &self,
+        guard: &Guard,
+        proxy: Option<&OutboundProxy>,
+        name: &HostName,
+        port: u16,
+    ) -> io::Result<Far> {
         let addresses: Vec<Ipv4Addr> =
             self.names.addresses(name).await.map_err(io::Error::other)?;
         let mut failed = io::Error::from(io::ErrorKind::NotFound);
         // A few, so that a long list does not become a long wait.
         for address in addresses.into_iter().take(4) {
-            match outside::connect(&self.hub, SocketAddr::from((address, port))).await {
+            match outside::dial(&self.hub, proxy, SocketAddrV4::new(address, port)).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => failed = error,
             }
@@ -204,10 +265,18 @@ impl Inspector {
     }
 }
 
-/// Completes when a connection to the name is not permitted any more.
-async fn taken_back(mut policy: watch::Receiver<Arc<NetworkPolicy>>, name: &HostName, port: u16) {
+/// Completes when a connection to the name is not permitted any more, or not by this way.
+async fn taken_back(
+    mut policy: watch::Receiver<Arc<NetworkPolicy>>,
+    proxy: Option<OutboundProxy>,
+    name: &HostName,
+    port: u16,
+) {
     // That the guard is gone is a change, too.
-    let _ = policy.wait_for(|policy| !permits(policy, name, port)).await;
+    let _ = policy.wait_for(|now| now.proxy != proxy || !permits(now, name, port)).await;
+        if let Some(proxy) = proxy {
+            guard.proxy_failed(proxy, &failed);
+        }
 }
 
 fn permits(policy: &NetworkPolicy, name: &HostName, port: u16) -> bool {
@@ -215,16 +284,25 @@ fn permits(policy: &NetworkPolicy, name: &HostName, port: u16) -> bool {
         || policy.permits_anywhere(Transport::Tcp, port)
 }
 
-/// The name in a ClientHello (RFC 6066, RFC 8446), and every byte that was read.
-async fn hello(client: &mut TcpStream) -> io::Result<(Option<HostName>, Vec<u8>)> {
+/// Whether a policy permits connections by TCP to this address by itself, whatever its name.
+fn is_listed(policy: &NetworkPolicy, own: Ipv4Network, to: SocketAddrV4) -> bool {
+    policy.reach(own).iter().any(|class| {
+        let ports = class.ports.first()..=class.ports.last();
+        class.transports.contains(&Transport::Tcp)
+            && ports.contains(&to.port())
+            && class.addresses.iter().any(|(first, last)| (first..=last).contains(&to.ip()))
+    })
+}
+
+/// The name in a ClientHello (RFC 6066, RFC 8446). Every byte that was read is in `said`.
+async fn hello(client: &mut TcpStream, said: &mut Vec<u8>) -> io::Result<Option<HostName>> {
     let mut acceptor = Acceptor::default();
-    let mut said = Vec::with_capacity(2048);
     loop {
         let begin = said.len();
         if begin >= MAX_HELLO_BYTES {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        if client.read_buf(&mut said).await? == 0 {
+        if client.read_buf(said).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut new = said.get(begin..).unwrap_or_default();
@@ -234,7 +312,7 @@ async fn hello(client: &mut TcpStream) -> io::Result<(Option<HostName>, Vec<u8>)
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
                     let name = accepted.client_hello().server_name().map(str::to_owned);
-                    return Ok((name.and_then(|name| HostName::parse(&name).ok()), said));
+                    return Ok(name.and_then(|name| HostName::parse(&name).ok()));
                 }
                 Err(_) => return Err(io::ErrorKind::InvalidData.into()),
             }
@@ -257,7 +335,7 @@ fn host_of<B>(request: &Request<B>) -> Option<HostName> {
 }
 
 /// A target as origin servers are asked (RFC 9112, 3.2.1).
-fn to_origin_form<B>(request: &mut Request<B>) {
+pub(super) fn to_origin_form<B>(request: &mut Request<B>) {
     if request.uri().authority().is_some() {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         if let Ok(uri) = path.parse() {
@@ -267,10 +345,18 @@ fn to_origin_form<B>(request: &mut Request<B>) {
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
-    let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {});
+    let mut response = plain_text(status, text.to_owned());
+    response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    response
+}
+
+/// A text as an answer.
+pub(super) fn plain_text(status: StatusCode, text: String) -> Response<Body> {
+    let body = Full::new(Bytes::from(text)).map_err(|never| match never {});
     let mut response = Response::new(body.boxed());
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    let kind = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
 

@@ -8,6 +8,7 @@
 mod addresses;
 mod filter;
 mod guards;
+mod forwarder;
 mod inspector;
 mod links;
 mod names;
@@ -16,11 +17,13 @@ mod outside;
 mod prefix;
 mod rules;
 mod slots;
+mod proxy;
 mod tap;
 #[cfg(test)]
 mod tests;
 mod uplink;
 mod wiring;
+mod tracked;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,6 +46,7 @@ use self::{
     guards::Guards,
     inspector::Inspector,
     names::{Answers, Names},
+    forwarder::Forwarder,
     namespace::Namespace,
     outside::Doors,
     rules::Terrain,
@@ -56,7 +60,7 @@ use crate::{
 
 pub(crate) use self::wiring::{GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX_BITS};
 pub use prefix::AddressPrefix;
-pub use uplink::{UplinkChoice, UplinkSettings};
+pub use uplink::{ProxyTarget, UplinkChoice, UplinkSettings};
 
 /// What of the host a VM's place on the network is, as its ledger has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -350,6 +354,30 @@ impl Network {
     /// Changes what a VM may do while it runs, all at the same moment. What is not permitted any more
     /// ends, also in connections that exist; the others go on. Blocks.
     pub fn apply(
+    /// Whether a proxy makes connections, with these credentials.
+    ///
+    /// # Errors
+    /// Why not, in words for whoever named it.
+    pub async fn check_proxy(&self, proxy: &OutboundProxy) -> Result<(), NodeError> {
+        if self.outer.is_none() {
+            return Err(NodeError::Unsupported("egress: the node has no uplink".to_owned()));
+        }
+        let refused = |problem| NodeError::Invalid { field: "proxy", problem };
+        proxy.check().map_err(|invalid| refused(invalid.problem))?;
+        let hub = self.hub_to_dial().map_err(|error| {
+            tracing::error!(error = chain(&error), "a proxy could not be asked");
+            NodeError::Step { step: "check_proxy" }
+        })?;
+        let ProxyTarget { name, port } = self.proxy_check_target.clone();
+        let asked = proxy::connect(&hub, proxy, &proxy::To::Name(name, port)).await;
+        asked.map(drop).map_err(|error| refused(error.to_string()))
+    }
+
+    /// The hub, to connect from.
+    fn hub_to_dial(&self) -> Result<Arc<Outer>, Error> {
+        Ok(Arc::new(Outer::Named(Namespace::open(self.hub.name())?)))
+    }
+
         &self,
         owner: WorkspaceId,
         holding: &NetworkHolding,
@@ -459,7 +487,7 @@ impl Network {
         }
         let names = Arc::new(Names::new(Arc::clone(outer), &servers)?);
         let (guards, terrain) = (Arc::clone(&self.guards), self.terrain.clone());
-        let answers = Answers { names: Arc::clone(&names), guards, terrain };
+        let answers = Answers { names: Arc::clone(&names), guards, terrain: terrain.clone() };
         let failed = Error::io("serving guests at the hub");
         let mut server = hickory_server::Server::new(answers);
         let inspector = Arc::new(Inspector {
@@ -469,14 +497,24 @@ impl Network {
             end: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        let listen = || -> io::Result<Vec<(u16, TcpListener)>> {
+        let forwarder = Arc::new(Forwarder {
+            guards: Arc::clone(&self.guards),
+            terrain,
+            hub: Arc::clone(&inspector.hub),
+            end: inspector.end.clone(),
+            tasks: inspector.tasks.clone(),
+        });
+        let listen = || -> io::Result<(TcpListener, Vec<(u16, TcpListener)>)> {
             server.register_socket(outside::from_std(doors.names_udp)?);
             let names_tcp = TcpListener::from_std(doors.names_tcp)?;
             server.register_listener(names_tcp, Duration::from_secs(10), 32);
             let inspected = doors.inspected.into_iter();
-            inspected.map(|(port, door)| Ok((port, TcpListener::from_std(door)?))).collect()
+            let inspected = inspected.map(|(port, door)| Ok((port, TcpListener::from_std(door)?)));
+            Ok((TcpListener::from_std(doors.proxied)?, inspected.collect::<io::Result<_>>()?))
         };
-        for (port, listener) in listen().map_err(failed)? {
+        let (proxied, inspected) = listen().map_err(failed)?;
+        forwarder.tasks.spawn(Arc::clone(&forwarder).serve(proxied));
+        for (port, listener) in inspected {
             inspector.tasks.spawn(Arc::clone(&inspector).serve(listener, port));
         }
         let [one, other] = ends;

@@ -1,10 +1,10 @@
 //! Sockets in other namespaces, for the parts of the server that guests speak to and that speak for
-//! them.
+//! them; and connections in guests' names, with a proxy and without.
 
 use std::{
     future::Future,
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -14,11 +14,14 @@ use hickory_resolver::net::runtime::{
     RuntimeProvider, TokioHandle, TokioTime, iocompat::AsyncIoTokioAsStd,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpSocket, TcpStream, UdpSocket},
     time::timeout,
 };
 
-use super::uplink::Outer;
+use skerry_model::OutboundProxy;
+
+use super::{proxy, uplink::Outer};
 use crate::error::blocking;
 
 /// How long a connection may take to come about.
@@ -30,6 +33,31 @@ pub(super) async fn connect(from: &Arc<Outer>, to: SocketAddr) -> io::Result<Tcp
     let made = blocking(move || outer.enter(TcpSocket::new_v4)).await;
     let socket = made.map_err(io::Error::other)?;
     timeout(CONNECT_WITHIN, socket.connect(to)).await?
+}
+
+/// A connection, however it was made.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A connection in a guest's name.
+pub(super) type Far = Box<dyn Stream>;
+
+/// Connects in a guest's name from inside a namespace: through the proxy that its policy names, or
+/// directly where it names none. This is the one place where such connections are made.
+pub(super) async fn dial(
+    from: &Arc<Outer>,
+    through: Option<&OutboundProxy>,
+    to: SocketAddrV4,
+) -> io::Result<Far> {
+    match through {
+        None => {
+            let stream = connect(from, to.into()).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream))
+        }
+        Some(through) => proxy::connect(from, through, &proxy::To::Address(to)).await,
+    }
 }
 
 /// How the resolver makes its sockets.
@@ -93,6 +121,8 @@ pub(super) struct Doors {
     pub names_tcp: std::net::TcpListener,
     /// With the ports that they are for.
     pub inspected: Vec<(u16, std::net::TcpListener)>,
+    /// What is for a proxy.
+    pub proxied: std::net::TcpListener,
 }
 
 impl Doors {
@@ -107,6 +137,7 @@ impl Doors {
         Ok(Self {
             names_udp: std::net::UdpSocket::bind((gateway, super::rules::DNS_PORT))?,
             names_tcp: listen(super::rules::DNS_PORT)?,
+            proxied: listen(super::rules::PROXIED_PORT)?,
             inspected: inspected.into_iter().collect::<io::Result<_>>()?,
         })
     }

@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, io, net::Ipv4Addr, time::Duration};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 use skerry_model::{
-    Ipv4Network, NetworkPolicy, PrivateAddress, Transport,
+    Ipv4Network, NetworkPolicy, OutboundProxy, PortRange, PrivateAddress, Transport,
     network::{Reachable, reserved},
 };
 
@@ -45,6 +45,9 @@ const FROM_GUEST: &str = "from-guest";
 const NAMED_OUT: &str = "named-out";
 const NAMED_IN: &str = "named-in";
 
+/// Connections by TLS, where all of them go to the hub.
+const TLS: &str = "tls";
+
 /// On packets that [`EGRESS`] permits.
 const PERMITTED: u32 = 1;
 
@@ -57,7 +60,11 @@ const UDP: u8 = libc::IPPROTO_UDP as u8;
 /// The resolver's port (RFC 1035).
 pub(super) const DNS_PORT: u16 = 53;
 /// Ports of TCP that names alone open only to who says there which name he means: HTTP, TLS.
-pub(super) const INSPECTED_PORTS: [u16; 2] = [80, 443];
+pub(super) const INSPECTED_PORTS: [u16; 2] = [80, TLS_PORT];
+/// The second of them (RFC 9110, 4.2.2).
+pub(super) const TLS_PORT: u16 = 443;
+/// Where at the hub what is for a proxy comes in.
+pub(super) const PROXIED_PORT: u16 = 3128;
 
 /// What is the same for all VMs of the node.
 #[derive(Clone, Debug)]
@@ -76,7 +83,7 @@ impl Terrain {
     /// What the hub itself serves to guests.
     fn served(&self) -> impl Iterator<Item = (u8, u16)> {
         let tcp = INSPECTED_PORTS.map(|port| (TCP, port));
-        let served = [(UDP, DNS_PORT), (TCP, DNS_PORT)].into_iter().chain(tcp);
+        let served = [(UDP, DNS_PORT), (TCP, DNS_PORT), (TCP, PROXIED_PORT)].into_iter().chain(tcp);
         served.filter(|_| self.uplink)
     }
 }
@@ -149,13 +156,16 @@ pub(super) fn install_in_vm(terrain: &Terrain) -> io::Result<()> {
 /// What is permitted by address is marked. Of what is permitted only by name, the ports where a
 /// client says whom it means go to the hub, which asks; the others are marked for the addresses that
 /// the resolver gave out.
+///
+/// With a proxy nothing is marked: what would have been goes to the hub, as far as it is TCP, and the
+/// hub asks the proxy. Everything else is refused. Without a server at the hub nothing answers there.
 fn egress(table: &mut Transaction, terrain: &Terrain, policy: &NetworkPolicy, pinned: &Pinned) {
     // Above the identifiers of what else may be in the transaction.
     const FIRST_ID: u32 = 100;
     table.replace_also(EGRESS);
     let reach = policy.reach(terrain.own);
     for ((class, n), id) in reach.iter().zip(0..).zip((FIRST_ID..).step_by(3)) {
-        table.set(&addresses_of(n), id, &services_of(class));
+        table.set(&addresses_of(n), id, &services_of(class, policy.proxy.as_ref()));
         let pinned = pinned.get(n).map(Vec::as_slice).unwrap_or_default();
         table.set(&names_of(n), id + 1, &fresh(pinned));
         table.set(&known_of(n), id + 2, &known(pinned));
@@ -171,6 +181,13 @@ fn egress(table: &mut Transaction, terrain: &Terrain, policy: &NetworkPolicy, pi
         asked.protocol(protocol).port(far, port).redirect_to(terrain.gateway);
     }
     if reach.is_empty() {
+        return;
+    }
+    if policy.inspects_tls && terrain.uplink {
+        inspect_tls(table, terrain, inspected);
+    }
+    if policy.proxy.is_some() {
+        proxied(table, terrain, &reach, inspected);
         return;
     }
     for (chain, far) in [(NAMED_OUT, End::Destination), (NAMED_IN, End::Source)] {
@@ -210,17 +227,53 @@ fn egress(table: &mut Transaction, terrain: &Terrain, policy: &NetworkPolicy, pi
     from_named.jump(NAMED_IN);
     // That a packet is too long is said by a router on the way, whoever that is.
     table.rule(permitted).icmp().related().mark(PERMITTED);
-    let is_named = |port: u16| {
-        reach.iter().any(|class| {
-            !class.names.is_empty()
-                && class.transports.contains(&Transport::Tcp)
-                && (class.ports.first()..=class.ports.last()).contains(&port)
-        })
+    inspect(table, terrain, &reach, inspected);
+}
+
+/// What goes to the hub when there is a proxy: by address, and by name where nobody looks at names.
+fn proxied(table: &mut Transaction, terrain: &Terrain, reach: &[Reachable], chain: &str) {
+    let (far, hub) = (End::Destination, terrain.gateway);
+    for (class, n) in reach.iter().zip(0..) {
+        if !class.addresses.is_empty() {
+            let direct = table.rule(chain).arrived_by(TAP).service_in(far, far, &addresses_of(n));
+            direct.redirect_to_port(hub, PROXIED_PORT);
+        }
+    }
+    inspect(table, terrain, reach, chain);
+    for (class, n) in reach.iter().zip(0..).filter(|(class, _)| is_named(class)) {
+        let named = table.rule(chain).arrived_by(TAP).protocol(TCP).port_within(far, class.ports);
+        named.address_in(far, &names_of(n)).redirect_to_port(hub, PROXIED_PORT);
+    }
+}
+
+/// All of TLS that is not for a private network goes to the hub, which asks whom a client means, and does
+/// itself what the policy permits by address.
+fn inspect_tls(table: &mut Transaction, terrain: &Terrain, chain: &str) {
+    let far = End::Destination;
+    table.chain(TLS);
+    for network in reserved::PRIVATE.into_iter().chain(reserved::NEVER) {
+        table.rule(TLS).address_within(far, network).back();
+    }
+    table.rule(TLS).address_begins(far, LINK_LOCAL).back();
+    table.rule(TLS).arrived_by(TAP).redirect_to(terrain.gateway);
+    table.rule(chain).arrived_by(TAP).protocol(TCP).port(far, TLS_PORT).jump(TLS);
+}
+
+/// What goes to the hub because a client has to say there whom it means.
+fn inspect(table: &mut Transaction, terrain: &Terrain, reach: &[Reachable], chain: &str) {
+    let is_inspected = |port: &u16| {
+        let has = |ports: PortRange| (ports.first()..=ports.last()).contains(port);
+        terrain.uplink && reach.iter().any(|class| is_named(class) && has(class.ports))
     };
-    for port in INSPECTED_PORTS.into_iter().filter(|port| terrain.uplink && is_named(*port)) {
-        let asked = table.rule(inspected).arrived_by(TAP).protocol(TCP);
+    for port in INSPECTED_PORTS.into_iter().filter(is_inspected) {
+        let asked = table.rule(chain).arrived_by(TAP).protocol(TCP);
         asked.port(End::Destination, port).redirect_to(terrain.gateway);
     }
+}
+
+/// Whether names open something by TCP.
+fn is_named(class: &Reachable) -> bool {
+    !class.names.is_empty() && class.transports.contains(&Transport::Tcp)
 }
 
 fn addresses_of(class: usize) -> String {
@@ -243,12 +296,18 @@ fn known(pinned: &[(Ipv4Addr, Duration)]) -> Elements {
     Elements::Expiring(pinned.iter().map(|(address, _)| (*address, KNOWN_FOR)).collect())
 }
 
-fn services_of(class: &Reachable) -> Elements {
+fn services_of(class: &Reachable, proxy: Option<&OutboundProxy>) -> Elements {
     let ports = (class.ports.first(), class.ports.last());
-    let kinds: Vec<((u8, u8), (u16, u16))> = match class.every_protocol {
+    let by = |wanted: &[Transport]| {
+        let permitted = class.transports.iter().filter(|one| wanted.contains(*one));
+        permitted.map(|one| (protocol(*one), ports)).map(twice).collect::<Vec<_>>()
+    };
+    let kinds: Vec<((u8, u8), (u16, u16))> = match (proxy, class.every_protocol) {
+        // Proxies make connections of TCP, and nothing goes round them.
+        (Some(_), _) => by(&[Transport::Tcp]),
         // Where others have ports, these have anything.
-        true => vec![((0, u8::MAX), (0, u16::MAX))],
-        false => class.transports.iter().map(|one| (protocol(*one), ports)).map(twice).collect(),
+        (None, true) => vec![((0, u8::MAX), (0, u16::MAX))],
+        (None, false) => by(&[Transport::Tcp, Transport::Udp]),
     };
     let services = class.addresses.iter().flat_map(|addresses| {
         kinds.iter().map(|(protocols, ports)| Services {

@@ -19,7 +19,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use skerry_model::Ipv4Network;
+use skerry_model::{HostName, Ipv4Network};
 
 use super::{
     addresses::AddressBook,

@@ -1,13 +1,17 @@
 //! Tables that only the configuration file has.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
-use skerry_model::{DiskMib, MemMib, Plan, Shape, VcpuCount, spec::CpuKind};
+use skerry_control::ServerProxy;
+use skerry_model::{
+    DiskMib, MemMib, OutboundProxy, Plan, ProxyCredentials, ProxyName, ProxyProtocol, Shape,
+    VcpuCount, spec::CpuKind,
+};
 use skerry_node::images::{PullLimits, PullPolicy};
 
-use super::{DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB, DEFAULT_VCPU_COUNT, absolute};
+use super::{DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB, DEFAULT_VCPU_COUNT, KeyText, absolute};
 
 /// From which registries images are pulled. Without it, from none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -90,5 +94,55 @@ impl TemplateSettings {
             disk_mib: DiskMib(or(self.disk_mib, disk_mib, DEFAULT_DISK_MIB)),
             cpu_kind: self.cpu_kind,
         }
+    }
+}
+
+/// A proxy of the server's, through which workspaces reach the world that ask for it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutboundProxySettings {
+    /// What workspaces ask for.
+    pub name: String,
+    /// Where it is.
+    pub address: Ipv4Addr,
+    /// At which port of TCP.
+    pub port: u16,
+    /// How it is asked: `http` (CONNECT) or `socks5`.
+    pub protocol: Option<String>,
+    /// Who it is told to be asked by.
+    pub username: Option<String>,
+    /// What proves that.
+    pub password: Option<KeyText>,
+    /// Under which address the world sees who goes through it.
+    pub exit_address: Option<Ipv4Addr>,
+}
+
+impl OutboundProxySettings {
+    /// All of them, by their names.
+    pub(super) fn resolve(list: Vec<Self>) -> Result<BTreeMap<ProxyName, ServerProxy>> {
+        let mut known = BTreeMap::new();
+        for one in list {
+            let said = || format!("outbound_proxies: {:?}", one.name);
+            let name: ProxyName = one.name.parse().with_context(said)?;
+            let protocol = one.protocol.as_deref().map_or(Ok(ProxyProtocol::Http), str::parse);
+            let credentials = match (one.username, one.password) {
+                (Some(username), password) => Some(ProxyCredentials {
+                    username,
+                    password: password.map_or_else(|| skerry_model::Secret::new(""), |key| key.0),
+                }),
+                (None, None) => None,
+                (None, Some(_)) => bail!("outbound_proxies: {name}: a password without a username"),
+            };
+            let said = || format!("outbound_proxies: {name}");
+            let (address, port) = (one.address, one.port);
+            let protocol = protocol.with_context(said)?;
+            let proxy = OutboundProxy { address, port, protocol, credentials };
+            proxy.check().with_context(said)?;
+            let server = ServerProxy { proxy, exit_address: one.exit_address };
+            if known.insert(name.clone(), server).is_some() {
+                bail!("outbound_proxies: {name} is there twice");
+            }
+        }
+        Ok(known)
     }
 }

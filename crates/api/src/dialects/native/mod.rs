@@ -97,6 +97,7 @@ fn described() -> (Router<ApiState>, Document) {
         .routes(routes!(rest::fork))
         .routes(routes!(network::show, network::replace))
         .routes(routes!(network::refusals))
+        .routes(routes!(network::proxies))
         .routes(routes!(lifecycle::change))
         .routes(routes!(lifecycle::renew))
         .routes(routes!(lifecycle::touch))

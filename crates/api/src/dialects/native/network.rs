@@ -3,7 +3,7 @@
 use axum::{Json, extract::State};
 use skerry_control::{self as control, Control};
 use skerry_model::{
-    self as model, Destination, EgressRule, EgressWish, Invalid, PortRange, WorkspaceId,
+    self as model, Destination, EgressRule, EgressWish, Invalid, Outbound, PortRange, WorkspaceId,
 };
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     ApiState,
-    dialects::network_text::{block, destination},
+    dialects::network_text::{block, destination, outbound_proxy},
     ids::parse_workspace_ref,
 };
 
@@ -77,6 +77,23 @@ pub(super) async fn refusals(
     }))
 }
 
+/// Lists the server's own proxies.
+#[utoipa::path(
+    operation_id = "list_server_proxies",
+    get, path = "/skerry/v1/network/proxies", tag = "network",
+    responses(
+        (status = 200, body = wire::ServerProxies),
+        (status = 401, body = wire::ErrorBody, description = "No valid credential"),
+    ),
+)]
+pub(super) async fn proxies(State(state): State<ApiState>, _: Login) -> Json<wire::ServerProxies> {
+    let shown = state.control.server_proxies().map(|(name, exit)| wire::ServerProxy {
+        name: name.to_string(),
+        exit_address: exit.map(|address| address.to_string()),
+    });
+    Json(wire::ServerProxies { proxies: shown.collect() })
+}
+
 /// Replaces what a workspace asks of the network. In force when the answer comes, also for connections
 /// that exist.
 #[utoipa::path(
@@ -102,7 +119,8 @@ pub(super) async fn replace(
     let which = parse_workspace_ref(&path.value);
     let wish = wish(&state.control, &login.caller, body.value).await?;
     let replace = move |own: &mut model::NetworkWish| {
-        own.clone_from(&wish);
+        let outbound = wish.outbound.clone().keeping_credentials_of(&own.outbound);
+        *own = model::NetworkWish { outbound, ..wish.clone() };
         Ok(())
     };
     Ok(Json(shown(&state.control.change_network(&login.caller, &which, replace).await?)))
@@ -137,7 +155,31 @@ pub(super) async fn wish(
         caller_networks: networks.collect::<Result<_, Invalid>>()?,
         open_ports: open_ports.collect::<Result<_, Invalid>>()?,
         egress,
+        outbound: outbound_wish(asked.outbound.unwrap_or_default())?,
     })
+}
+
+fn outbound_wish(asked: wire::OutboundWish) -> Result<Outbound, Invalid> {
+    let invalid = |problem: &str, allowed: &str| Invalid {
+        field: "proxy",
+        problem: problem.to_owned(),
+        allowed: allowed.to_owned(),
+    };
+    match (asked.proxy, asked.server_proxy) {
+        (None, None) => Ok(Outbound::Direct),
+        (None, Some(name)) => Ok(Outbound::OfServer(name.parse()?)),
+        (Some(proxy), None) => outbound_proxy(
+            &proxy.address,
+            proxy.port,
+            proxy.protocol.as_deref(),
+            proxy.username,
+            proxy.password.map(|text| text.0),
+        )
+        .map(Outbound::Own),
+        (Some(_), Some(_)) => {
+            Err(invalid("is one of its own and one of the server's at once", "one of the two"))
+        }
+    }
 }
 
 fn egress_wish(egress: wire::Egress) -> Result<EgressWish, Invalid> {
@@ -210,6 +252,7 @@ fn shown(view: &control::NetworkView) -> wire::Network {
         private_address: address.map(|address| address.to_string()),
         gateway: view.node.map(|node| node.gateway.to_string()),
         egress: egress_shown(&wish.egress),
+        outbound: outbound_shown(&wish.outbound),
         callers: view.callers.iter().map(peer).collect(),
         caller_networks: wish.caller_networks.iter().map(ToString::to_string).collect(),
         open_ports: wish
@@ -236,6 +279,23 @@ fn egress_shown(wish: &EgressWish) -> wire::Egress {
         package_managers: wish.package_managers,
         allow: wish.allowed.iter().map(entry_shown).collect(),
     }
+}
+
+fn outbound_shown(outbound: &Outbound) -> wire::Outbound {
+    let (proxy, server_proxy) = match outbound {
+        Outbound::Direct => (None, None),
+        Outbound::Own(proxy) => {
+            let shown = wire::Proxy {
+                address: proxy.address.to_string(),
+                port: proxy.port,
+                protocol: proxy.protocol.word().to_owned(),
+                has_credentials: proxy.credentials.is_some(),
+            };
+            (Some(shown), None)
+        }
+        Outbound::OfServer(name) => (None, Some(name.to_string())),
+    };
+    wire::Outbound { proxy, server_proxy }
 }
 
 fn entry_shown(rule: &EgressRule) -> wire::EgressEntry {

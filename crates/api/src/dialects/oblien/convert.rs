@@ -42,8 +42,7 @@ const UNSERVED_FIELDS: [Unserved; 4] = [
 ];
 
 /// Fields of `config` that are refused while they ask for something.
-const UNSERVED_CONFIG: [Unserved; 6] = [
-    unserved("proxy_assignment_id"),
+const UNSERVED_CONFIG: [Unserved; 5] = [
     unserved("ready_check"),
     unserved("desktop"),
     unserved("enable_kvm"),

@@ -72,6 +72,7 @@ pub fn router() -> Router<ApiState> {
         .route(
             "/workspace/{workspace}/domain",
             get(domains::get).post(domains::connect).delete(domains::disconnect),
+        .route("/workspace/{workspace}/network/ip", post(network::assign_ip))
         )
         .route("/workspace/{workspace}/domain/check", post(domains::check))
         .route("/workspace/{workspace}/domain/ssl/renew", post(domains::renew))

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use skerry_control::{Caller, Control, Error, NetworkView};
 use skerry_model::{
     Destination, EgressRule, EgressWish, InternetScope, Ipv4Network, NetworkWish, OpenPorts,
-    PortRange, Transport, WorkspaceId,
+    Outbound, OutboundProxy, PortRange, Transport, WorkspaceId,
 };
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     ApiState,
     auth::Authenticated,
-    dialects::network_text::{block, destination},
+    dialects::network_text::{block, destination, outbound_proxy},
     extract::{JsonBody, PathOf},
     ids,
     object::Object,
@@ -40,6 +40,9 @@ pub(super) struct Asked {
     ingress: Option<BTreeSet<Ipv4Network>>,
     ingress_ports: Option<BTreeSet<OpenPorts>>,
     private_links: Option<Vec<String>>,
+    outbound: Option<Outbound>,
+    /// `outbound_mode: custom`: a proxy of its own is there already, or comes with it.
+    wants_own_proxy: bool,
     /// The first field that asks for anything at all, and the first that asks for the world.
     needs_network: Option<String>,
     needs_uplink: Option<String>,
@@ -64,6 +67,39 @@ impl Field<'_> {
             problem: problem.into(),
             allowed: allowed.to_owned(),
         }
+    }
+
+    fn no_assignment(&self) -> Refusal {
+        self.refusal("is no proxy of this server", "the name of one that it has, or null")
+    }
+
+    /// `custom_proxy`.
+    fn proxy(&self, value: &Value) -> Result<OutboundProxy, Refusal> {
+        let of = |name: &str, problem: &str, allowed: &str| Refusal {
+            code: self.code,
+            field: format!("{}.{name}", self.path()),
+            problem: problem.to_owned(),
+            allowed: allowed.to_owned(),
+        };
+        let fields =
+            value.as_object().ok_or_else(|| self.refusal("is not an object", "an object"))?;
+        let known = ["host", "port", "protocol", "username", "password"];
+        if let Some(other) = fields.keys().find(|name| !known.contains(&name.as_str())) {
+            return Err(of(other, "is not a field of a proxy", &known.join(", ")));
+        }
+        let text = |name: &str| match fields.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(of(name, "is no text", "a text")),
+        };
+        let host =
+            text("host")?.ok_or_else(|| of("host", "is missing", "a public IPv4 address"))?;
+        let port = fields.get("port").and_then(Value::as_u64);
+        let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+        let port = port.ok_or_else(|| of("port", "is no port", "1 to 65535"))?;
+        let (username, password) = (text("username")?, text("password")?);
+        outbound_proxy(&host, port, text("protocol")?.as_deref(), username, password)
+            .map_err(|invalid| self.refusal(invalid.problem, &invalid.allowed))
     }
 
     fn flag(&self, value: &Value) -> Result<bool, Refusal> {
@@ -102,6 +138,14 @@ impl Asked {
             field.flag(config.get("static_network").unwrap_or(&Value::Null))?;
             asked.needs_network.get_or_insert(field.path());
         }
+        if let Some(value) = config.get("proxy_assignment_id").filter(|value| !value.is_null()) {
+            let field =
+                Field { code: "validation_error", prefix: "config.", name: "proxy_assignment_id" };
+            let name = value.as_str().and_then(|text| text.parse().ok());
+            asked.outbound = Some(Outbound::OfServer(name.ok_or_else(|| field.no_assignment())?));
+            asked.needs_uplink.get_or_insert(field.path());
+            asked.needs_network.get_or_insert(field.path());
+        }
         match config.get("network_config") {
             None | Some(Value::Null) => {}
             Some(Value::Object(fields)) => {
@@ -125,6 +169,11 @@ impl Asked {
             if !value.is_null() {
                 self.take(&Field { code, prefix, name }, value)?;
             }
+        }
+        let managed = fields.get("outbound_mode").is_some_and(|mode| mode == "managed");
+        if managed && fields.get("custom_proxy").is_some_and(|proxy| !proxy.is_null()) {
+            let field = Field { code, prefix, name: "custom_proxy" };
+            return Err(field.refusal("is given although the mode is managed", "null"));
         }
         let listed = self.egress.as_ref().is_some_and(|egress| !egress.is_empty());
         if self.allow_internet == Some(false) && listed {
@@ -178,20 +227,33 @@ impl Asked {
                 let entry = |entry: &Value| field.text(entry).map(str::to_owned);
                 self.private_links = Some(field.list(value, entry)?.into_iter().collect());
             }
-            "outbound_mode" if value == "managed" => {}
-            "egress_ports" | "public_access" | "public_ingress" | "custom_proxy"
-            | "outbound_mode" => {
+            "outbound_mode" => match field.text(value)? {
+                "managed" => {
+                    self.outbound.get_or_insert(Outbound::Direct);
+                }
+                "custom" => {
+                    self.wants_own_proxy = true;
+                    self.needs_uplink_if(asks, field);
+                }
+                _ => return Err(field.refusal("is no mode", "managed or custom")),
+            },
+            "custom_proxy" => {
+                self.outbound = Some(Outbound::Own(field.proxy(value)?));
+                self.needs_uplink_if(asks, field);
+            }
+            "egress_ports" | "public_access" | "public_ingress" => {
                 if asks {
                     let problem = "is not available on this server yet";
                     return Err(field.refusal(problem, "leave it out, null or false"));
                 }
             }
             _ => {
-                let known = "allow_internet, egress, ingress, ingress_ports, private_link_ids";
+                let known = "allow_internet, egress, ingress, ingress_ports, private_link_ids, \
+                             outbound_mode, custom_proxy";
                 return Err(field.refusal("is not a field of a network", known));
             }
         }
-        if asks && field.name != "outbound_mode" {
+        if asks && value != "managed" {
             self.needs_network.get_or_insert(field.path());
         }
         Ok(())
@@ -230,6 +292,14 @@ impl Asked {
             return Ok(None);
         }
         self.check(control, "INVALID_CONFIG")?;
+        if let Some(Outbound::OfServer(asked)) = &self.outbound
+            && !control.server_proxies().any(|(name, _)| name == asked)
+        {
+            let code = "validation_error";
+            return Err(Field { code, prefix: "config.", name: "proxy_assignment_id" }
+                .no_assignment()
+                .into());
+        }
         let callers = self.callers(control, caller).await?;
         let mut wish = control.default_network();
         self.apply(callers.as_ref(), &mut wish)?;
@@ -269,6 +339,13 @@ impl Asked {
             wish.egress.allowed.clone_from(egress);
             wish.egress.package_managers = false;
         }
+        if let Some(outbound) = &self.outbound {
+            wish.outbound = outbound.clone().keeping_credentials_of(&wish.outbound);
+        }
+        if self.wants_own_proxy && !matches!(wish.outbound, Outbound::Own(_)) {
+            let problem = "is custom, and there is no proxy";
+            return Err(Error::invalid("outbound_mode", problem, "custom_proxy with it"));
+        }
         if let Some(ingress) = &self.ingress {
             wish.caller_networks.clone_from(ingress);
         }
@@ -288,7 +365,7 @@ pub(super) async fn get(
     PathOf { value: reference, .. }: PathOf<String, Oblien>,
 ) -> Result<Response, Problem> {
     let which = ids::parse_workspace_ref(&reference);
-    Ok(answer(&state.control.network_of(&caller, &which).await?))
+    Ok(answer(&state.control, &state.control.network_of(&caller, &which).await?))
 }
 
 /// Changes what is named and leaves the rest.
@@ -307,10 +384,60 @@ pub(super) async fn change(
     asked.check(&state.control, code)?;
     let callers = asked.callers(&state.control, &caller).await?;
     let change = move |wish: &mut NetworkWish| asked.apply(callers.as_ref(), wish);
-    Ok(answer(&state.control.change_network(&caller, &which, change).await?))
+    let view = state.control.change_network(&caller, &which, change).await?;
+    Ok(answer(&state.control, &view))
 }
 
-fn answer(view: &NetworkView) -> Response {
+/// A dedicated address outside: that of a proxy of the server's, which everything then goes through.
+pub(super) async fn assign_ip(
+    State(state): State<ApiState>,
+    Authenticated { caller, .. }: Authenticated<Oblien>,
+    PathOf { value: reference, .. }: PathOf<String, Oblien>,
+    JsonBody { value: body, .. }: JsonBody<Option<Object<Map<String, Value>>>, Oblien>,
+) -> Result<Response, Problem> {
+    let which = ids::parse_workspace_ref(&reference);
+    state.control.get_workspace(&caller, &which).await?;
+    let field = Field { code: "validation_error", prefix: "", name: "ip" };
+    let fields = body.map(|Object(fields)| fields).unwrap_or_default();
+    if let Some(other) = fields.keys().find(|name| *name != "ip") {
+        let other = Field { name: other, ..field };
+        return Err(other.refusal("is not a field of an address", "ip").into());
+    }
+    let ip = fields.get("ip").and_then(Value::as_str).and_then(|text| text.parse().ok());
+    let ip: std::net::Ipv4Addr =
+        ip.ok_or_else(|| field.refusal("is no IPv4 address", "an address of the server's pool"))?;
+    let mut known = state.control.server_proxies();
+    let Some((name, _)) = known.find(|(_, exit)| *exit == Some(ip)) else {
+        let problem = format!("{ip} is not an address of this server's pool");
+        return Err(field.refusal(problem, "the exit address of a proxy that it has").into());
+    };
+    let outbound = Outbound::OfServer(name.clone());
+    drop(known);
+    let change = move |wish: &mut NetworkWish| {
+        wish.outbound = outbound.clone();
+        Ok(())
+    };
+    let view = state.control.change_network(&caller, &which, change).await?;
+    Ok(answer(&state.control, &view))
+}
+
+fn answer(control: &Control, view: &NetworkView) -> Response {
+    let (mode, proxy, exit) = match &view.workspace.spec.network.outbound {
+        Outbound::Direct => ("managed", Value::Null, None),
+        Outbound::Own(proxy) => {
+            let shown = json!({
+                "host": proxy.address.to_string(),
+                "port": proxy.port,
+                "protocol": proxy.protocol.word(),
+                "has_credentials": proxy.credentials.is_some(),
+            });
+            ("custom", shown, None)
+        }
+        Outbound::OfServer(used) => {
+            let known = control.server_proxies().find(|(name, _)| *name == used);
+            ("managed", Value::Null, known.and_then(|(_, exit)| exit))
+        }
+    };
     let network = shown(&view.workspace.spec.network);
     let address = |address: skerry_model::PrivateAddress| address.to_string();
     let ip = view.workspace.private_address.filter(|_| view.node.is_some());
@@ -337,9 +464,9 @@ fn answer(view: &NetworkView) -> Response {
         "ingress_ports": network.ingress_ports,
         "egress": network.egress,
         "egress_ports": network.egress_ports,
-        "outbound_ip": null,
-        "outbound_mode": "managed",
-        "outbound_proxy": null,
+        "outbound_ip": exit.map(|address| address.to_string()),
+        "outbound_mode": mode,
+        "outbound_proxy": proxy,
         "private_links": links,
     }))
     .into_response()

@@ -110,7 +110,8 @@ fn plain_record(row: &SqliteRow, keys: &KeyRing) -> Result<Workspace, Error> {
     }
     let workspace = row.try_get("id")?;
     let none = Workloads::default();
-    let sealed = seal_secrets(id(workspace)?, &env, &none, row.try_get("preview_token")?, keys)?;
+    let token = row.try_get("preview_token")?;
+    let sealed = seal_secrets(id(workspace)?, &env, &none, None, token, keys)?;
     WorkspaceColumns {
         id: workspace,
         account_id: row.try_get("account_id")?,

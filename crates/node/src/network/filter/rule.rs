@@ -18,9 +18,13 @@ const NFTA_LOOKUP_SREG: u16 = 2;
 
 /// A register of 16 bytes, which is also four of 4 bytes.
 const REGISTER: u32 = Registers::Reg1 as u32;
+/// Another of 16 bytes.
+const OTHER_REGISTER: u32 = Registers::Reg2 as u32;
 /// The second and third of those four.
 const SECOND_WORD: u32 = Registers::Reg3201 as u32;
 const THIRD_WORD: u32 = Registers::Reg3202 as u32;
+
+const NFT_NAT_DNAT: u32 = 1;
 
 /// The two directions of a tracked connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,16 +184,7 @@ impl<'a> Rule<'a> {
 
     /// Marks it for a later rule. Marks do not leave the namespace.
     pub fn mark(mut self, mark: u32) {
-        self.expressions = self
-            .expressions
-            .nested_elem()
-            .nested_data_immediate()
-            .push_dreg(REGISTER)
-            .nested_data()
-            .push_value(&mark.to_ne_bytes())
-            .end_nested()
-            .end_nested()
-            .end_nested();
+        self = self.load(REGISTER, &mark.to_ne_bytes());
         let meta = self.expressions.nested_elem().nested_data_meta();
         meta.push_key(MetaKeys::Mark as u32).push_sreg(REGISTER);
     }
@@ -244,24 +239,36 @@ impl<'a> Rule<'a> {
     }
 
     /// The connection is to this address.
-    pub fn redirect_to(mut self, address: Ipv4Addr) {
-        const NFT_NAT_DNAT: u32 = 1;
-        self.expressions = self
+    pub fn redirect_to(self, address: Ipv4Addr) {
+        let loaded = self.load(REGISTER, &address.octets());
+        loaded
             .expressions
-            .nested_elem()
-            .nested_data_immediate()
-            .push_dreg(REGISTER)
-            .nested_data()
-            .push_value(&address.octets())
-            .end_nested()
-            .end_nested()
-            .end_nested();
-        self.expressions
             .nested_elem()
             .nested_data_nat()
             .push_type(NFT_NAT_DNAT)
             .push_family(libc::NFPROTO_IPV4 as u32)
             .push_reg_addr_min(REGISTER);
+    }
+
+    /// The connection is to this address and port.
+    pub fn redirect_to_port(self, address: Ipv4Addr, port: u16) {
+        let loaded =
+            self.load(REGISTER, &address.octets()).load(OTHER_REGISTER, &port.to_be_bytes());
+        loaded
+            .expressions
+            .nested_elem()
+            .nested_data_nat()
+            .push_type(NFT_NAT_DNAT)
+            .push_family(libc::NFPROTO_IPV4 as u32)
+            .push_reg_addr_min(REGISTER)
+            .push_reg_proto_min(OTHER_REGISTER);
+    }
+
+    fn load(mut self, register: u32, value: &[u8]) -> Self {
+        let immediate = self.expressions.nested_elem().nested_data_immediate().push_dreg(register);
+        let loaded = immediate.nested_data().push_value(value);
+        self.expressions = loaded.end_nested().end_nested().end_nested();
+        self
     }
 
     /// The connection comes from the address of the interface that it leaves by.

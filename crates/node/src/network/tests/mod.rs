@@ -5,5 +5,7 @@ mod ground;
 mod lives;
 mod names;
 mod passage;
+mod proxied;
 mod spoofing;
+mod vaults;
 mod world;

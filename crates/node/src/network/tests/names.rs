@@ -18,24 +18,25 @@ use skerry_model::{Destination, EgressRule, NetworkPolicy, PortRange, Transport}
 use super::{
     super::UplinkSettings,
     ground::{Booted, Ground},
-    world::{INTERNAL, OTHER_SITE, SITE, World, permits},
+    world::{API_SITE, INTERNAL, OTHER_SITE, SITE, World, permits},
 };
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
 const NAME_SERVER: Ipv4Addr = SITE;
 
 /// The internet with a name server and two sites, which say which they are.
-struct NamedWorld {
-    world: World,
+pub(super) struct NamedWorld {
+    pub world: World,
 }
 
 impl NamedWorld {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let world = World::new();
         let records = BTreeMap::from([
             ("site.test.", vec![SITE]),
             ("a.below.test.", vec![SITE]),
             ("other.test.", vec![OTHER_SITE]),
+            ("api.test.", vec![API_SITE]),
             ("rebound.test.", vec![INTERNAL, Ipv4Addr::LOCALHOST, SITE]),
             ("inside.test.", vec![INTERNAL]),
         ]);
@@ -54,9 +55,13 @@ impl NamedWorld {
         Self { world }
     }
 
-    fn ground(&self) -> Ground {
+    pub fn ground(&self) -> Ground {
+        Ground::serving(self.uplink())
+    }
+
+    pub fn uplink(&self) -> UplinkSettings {
         let name_servers = vec![IpAddr::V4(NAME_SERVER)];
-        Ground::serving(UplinkSettings { name_servers, ..self.world.uplink() })
+        UplinkSettings { name_servers, ..self.world.uplink() }
     }
 }
 
@@ -100,11 +105,11 @@ fn say_who(mut stream: TcpStream, name: &str) -> io::Result<()> {
     }
 }
 
-fn name(text: &str) -> Destination {
+pub(super) fn name(text: &str) -> Destination {
     Destination::Name(text.parse().unwrap())
 }
 
-fn only(names: &[&str]) -> NetworkPolicy {
+pub(super) fn only(names: &[&str]) -> NetworkPolicy {
     permits(names.iter().map(|text| EgressRule::all(name(text))))
 }
 
@@ -123,7 +128,7 @@ impl Booted<'_> {
     }
 
     /// The addresses that a name has for the guest.
-    fn resolve(&self, text: &str) -> Result<Vec<Ipv4Addr>, ResponseCode> {
+    pub(super) fn resolve(&self, text: &str) -> Result<Vec<Ipv4Addr>, ResponseCode> {
         let answer = self.ask(text, RecordType::A);
         match answer.metadata.response_code {
             ResponseCode::NoError => Ok(answer
@@ -139,7 +144,7 @@ impl Booted<'_> {
     }
 
     /// What is answered to some bytes, until the other side ends or is silent.
-    fn exchange(&self, to: Ipv4Addr, port: u16, said: &[u8]) -> String {
+    pub(super) fn exchange(&self, to: Ipv4Addr, port: u16, said: &[u8]) -> String {
         let mut stream = self.connect(to, port).unwrap();
         stream.write_all(said).unwrap();
         let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -153,12 +158,12 @@ impl Booted<'_> {
     }
 }
 
-fn get(host: &str) -> String {
+pub(super) fn get(host: &str) -> String {
     format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
 }
 
 /// A ClientHello (RFC 8446, 4.1.2; RFC 6066, 3).
-fn client_hello(server_name: Option<&str>) -> Vec<u8> {
+pub(super) fn client_hello(server_name: Option<&str>) -> Vec<u8> {
     fn sized(width: usize, content: &[u8]) -> Vec<u8> {
         let length = content.len().to_be_bytes();
         [&length[length.len() - width..], content].concat()

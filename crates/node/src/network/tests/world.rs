@@ -18,6 +18,8 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// Addresses for measurements (RFC 2544): no host of the real internet has one.
 pub(super) const SITE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 pub(super) const OTHER_SITE: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 1);
+/// One at which nothing is unless a test puts it there.
+pub(super) const API_SITE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 /// A host of the operator's own network.
 pub(super) const INTERNAL: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 1);
 pub(super) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -36,7 +38,7 @@ impl World {
             .enter(|| {
                 let mut links = Links::open();
                 links.up("lo")?;
-                for address in [SITE, OTHER_SITE, INTERNAL, METADATA] {
+                for address in [SITE, OTHER_SITE, API_SITE, INTERNAL, METADATA] {
                     links.add_address("lo", address, 32)?;
                 }
                 Ok(())

@@ -72,6 +72,86 @@ pub struct OpenPorts {
     pub ports: String,
 }
 
+/// Text that is not printed.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct SecretText(pub String);
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretText(…)")
+    }
+}
+
+/// A proxy that makes connections for others.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyWish {
+    /// A public IPv4 address.
+    #[schema(example = "203.0.113.7")]
+    pub address: String,
+    /// Its port of TCP.
+    pub port: u16,
+    /// `http` (CONNECT) or `socks5`; absent: `http`.
+    pub protocol: Option<String>,
+    /// Who it is told to be asked by. Absent: as it was, when address, port and protocol are what they
+    /// were and there is no password; otherwise nobody.
+    pub username: Option<String>,
+    /// What proves that. It is never shown.
+    #[schema(value_type = Option<String>)]
+    pub password: Option<SecretText>,
+}
+
+/// Through what it reaches the world.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OutboundWish {
+    /// A proxy of its own. It is asked for a connection first.
+    pub proxy: Option<ProxyWish>,
+    /// The name of one of the server's; not both.
+    pub server_proxy: Option<String>,
+}
+
+/// A proxy, without what it is told.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Proxy {
+    /// Its address.
+    pub address: String,
+    /// Its port of TCP.
+    pub port: u16,
+    /// `http` (CONNECT) or `socks5`.
+    pub protocol: String,
+    /// Whether it is told who asks.
+    pub has_credentials: bool,
+}
+
+/// Through what a workspace reaches the world. By the server's own way when both are absent.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Outbound {
+    /// A proxy of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Proxy>,
+    /// One of the server's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_proxy: Option<String>,
+}
+
+/// A proxy of the server's.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ServerProxy {
+    /// What workspaces ask for.
+    pub name: String,
+    /// Under which address the world sees who goes through it; `null` when that is not known.
+    pub exit_address: Option<String>,
+}
+
+/// The proxies of the server.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ServerProxies {
+    /// In the order of their names.
+    pub proxies: Vec<ServerProxy>,
+}
+
 /// What a workspace asks of the network.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -89,6 +169,8 @@ pub struct NetworkWish {
     /// What callers may reach. At most 100.
     #[serde(default)]
     pub open_ports: Vec<OpenPorts>,
+    /// Absent: by the server's own way.
+    pub outbound: Option<OutboundWish>,
 }
 
 /// Another workspace of the account.
@@ -158,6 +240,8 @@ pub struct Network {
     pub gateway: Option<String>,
     /// What of the world it may reach.
     pub egress: Egress,
+    /// Through what it reaches that.
+    pub outbound: Outbound,
     /// Who is named as a caller and is there.
     pub callers: Vec<Peer>,
     /// Networks of callers.

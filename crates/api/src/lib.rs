@@ -12,6 +12,7 @@
 //! There, `/v1/...` is InstaVM's and `/health` is answered for everybody by [`health`].
 
 pub mod auth;
+mod bodies;
 pub mod dialect;
 pub mod dialects;
 mod dns_access;
@@ -22,7 +23,9 @@ pub mod ids;
 pub mod number;
 pub mod object;
 mod output_budget;
+mod output_log;
 mod telemetry;
+mod terminal;
 #[cfg(test)]
 mod test_ground;
 mod unread;
@@ -100,6 +103,7 @@ pub struct ApiState {
     pub(crate) output_budget: output_budget::OutputBudget,
     pub(crate) executions: dialects::instavm::Executions,
     pub(crate) terminals: dialects::instavm::Terminals,
+    pub(crate) runtimes: dialects::oblien::Runtimes,
     shutdown: CancellationToken,
     ssh: Option<Arc<SshEndpoint>>,
 }
@@ -125,6 +129,7 @@ impl ApiState {
             output_budget: output_budget::OutputBudget::default(),
             executions: dialects::instavm::Executions::default(),
             terminals: dialects::instavm::Terminals::default(),
+            runtimes: dialects::oblien::Runtimes::default(),
             shutdown,
             ssh: None,
         }
@@ -163,7 +168,7 @@ impl ApiState {
     /// Resolves when nothing that was begun by a call runs on without it. To be awaited after the listener
     /// has ended.
     pub async fn ended(&self) {
-        tokio::join!(self.executions.ended(), self.terminals.ended());
+        tokio::join!(self.executions.ended(), self.terminals.ended(), self.runtimes.ended());
     }
 
     /// Resolves when the server is to stop, for streams and sockets that must end then.

@@ -19,6 +19,7 @@ pub mod projects;
 pub mod quota;
 pub mod reconciler;
 pub mod route;
+pub mod runtime_access;
 pub mod sim_node;
 pub mod snapshots;
 pub mod ssh_access;
@@ -44,6 +45,7 @@ pub use network::{NetworkRefusal, NetworkRefusals, NetworkView, Peer, RefusedEgr
 pub use ports::{PortVisibility, Publication, PublishPort, PublishedPort};
 pub use projects::{CreateProject, Project};
 pub use quota::Quota;
+pub use runtime_access::{RuntimeToken, RuntimeVisit};
 pub use snapshots::{CreateSnapshot, DeletedSnapshot, ListSnapshots, SnapshotRef, UpdateSnapshot};
 pub use ssh_access::SshAccess;
 pub use ssh_keys::SshKey;

@@ -9,6 +9,7 @@ mod blueprints;
 mod contract;
 mod domains;
 mod row;
+mod runtime_access;
 pub mod sealing;
 mod sqlite;
 mod ssh_access;
@@ -25,6 +26,7 @@ use skerry_model::{
 
 pub use blueprints::{BlueprintInsertion, BlueprintStore};
 pub use domains::{DomainInsertion, DomainStore, KeptCertificate};
+pub use runtime_access::{EarlierTokens, RuntimeAccessStore, StoredRuntimeToken};
 pub use sealing::KeyRing;
 pub use ssh_access::{EarlierPassword, PasswordInsertion, SshAccessStore, SshPassword};
 pub use volumes::{
@@ -201,7 +203,9 @@ pub enum SnapshotDeletion {
 
 /// What a database has to offer.
 #[async_trait]
-pub trait StateStore: VolumeStore + DomainStore + SshAccessStore + BlueprintStore {
+pub trait StateStore:
+    VolumeStore + DomainStore + SshAccessStore + BlueprintStore + RuntimeAccessStore
+{
     /// Makes the account and its default project in one transaction, unless an account of this
     /// handle is there. Returns the account that is there afterwards and whether it was made.
     async fn ensure_account(

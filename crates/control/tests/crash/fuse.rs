@@ -2,6 +2,7 @@
 
 mod blueprints;
 mod domains;
+mod runtime_access;
 mod ssh_access;
 mod volumes;
 

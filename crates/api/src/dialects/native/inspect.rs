@@ -5,10 +5,9 @@ use axum::{Json, extract::State, response::Response};
 use super::{
     Login, Params, Query, convert,
     error_body::{NativeError, NativeResult},
-    files::download,
     wire,
 };
-use crate::{ApiState, ids::parse_workspace_ref};
+use crate::{ApiState, bodies::download, ids::parse_workspace_ref};
 
 const DEFAULT_TAIL_BYTES: u64 = 64 * 1024;
 const MAX_TAIL_BYTES: u64 = 16 * 1024 * 1024;

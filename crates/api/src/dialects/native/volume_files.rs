@@ -10,14 +10,11 @@ use skerry_control::{
 };
 use skerry_model::Timestamp;
 
-use super::{
-    Login, Params, Query, convert,
-    error_body::NativeResult,
-    files::{download, upload},
-    volumes::volume_ref,
-    wire,
+use super::{Login, Params, Query, convert, error_body::NativeResult, volumes::volume_ref, wire};
+use crate::{
+    ApiState,
+    bodies::{download, upload},
 };
-use crate::ApiState;
 
 /// What a listing shows at most, and by default.
 const ENTRIES_MAX: u32 = 10_000;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use skerry_control::Error;
 use skerry_model::{ErrorKind, Failure, Invalid, error::Limit};
 
-use super::Oblien;
+use super::{Oblien, runtime::RuntimeProblem};
 use crate::{Dialect, Fault, extract::JsonProblem};
 
 /// A value of a request that is refused before control is asked.
@@ -51,6 +51,8 @@ pub(super) enum Problem {
     SnapshotUnconfirmed,
     /// An area of Oblien's API that is not here.
     NotServed,
+    /// A call of the runtime failed.
+    Runtime(RuntimeProblem),
 }
 
 impl From<Error> for Problem {
@@ -132,14 +134,31 @@ impl IntoResponse for Problem {
                 "this part of the API is not available on this server",
                 None,
             ),
+            Self::Runtime(problem) => problem.answer(),
         }
     }
 }
 
 impl Dialect for Oblien {
     const NAME: &'static str = "oblien";
-    const ROOTS: &'static [&'static str] =
-        &["/workspace", "/namespaces", "/tokens", "/webhooks", "/credits", "/pages", "/cdn"];
+    const ROOTS: &'static [&'static str] = &[
+        "/workspace",
+        "/namespaces",
+        "/tokens",
+        "/webhooks",
+        "/credits",
+        "/pages",
+        "/cdn",
+        "/runtime",
+        "/runtimes",
+        "/files",
+        "/exec",
+        "/terminals",
+        "/watchers",
+        "/ws",
+        "/proxy",
+        "/desktop",
+    ];
 
     fn error(error: &Error) -> Response {
         of_error(error, "internal_error")
@@ -362,7 +381,12 @@ fn json_body(code: &str, message: &str) -> Value {
     json!({ "success": false, "error": code, "code": code, "message": message })
 }
 
-fn body(status: StatusCode, code: &str, message: &str, details: Option<Value>) -> Response {
+pub(super) fn body(
+    status: StatusCode,
+    code: &str,
+    message: &str,
+    details: Option<Value>,
+) -> Response {
     let mut object = json_body(code, message);
     if let Some(details) = details {
         object["details"] = details;

@@ -1,5 +1,6 @@
-//! The Oblien dialect: the control plane of Oblien's workspace API (`/workspace`), as its client 2.4.0
-//! and its reference page use it. What is served, refused and different: `docs/dialects/oblien.md`.
+//! The Oblien dialect: the control plane of Oblien's workspace API (`/workspace`) and its data plane, the
+//! runtimes of workspaces, as its client 2.4.0 and its reference page use them. What is served, refused and
+//! different: `docs/dialects/oblien.md`.
 
 mod convert;
 mod domains;
@@ -14,6 +15,7 @@ mod public_access;
 mod quota;
 mod reads;
 mod rest;
+mod runtime;
 mod ssh;
 mod unserved;
 mod wire;
@@ -26,6 +28,8 @@ use axum::{
     Router,
     routing::{any, get, patch, post, put},
 };
+
+pub(crate) use runtime::Runtimes;
 
 use crate::ApiState;
 
@@ -69,10 +73,10 @@ pub fn router() -> Router<ApiState> {
             "/workspace/{workspace}/network",
             get(network::get).patch(network::change).put(network::change),
         )
+        .route("/workspace/{workspace}/network/ip", post(network::assign_ip))
         .route(
             "/workspace/{workspace}/domain",
             get(domains::get).post(domains::connect).delete(domains::disconnect),
-        .route("/workspace/{workspace}/network/ip", post(network::assign_ip))
         )
         .route("/workspace/{workspace}/domain/check", post(domains::check))
         .route("/workspace/{workspace}/domain/ssl/renew", post(domains::renew))
@@ -110,6 +114,15 @@ pub fn router() -> Router<ApiState> {
             get(workload_streams::stats_of_one),
         )
         .route("/workspace/{workspace}/provisioning/retry", post(power::retry));
+    for name in ["runtime-api-access", "internal-api-access"] {
+        let at = format!("/workspace/{{workspace}}/{name}");
+        routes = routes
+            .route(&at, get(runtime::status))
+            .route(&format!("{at}/enable"), post(runtime::enable))
+            .route(&format!("{at}/disable"), post(runtime::disable))
+            .route(&format!("{at}/token"), get(runtime::show).post(runtime::rotate));
+    }
+    routes = routes.merge(runtime::routes());
     for path in unserved::PATHS {
         routes = routes.route(path, any(unserved::refuse));
     }

@@ -5,7 +5,7 @@ use super::{Oblien, error_body::Problem};
 use crate::auth::Authenticated;
 
 /// Every path of these areas.
-pub(super) const PATHS: [&str; 32] = [
+pub(super) const PATHS: [&str; 30] = [
     "/workspace/archived",
     "/workspace/activity",
     "/workspace/estimate",
@@ -14,7 +14,6 @@ pub(super) const PATHS: [&str; 32] = [
     "/workspace/{workspace}/archives/{*rest}",
     "/workspace/{workspace}/config",
     "/workspace/{workspace}/info",
-    "/workspace/{workspace}/internal-api-access",
     "/workspace/{workspace}/internal-api-access/{*rest}",
     "/workspace/{workspace}/logs/{*rest}",
     "/workspace/{workspace}/metadata",
@@ -22,7 +21,6 @@ pub(super) const PATHS: [&str; 32] = [
     "/workspace/{workspace}/overlay",
     "/workspace/{workspace}/overlay/{*rest}",
     "/workspace/{workspace}/reinstall",
-    "/workspace/{workspace}/runtime-api-access",
     "/workspace/{workspace}/runtime-api-access/{*rest}",
     "/workspace/{workspace}/stats/{*rest}",
     "/workspace/{workspace}/usage",

@@ -6,6 +6,7 @@ mod accounts;
 mod blueprints;
 mod networks;
 mod ports;
+mod runtime_access;
 mod snapshots;
 mod ssh_access;
 mod ssh_keys;
@@ -30,6 +31,7 @@ pub(crate) use accounts::*;
 pub(crate) use blueprints::*;
 pub(crate) use networks::*;
 pub(crate) use ports::*;
+pub(crate) use runtime_access::*;
 pub(crate) use snapshots::*;
 pub(crate) use ssh_access::*;
 pub(crate) use ssh_keys::*;
@@ -51,6 +53,8 @@ macro_rules! store_contract {
             an_ssh_key_has_one_account_and_an_account_so_many_keys
             an_ssh_password_is_its_logins_until_there_is_another
             a_workspace_closed_to_ssh_forgets_its_passwords
+            a_runtime_token_opens_its_workspace_for_its_time
+            runtime_tokens_end_with_what_replaces_them_or_their_access
             a_blueprint_is_its_accounts_and_of_its_kind
             an_account_has_so_many_blueprints_each_with_a_name_of_its_own
             a_blueprint_is_changed_only_by_who_read_it_last

@@ -11,6 +11,7 @@ mod ports;
 mod recent;
 mod records;
 mod rows;
+mod runtime_access;
 mod snapshots;
 mod ssh_access;
 mod ssh_keys;

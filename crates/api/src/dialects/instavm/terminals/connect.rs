@@ -22,14 +22,13 @@ use serde::Deserialize;
 use skerry_control::internal_api::Pty;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::{
-    terminal::{Ended, Look, Next, Terminal},
-    workspace,
-};
+use super::workspace;
 use crate::{
     ApiState, auth,
     dialects::instavm::{Instavm, error_body::Problem},
     extract::{PathOf, QueryOf},
+    output_log::{Look, Next},
+    terminal::{Ended, Terminal},
 };
 
 /// The largest message taken from a client.
@@ -118,14 +117,14 @@ async fn listen(source: &mut SplitStream<WebSocket>, terminal: &Terminal) {
 }
 
 /// Passes on what is printed until the end; `None` when the client is gone first.
-async fn speak(sink: &mut SplitSink<WebSocket, Message>, mut look: Look<'_>) -> Option<Ended> {
+async fn speak(sink: &mut SplitSink<WebSocket, Message>, mut look: Look<Ended>) -> Option<Ended> {
     let mut pings = interval(PING_INTERVAL);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     pings.reset();
     loop {
         let (message, ended) = tokio::select! {
             next = look.next() => match next {
-                Next::Printed(bytes) => (Message::Binary(bytes), None),
+                Next::Printed(_, bytes) => (Message::Binary(bytes), None),
                 Next::Ended(Ended::Exited(code)) => {
                     let exit = serde_json::json!({ "type": "exit", "exit_code": code });
                     (Message::Text(exit.to_string().into()), Some(Ended::Exited(code)))

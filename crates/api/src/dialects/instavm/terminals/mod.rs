@@ -2,7 +2,6 @@
 //! the server's: a restart of it, and everything that ends the VM's machine, hangs up.
 
 mod connect;
-mod terminal;
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +17,6 @@ use skerry_control::{
 use skerry_model::WorkspaceId;
 use tokio_util::task::TaskTracker;
 
-use self::terminal::{Ended, Terminal};
 use super::{
     Instavm,
     error_body::Problem,
@@ -28,13 +26,21 @@ use super::{
     validation::Fields,
     wire::{PtyList, PtyRecord},
 };
-use crate::{ApiState, auth::Authenticated, extract::PathOf, ids};
+use crate::{
+    ApiState,
+    auth::Authenticated,
+    extract::PathOf,
+    ids,
+    terminal::{Ended, Terminal},
+};
 
 pub(super) use connect::connect;
 
 /// So many of a workspace are kept, those that have ended among them.
 const PER_WORKSPACE: usize = 32;
 const MAX_ID_CHARS: usize = 100;
+/// What is kept of each for those who look later.
+const KEPT_BYTES: usize = 256 * 1024;
 /// How long the VM may take to be brought up: below the 300 s that clients wait.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -168,7 +174,7 @@ pub(super) async fn create(
         timeout: None,
     };
     let session = run::started(guest.as_ref(), request).await.map_err(Error::from)?;
-    let terminal = Arc::new(Terminal::new(session.control.clone(), size));
+    let terminal = Arc::new(Terminal::new(session.control.clone(), size, KEPT_BYTES));
     let id = state.terminals.keep(workspace, id, &terminal)?;
     let record = record(id, workspace, &terminal);
     let shutdown = state.clone();

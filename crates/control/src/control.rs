@@ -24,6 +24,7 @@ use crate::{
     reconciler::{KeyUses, Watchers, Workers},
     ssh_access::PasswordTries,
     store::{Account, Admission, SecretHash, Store, StoredKey, Write},
+    vaults::Issuers,
     volumes::{MountTurns, Mounted},
     workloads::{Attended, EndedMains},
 };
@@ -60,6 +61,8 @@ pub(crate) struct Inner {
     pub(crate) policy_workers: Workers<Policed>,
     /// What the node was told of networks.
     pub(crate) policies: Policies,
+    /// Who certifies names to the guests of workspaces with vaults.
+    pub(crate) issuers: Issuers,
     /// One entry for each workspace whose workloads somebody attends.
     pub(crate) attended: Workers<Attended>,
     /// VMs that are ended because a workload has.
@@ -134,6 +137,7 @@ impl Control {
                 mount_turns: MountTurns::default(),
                 policy_workers: Workers::default(),
                 policies: Policies::default(),
+                issuers: Issuers::default(),
                 attended: Workers::default(),
                 ended_mains: EndedMains::default(),
                 key_uses: KeyUses::default(),

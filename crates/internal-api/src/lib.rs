@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod edge;
 pub mod error;
 pub mod guest;
+pub mod injection;
 pub mod node;
 pub mod preview;
 pub mod route;
@@ -21,6 +22,9 @@ pub use guest::{
     ByteStream, Duplex, ExecControl, ExecExit, ExecOutput, ExecRequest, ExecSession, FileKind,
     FileStat, GuestApi, GuestListener, GuestStats, GuestStream, GuestVisitor, ListeningPort, Pty,
     User, WriteMode,
+};
+pub use injection::{
+    CertificateIssuer, InjectedRequest, InjectedService, Injection, Injections,
 };
 pub use node::{
     EgressRefusal, EgressRefusals, ImageInfo, ImagePull, LogSource, NodeApi, NodeCapacity,

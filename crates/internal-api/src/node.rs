@@ -14,7 +14,9 @@ use tokio::sync::broadcast;
 
 pub use skerry_model::{SnapshotContents, StartFrom, StartPath};
 
-use crate::{ByteStream, GuestApi, NodeDoctor, NodeError, VolumeFiles, VolumeInfo};
+use crate::{
+    ByteStream, GuestApi, InjectedRequest, Injections, NodeDoctor, NodeError, VolumeFiles, VolumeInfo,
+};
 
 /// What the node has to run for a workspace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -525,8 +527,6 @@ pub trait NodeApi: Send + Sync {
         Err(NodeError::Unsupported("networks".to_owned()))
     }
 
-    /// Removes everything the node has of the workspace: VM, disk, logs. Removing what is not there
-    /// is a success.
     /// Asks a proxy for a connection, in the way that guests' connections are made through it, and ends
     /// that: whether it makes them, and takes these credentials.
     ///
@@ -556,6 +556,8 @@ pub trait NodeApi: Send + Sync {
         broadcast::channel(1).1
     }
 
+    /// Removes everything the node has of the workspace: VM, disk, logs. Removing what is not there
+    /// is a success.
     async fn ensure_deleted(&self, workspace_id: WorkspaceId) -> Result<(), NodeError>;
 
     /// What the node knows of the workspace's VM; `None` when nothing is there.

@@ -89,6 +89,12 @@ ids! {
     SnapshotId;
     /// One SSH key of an account.
     SshKeyId;
+    /// A vault: credentials that guests use without having them.
+    VaultId;
+    /// One credential of a vault.
+    VaultCredentialId;
+    /// Hosts for which a vault's credentials are used.
+    VaultServiceId;
     /// A volume: a file system that outlives workspaces.
     VolumeId;
     /// A process that a workspace's guest supervises.

@@ -23,6 +23,7 @@ pub mod secret;
 pub mod snapshot;
 pub mod spec;
 pub mod state;
+pub mod vault;
 pub mod volume;
 pub mod workload;
 pub mod workspace;
@@ -41,7 +42,8 @@ pub use error::{ErrorKind, Invalid};
 pub use failure::{Failure, FailureCode};
 pub use id::{
     AccountId, ApiKeyId, BlueprintId, CheckpointId, DomainId, Incarnation, NodeId, ProjectId,
-    PublishedPortId, SnapshotId, SshKeyId, VolumeId, WorkloadId, WorkspaceId,
+    PublishedPortId, SnapshotId, SshKeyId, VaultCredentialId, VaultId, VaultServiceId, VolumeId,
+    WorkloadId, WorkspaceId,
 };
 pub use lifecycle::{
     Backoff, Cause, Expiry, ExpiryAction, FinalSnapshot, IdleAction, IdlePolicy, LastEnd,
@@ -65,6 +67,10 @@ pub use snapshot::{
 };
 pub use spec::{EnvVar, ImageRef, Lifetime, Origin, Shape, WorkspaceSpec};
 pub use state::{Desired, Event, Moved, Refusal, State, StillThere, Transition, transition};
+pub use vault::{
+    CATALOGUE, CatalogueAuth, CatalogueEntry, ServiceAuth, Vault, VaultCredential, VaultRequest,
+    VaultService,
+};
 pub use volume::{
     AttachRefusal, Attachment, HeldMount, MountMode, MountPath, MountProgress, MountStep, OnNode,
     Volume, VolumeEvent, VolumeMount, VolumeSlot, VolumeState, VolumeStep, admit_attachment,

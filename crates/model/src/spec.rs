@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::lifecycle::{Expiry, ExpiryAction};
 use crate::{
     DiskMib, IdlePolicy, Invalid, MadeFrom, MemMib, NetworkWish, RestartPolicy, SnapshotId,
-    SnapshotOnTerminate, VcpuCount, Workloads,
+    SnapshotOnTerminate, VaultId, VcpuCount, Workloads,
 };
 
 /// The name of an image as the catalogue knows it (`base`, `node-20`): 1 to 128 characters of
@@ -230,6 +230,9 @@ pub struct WorkspaceSpec {
     /// What its guest supervises.
     #[serde(default, skip_serializing_if = "Workloads::were_never")]
     pub workloads: Workloads,
+    /// Whose credentials its guest may use, the first before the others. One that is gone is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vaults: Vec<VaultId>,
     /// What it was made from beside that.
     #[serde(default, skip_serializing_if = "MadeFrom::is_nothing")]
     pub made_from: MadeFrom,

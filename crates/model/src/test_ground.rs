@@ -46,6 +46,7 @@ pub(crate) fn workspace() -> Workspace {
             auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
             workloads: crate::Workloads::default(),
+            vaults: Vec::new(),
             made_from: crate::MadeFrom::default(),
             network: crate::NetworkWish::default(),
             metadata: BTreeMap::new(),

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use skerry_internal_api::{
-    ByteStream, EgressRefusals, GuestApi, ImageInfo, ImagePull, LogSource, NodeApi, NodeCapacity,
+    ByteStream, EgressRefusals, GuestApi, ImageInfo, ImagePull, InjectedRequest, Injections, LogSource, NodeApi, NodeCapacity,
     NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo, StartStatistics,
     StopMode, VmPhase, VmReport, VmSpec, VolumeFiles, VolumeInfo,
 };

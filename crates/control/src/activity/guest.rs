@@ -14,7 +14,7 @@ use skerry_internal_api::{
     GuestStats, GuestStream, GuestVisitor, ListeningPort, NodeError, SupervisorApi, User,
     WriteMode,
 };
-use skerry_model::WorkspaceId;
+use skerry_model::{EnvVar, WorkspaceId};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::mpsc,
@@ -31,11 +31,18 @@ pub(crate) struct ActiveGuest {
     guest: Arc<dyn GuestApi>,
     inner: Arc<Inner>,
     id: WorkspaceId,
+    /// What its commands find in their environment that a VM which runs for long may not know of.
+    env: Vec<EnvVar>,
 }
 
 impl ActiveGuest {
-    pub(crate) fn new(guest: Arc<dyn GuestApi>, inner: Arc<Inner>, id: WorkspaceId) -> Self {
-        Self { guest, inner, id }
+    pub(crate) fn new(
+        guest: Arc<dyn GuestApi>,
+        inner: Arc<Inner>,
+        id: WorkspaceId,
+        env: Vec<EnvVar>,
+    ) -> Self {
+        Self { guest, inner, id, env }
     }
 
     fn session(&self) -> Session {
@@ -128,7 +135,11 @@ async fn relay(
 
 #[async_trait]
 impl GuestApi for ActiveGuest {
-    async fn exec(&self, request: ExecRequest) -> Result<ExecSession, NodeError> {
+    async fn exec(&self, mut request: ExecRequest) -> Result<ExecSession, NodeError> {
+        for variable in &self.env {
+            let value = || variable.value.clone();
+            request.env.entry(variable.key.clone()).or_insert_with(value);
+        }
         let session = self.session();
         let ExecSession { control, output: from_guest } = self.guest.exec(request).await?;
         let (to_caller, output) = mpsc::channel(WAITING_PIECES);

@@ -30,7 +30,7 @@ use skerry_model::{NodeView, Step, VmEnd, VmViewPhase, VolumeMount, WorkspaceId,
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Control, Error, control::Inner, domains, network::Place};
+use crate::{Control, Error, control::Inner, domains, network::Place, vaults::note_requests};
 
 pub(crate) use attend::{Subject, work};
 pub(crate) use registry::{KeyUses, Watchers, Workers};
@@ -50,6 +50,7 @@ impl Control {
     pub async fn run(&self, shutdown: CancellationToken) {
         let inner = &self.inner;
         inner.tasks.spawn(domains::attend(Arc::clone(inner)));
+        inner.tasks.spawn(note_requests(Arc::clone(inner), inner.node.injected_requests()));
         let mut events = inner.node.subscribe();
         let mut events_end = false;
         let mut sweep = tokio::time::interval(inner.config.reconcile_interval);

@@ -222,7 +222,7 @@ impl Worker {
             hostname: starting.slug.as_str().to_owned(),
             image_digest: starting.spec.image_digest.clone(),
             shape: starting.spec.shape,
-            env: starting.spec.env.clone(),
+            env: inner.env_of(&starting).await?,
             log_retention: starting.spec.log_retention,
             start_from: from,
             volumes: inner.store.mounts_of(self.id).await?,
@@ -263,6 +263,7 @@ impl Worker {
         let incarnation = report.incarnation;
         let place = Place::of(report);
         let Err(error) = inner.join_network(self.id, place).await else {
+            inner.install_trust_at_start(self.id).await?;
             let since = report.ready_at.unwrap_or_else(|| inner.now());
             let ready = Event::GuestReady(incarnation, since, report.start_path);
             return self

@@ -26,7 +26,7 @@ use std::{
 use async_trait::async_trait;
 use skerry_internal_api::{
     ByteStream, DoctorCheck, DoctorLevel, EgressRefusals, GuestApi, ImageInfo, ImagePull,
-    LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError, NodeEvent, NodeNetwork, PullFailure,
+    InjectedRequest, Injections, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError, NodeEvent, NodeNetwork, PullFailure,
     PullStep, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmExit, VmPhase, VmReport,
     VmSpec, VolumeFiles, VolumeInfo,
 };
@@ -56,6 +56,7 @@ pub struct SimNode {
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     state: Mutex<SimState>,
     events: broadcast::Sender<NodeEvent>,
+    injected: broadcast::Sender<InjectedRequest>,
     /// How often it was asked whether a start waits for its turn.
     turn_questions: watch::Sender<u32>,
     /// True while calls at the point hang.
@@ -87,8 +88,8 @@ struct SimState {
     volumes: SimVolumes,
     /// Whose they are, also while there is no VM.
     addresses: BTreeMap<PrivateAddress, WorkspaceId>,
-}
     broken_proxies: BTreeMap<(std::net::Ipv4Addr, u16), String>,
+}
 
 impl SimState {
     /// Notes a call and answers the failure that was ordered for it.
@@ -138,9 +139,10 @@ impl SimNode {
                 network: None,
                 volumes: SimVolumes::default(),
                 addresses: BTreeMap::new(),
-            }),
                 broken_proxies: BTreeMap::new(),
+            }),
             events: broadcast::Sender::new(64),
+            injected: broadcast::Sender::new(64),
             turn_questions: watch::Sender::new(0),
             hanging: hanging.into_iter().collect(),
             runtime: Handle::try_current().ok(),
@@ -482,8 +484,6 @@ impl NodeApi for SimNode {
         self.take_policy(workspace_id, incarnation, policy).await
     }
 
-    async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport> {
-        let mut state = self.state();
     async fn set_injections(
         &self,
         workspace_id: WorkspaceId,
@@ -501,6 +501,8 @@ impl NodeApi for SimNode {
         self.ask_proxy(&proxy).await
     }
 
+    async fn inspect(&self, workspace_id: WorkspaceId) -> Option<VmReport> {
+        let mut state = self.state();
         let report = state.vms.get(&workspace_id)?.report.clone();
         Some(VmReport { volumes: state.held_by(workspace_id), ..report })
     }

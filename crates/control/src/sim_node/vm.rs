@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use skerry_internal_api::{EgressRefusals, NodeError, VmPhase, VmReport, VmSpec};
+use skerry_internal_api::{EgressRefusals, Injections, NodeError, VmPhase, VmReport, VmSpec};
 use skerry_model::{NetworkPolicy, Timestamp};
 use tokio::{sync::watch, task::AbortHandle};
 
@@ -26,6 +26,7 @@ pub(super) struct SimVm {
     pub(super) refusals: EgressRefusals,
     /// What it may do on the network.
     pub(super) policy: NetworkPolicy,
+    pub(super) injections: Injections,
 }
 
 /// What a bring-up makes of the guest once it succeeds.
@@ -105,6 +106,7 @@ impl SimVm {
             is_networked: false,
             refusals: EgressRefusals::default(),
             policy: NetworkPolicy::default(),
+            injections: Injections::default(),
         }
     }
 
@@ -116,5 +118,6 @@ impl SimVm {
         self.report.ready_at = None;
         self.report.start_path = None;
         self.policy = NetworkPolicy::default();
+        self.injections = Injections::default();
     }
 }

@@ -1,6 +1,6 @@
 //! The simulated supervisor. A process whose command has `sleep` or `serve` in it runs until it is told
 //! otherwise ([`SimSupervisor::end`]); `echo`, `true`, `false` and scripts of `sh -c` and `/bin/bash -c`
-//! end at once; everything else cannot be started. One that would be started again waits for that for ever.
+//! (the last word is the script) end at once; everything else cannot be started. One that would be started again waits for that for ever.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,6 +54,7 @@ fn fate(argv: &[String]) -> Fate {
         ["false"] => code(1),
         ["echo", rest @ ..] => Fate::Ends(WorkloadEnd::Code(0), Some(rest.join(" "))),
         ["sh" | "/bin/bash", "-c", script] => script_fate(script),
+        ["/bin/bash", "-c", _, .., script] => script_fate(script),
         _ => Fate::Ends(WorkloadEnd::NotStarted, None),
     }
 }

@@ -13,6 +13,7 @@ mod runtime_access;
 pub mod sealing;
 mod sqlite;
 mod ssh_access;
+mod vaults;
 mod volumes;
 
 use std::{ops::Deref, path::Path, sync::Arc};
@@ -29,6 +30,7 @@ pub use domains::{DomainInsertion, DomainStore, KeptCertificate};
 pub use runtime_access::{EarlierTokens, RuntimeAccessStore, StoredRuntimeToken};
 pub use sealing::KeyRing;
 pub use ssh_access::{EarlierPassword, PasswordInsertion, SshAccessStore, SshPassword};
+pub use vaults::{CredentialValue, VaultAuthority, VaultInsertion, VaultStore};
 pub use volumes::{
     Attaching, CheckpointDeletion, CheckpointInsertion, VolumeDeletion, VolumeStore, WantedMount,
 };
@@ -203,9 +205,7 @@ pub enum SnapshotDeletion {
 
 /// What a database has to offer.
 #[async_trait]
-pub trait StateStore:
-    VolumeStore + DomainStore + SshAccessStore + BlueprintStore + RuntimeAccessStore
-{
+pub trait StateStore: VolumeStore + DomainStore + SshAccessStore + BlueprintStore + RuntimeAccessStore + VaultStore {
     /// Makes the account and its default project in one transaction, unless an account of this
     /// handle is there. Returns the account that is there afterwards and whether it was made.
     async fn ensure_account(

@@ -136,7 +136,8 @@ impl Inner {
         must_run(workspace)?;
         let guest = self.bounded("guest", self.node.guest(workspace.id)).await??;
         self.note_activity(workspace);
-        Ok(Arc::new(ActiveGuest::new(guest, Arc::clone(self), workspace.id)))
+        let env = self.env_of_vaults(workspace).await?;
+        Ok(Arc::new(ActiveGuest::new(guest, Arc::clone(self), workspace.id, env)))
     }
 
     /// Wakes a workspace for somebody who uses its inside; answers it once it has settled.

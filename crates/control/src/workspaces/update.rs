@@ -77,7 +77,7 @@ impl Inner {
             hostname: workspace.slug.as_str().to_owned(),
             image_digest: workspace.spec.image_digest.clone(),
             shape: workspace.spec.shape,
-            env: workspace.spec.env.clone(),
+            env: self.env_of(workspace).await?,
             log_retention: workspace.spec.log_retention,
             start_from: StartFrom::Disk,
             volumes: self.store.mounts_of(workspace.id).await?,

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use skerry_control::{
     ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, PublishedPort, SshKey,
     internal_api::{
-        ByteStream, GuestApi, ImageInfo, KeyFingerprint, LogSource, NodeApi, NodeCapacity,
+        ByteStream, GuestApi, ImageInfo, InjectedRequest, Injections, KeyFingerprint, LogSource, NodeApi, NodeCapacity,
         NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo,
         StartStatistics, StopMode, VmReport, VmSpec, VolumeInfo,
     },
@@ -519,7 +519,6 @@ impl NodeApi for FusedNode {
         self.1.counted(self.0.set_network_policy(id, incarnation, policy)).await
     }
 
-    async fn awaits_turn(&self, id: WorkspaceId) -> bool {
     async fn set_injections(
         &self,
         id: WorkspaceId,
@@ -537,6 +536,7 @@ impl NodeApi for FusedNode {
         self.1.uncounted(self.0.check_proxy(proxy)).await
     }
 
+    async fn awaits_turn(&self, id: WorkspaceId) -> bool {
         self.1.uncounted(self.0.awaits_turn(id)).await
     }
 

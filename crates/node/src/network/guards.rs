@@ -9,8 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use skerry_internal_api::{EgressRefusal, EgressRefusals, RefusedEgress};
-use skerry_model::{HostName, NetworkPolicy, PrivateAddress, WorkspaceId, network::Reachable};
+use skerry_internal_api::{EgressRefusal, EgressRefusals, Injections, RefusedEgress};
+use skerry_model::{
+    HostName, NetworkPolicy, OutboundProxy, PrivateAddress, Transport, WorkspaceId,
+    network::Reachable,
+};
 use tokio::sync::{Semaphore, watch};
 
 use super::{
@@ -32,11 +35,11 @@ const LOGGED_AT_MOST: u32 = 20;
 const LOGGED_WITHIN: Duration = Duration::from_secs(60);
 /// Connections of one VM that are inspected at a time.
 const MAX_INSPECTED: usize = 256;
+/// Connections of one VM that go through its proxy at a time, besides those.
+const MAX_PROXIED: usize = 512;
 
 /// Every VM's guard.
 #[derive(Debug, Default)]
-/// Connections of one VM that go through its proxy at a time, besides those.
-const MAX_PROXIED: usize = 512;
 pub(super) struct Guards {
     by_address: Mutex<BTreeMap<Ipv4Addr, Arc<Guard>>>,
 }
@@ -48,15 +51,16 @@ pub(super) struct Guard {
     /// Whose VM it is, once that is known: a VM waits in a pool for somebody.
     owner: OnceLock<WorkspaceId>,
     policy: watch::Sender<Arc<NetworkPolicy>>,
+    injections: watch::Sender<Arc<Injections>>,
     /// Held while the kernel is told: what it is told last is what holds.
     pins: Mutex<Pins>,
     refusals: Mutex<Refusals>,
     pub inspected: Arc<Semaphore>,
+    pub proxied: Arc<Semaphore>,
 }
 
 /// Until when which name's address may be connected to.
 type Pins = BTreeMap<(HostName, Ipv4Addr), Instant>;
-    pub proxied: Arc<Semaphore>,
 
 #[derive(Debug, Default)]
 struct Refusals {
@@ -95,15 +99,16 @@ impl Guards {
             namespace: namespace.to_owned(),
             owner: OnceLock::new(),
             policy: watch::Sender::new(Arc::default()),
+            injections: watch::Sender::new(Arc::default()),
             pins: Mutex::default(),
             refusals: Mutex::default(),
             inspected: Arc::new(Semaphore::new(MAX_INSPECTED)),
+            proxied: Arc::new(Semaphore::new(MAX_PROXIED)),
         });
         self.lock().insert(address.0, Arc::clone(&guard));
         guard
     }
 
-            proxied: Arc::new(Semaphore::new(MAX_PROXIED)),
     /// The one of the VM in this namespace, which gets one if it has none.
     pub fn of(&self, address: PrivateAddress, namespace: &str) -> Arc<Guard> {
         match self.at(address.0).filter(|guard| guard.namespace == namespace) {
@@ -118,6 +123,7 @@ impl Guards {
             let gone = guard.namespace == namespace;
             if gone {
                 guard.policy.send_replace(Arc::default());
+                guard.injections.send_replace(Arc::default());
             }
             !gone
         });
@@ -142,6 +148,35 @@ impl Guard {
     /// What holds now, and every change of it.
     pub fn policy(&self) -> watch::Receiver<Arc<NetworkPolicy>> {
         self.policy.subscribe()
+    }
+
+    /// Whose VM it is, if that is known.
+    pub fn owner(&self) -> Option<WorkspaceId> {
+        self.owner.get().copied()
+    }
+
+    /// What requests are given now, and every change of it.
+    pub fn injections(&self) -> watch::Receiver<Arc<Injections>> {
+        self.injections.subscribe()
+    }
+
+    /// From now on requests are given this.
+    pub fn inject(&self, injections: Injections) {
+        self.injections.send_replace(Arc::new(injections));
+    }
+
+    /// Logs that a host was not reached in a guest's name, unless there are very many lines about it.
+    pub fn host_failed(&self, host: &HostName, problem: &str) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.may_log(Instant::now()) {
+            let owner = self.owner.get();
+            tracing::warn!(
+                workspace.id = owner.map(tracing::field::display),
+                %host,
+                problem,
+                "a request by a vault was not made"
+            );
+        }
     }
 
     /// Puts a policy in force by `tell`, which tells the kernel. Blocks.
@@ -186,6 +221,36 @@ impl Guard {
         Ok(())
     }
 
+    /// Whether a policy of it permits connections by TCP to this address: itself, or because a name has
+    /// it. The kernel has asked whether that name was resolved of late; this asks whether it ever was.
+    pub fn permits(&self, terrain: &Terrain, policy: &NetworkPolicy, to: SocketAddrV4) -> bool {
+        let pins = self.pins();
+        policy.reach(terrain.own).iter().any(|class| {
+            let ports = class.ports.first()..=class.ports.last();
+            let listed = |(first, last): &(Ipv4Addr, Ipv4Addr)| (first..=last).contains(&to.ip());
+            let named = |(name, address): &(HostName, Ipv4Addr)| {
+                address == to.ip() && class.names.iter().any(|pattern| pattern.matches(name))
+            };
+            class.transports.contains(&Transport::Tcp)
+                && ports.contains(&to.port())
+                && (class.addresses.iter().any(listed) || pins.keys().any(named))
+        })
+    }
+
+    /// Logs that its proxy made no connection, unless there are very many lines about it.
+    pub fn proxy_failed(&self, proxy: &OutboundProxy, error: &io::Error) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.may_log(Instant::now()) {
+            let owner = self.owner.get();
+            tracing::warn!(
+                workspace.id = owner.map(tracing::field::display),
+                %proxy,
+                %error,
+                "a guest's connection was not made: its proxy does not make it"
+            );
+        }
+    }
+
     /// Notes a refusal, and logs it unless it is the same once more or there are very many.
     pub fn refused(&self, what: RefusedEgress, name: Option<HostName>) {
         let now = Instant::now();
@@ -221,36 +286,6 @@ impl Guard {
             name: one.name.clone(),
             times: one.times,
             ago: now.saturating_duration_since(one.at),
-    /// Whether a policy of it permits connections by TCP to this address: itself, or because a name has
-    /// it. The kernel has asked whether that name was resolved of late; this asks whether it ever was.
-    pub fn permits(&self, terrain: &Terrain, policy: &NetworkPolicy, to: SocketAddrV4) -> bool {
-        let pins = self.pins();
-        policy.reach(terrain.own).iter().any(|class| {
-            let ports = class.ports.first()..=class.ports.last();
-            let listed = |(first, last): &(Ipv4Addr, Ipv4Addr)| (first..=last).contains(&to.ip());
-            let named = |(name, address): &(HostName, Ipv4Addr)| {
-                address == to.ip() && class.names.iter().any(|pattern| pattern.matches(name))
-            };
-            class.transports.contains(&Transport::Tcp)
-                && ports.contains(&to.port())
-                && (class.addresses.iter().any(listed) || pins.keys().any(named))
-        })
-    }
-
-    /// Logs that its proxy made no connection, unless there are very many lines about it.
-    pub fn proxy_failed(&self, proxy: &OutboundProxy, error: &io::Error) {
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if refusals.may_log(Instant::now()) {
-            let owner = self.owner.get();
-            tracing::warn!(
-                workspace.id = owner.map(tracing::field::display),
-                %proxy,
-                %error,
-                "a guest's connection was not made: its proxy does not make it"
-            );
-        }
-    }
-
         };
         EgressRefusals {
             total: refusals.total,

@@ -31,6 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     guards::{Guard, Guards},
+    interception::Interceptor,
     names::Names,
     namespace::Namespace,
     outside::{self, Far},
@@ -38,8 +39,8 @@ use super::{
     tracked,
     uplink::Outer,
 };
-
 use crate::error::{blocking, chain};
+
 /// How long a client may take to say whom it means.
 pub(super) const SAID_WITHIN: Duration = Duration::from_secs(10);
 /// The longest ClientHello: one with post-quantum keys has less than 4 KiB.
@@ -53,6 +54,9 @@ pub(super) struct Inspector {
     pub guards: Arc<Guards>,
     /// The hub: what goes out from there is held to what guests themselves are.
     pub hub: Arc<Outer>,
+    pub terrain: Terrain,
+    /// What connections to hosts of vaults are served with.
+    pub interceptor: Interceptor,
     /// Ends all of it.
     pub end: CancellationToken,
     /// Every connection, and every half of one.
@@ -136,14 +140,11 @@ impl Inspector {
                 return Ok(());
             }
         };
-        let policy = guard.policy();
-        if !name.as_ref().is_some_and(|name| permits(&policy.borrow(), name, port)) {
-            guard.refused(RefusedEgress::Connection(port), name);
-            return Ok(());
+        let is_served = |name: &&HostName| guard.injections().borrow().service_of(name).is_some();
+        if let Some(name) = name.as_ref().filter(is_served).cloned() {
+            return self.intercept(client, said, name, guard).await;
         }
-        let Some(name) = name else { return Ok(()) };
-        let mut server = self.connect(&guard, proxy.as_ref(), &name, port).await?;
-        server.write_all(&said).await?;
+        let policy = guard.policy();
         let proxy = policy.borrow().proxy.clone();
         if let Some(to) = direct {
             let mut server = outside::dial(&self.hub, proxy.as_ref(), to).await?;
@@ -154,6 +155,13 @@ impl Inspector {
                 _ = policy.wait_for(|now| now.proxy != proxy || !is_listed(now, own, to)) => Ok(()),
             };
         }
+        if !name.as_ref().is_some_and(|name| permits(&policy.borrow(), name, port)) {
+            guard.refused(RefusedEgress::Connection(port), name);
+            return Ok(());
+        }
+        let Some(name) = name else { return Ok(()) };
+        let mut server = self.connect(&guard, proxy.as_ref(), &name, port).await?;
+        server.write_all(&said).await?;
         tokio::select! {
             spliced = copy_bidirectional(&mut client, &mut server) => spliced.map(drop),
             () = taken_back(policy, proxy, &name, port) => Ok(()),
@@ -172,14 +180,6 @@ impl Inspector {
         if !policy.inspects_tls {
             return None;
         }
-    }
-
-    async fn http(&self, client: TcpStream, guard: Arc<Guard>) -> io::Result<()> {
-        let service = service_fn(|request| self.request(request, Arc::clone(&guard)));
-        let mut server = hyper::server::conn::http1::Builder::new();
-        server.timer(TokioTimer::new()).header_read_timeout(SAID_WITHIN).preserve_header_case(true);
-        // A client may have said all that it wants to and still listen.
-        server.half_close(true);
         let by = SocketAddrV4::new(self.terrain.gateway, port);
         let guard = Arc::clone(guard);
         let looked = move || Namespace::open(guard.namespace())?.enter(|| tracked::meant(by, from));
@@ -188,6 +188,14 @@ impl Inspector {
             tracing::debug!(error = chain(error), "a guest's connection to nowhere");
         });
         meant.ok().filter(|to| is_listed(&policy, self.terrain.own, *to))
+    }
+
+    async fn http(&self, client: TcpStream, guard: Arc<Guard>) -> io::Result<()> {
+        let service = service_fn(|request| self.request(request, Arc::clone(&guard)));
+        let mut server = hyper::server::conn::http1::Builder::new();
+        server.timer(TokioTimer::new()).header_read_timeout(SAID_WITHIN).preserve_header_case(true);
+        // A client may have said all that it wants to and still listen.
+        server.half_close(true);
         let served = server.serve_connection(TokioIo::new(client), service).with_upgrades();
         served.await.map_err(io::Error::other)
     }
@@ -261,6 +269,9 @@ impl Inspector {
                 Err(error) => failed = error,
             }
         }
+        if let Some(proxy) = proxy {
+            guard.proxy_failed(proxy, &failed);
+        }
         Err(failed)
     }
 }
@@ -274,9 +285,6 @@ async fn taken_back(
 ) {
     // That the guard is gone is a change, too.
     let _ = policy.wait_for(|now| now.proxy != proxy || !permits(now, name, port)).await;
-        if let Some(proxy) = proxy {
-            guard.proxy_failed(proxy, &failed);
-        }
 }
 
 fn permits(policy: &NetworkPolicy, name: &HostName, port: u16) -> bool {

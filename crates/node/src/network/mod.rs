@@ -6,24 +6,27 @@
 //! they are made, and both can be removed by name alone.
 
 mod addresses;
+mod certificates;
 mod filter;
-mod guards;
 mod forwarder;
+mod guards;
 mod inspector;
+mod interception;
 mod links;
 mod names;
 mod namespace;
 mod outside;
 mod prefix;
+mod proxy;
 mod rules;
 mod slots;
-mod proxy;
 mod tap;
 #[cfg(test)]
 mod tests;
-mod uplink;
-mod wiring;
 mod tracked;
+mod uplink;
+mod upstream;
+mod wiring;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,22 +39,24 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use skerry_internal_api::EgressRefusals;
-use skerry_model::{NetworkPolicy, PrivateAddress, WorkspaceId};
-use tokio::net::TcpListener;
+use skerry_internal_api::{EgressRefusals, InjectedRequest, Injections, NodeError};
+use skerry_model::{NetworkPolicy, OutboundProxy, PrivateAddress, WorkspaceId};
+use tokio::{net::TcpListener, sync::broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     addresses::{AddressBook, AddressLease},
+    forwarder::Forwarder,
     guards::Guards,
     inspector::Inspector,
+    interception::Interceptor,
     names::{Answers, Names},
-    forwarder::Forwarder,
     namespace::Namespace,
     outside::Doors,
     rules::Terrain,
     slots::Slots,
     uplink::{Cable, Outer},
+    upstream::Roots,
 };
 use crate::{
     Error,
@@ -105,6 +110,12 @@ pub(crate) struct Network {
     /// The namespace through which guests reach the world, if they do.
     outer: Option<Arc<Outer>>,
     guards: Arc<Guards>,
+    /// To where proxies are asked for a connection when they are named.
+    proxy_check_target: ProxyTarget,
+    /// By whom hosts of vaults may be certified, beside those whom the system trusts.
+    trusted_certificates: Option<PathBuf>,
+    /// Requests that were given something.
+    injected: broadcast::Sender<InjectedRequest>,
     /// What guests are served at the hub; taken by who serves it.
     service: Mutex<Option<Service>>,
     addresses: AddressBook,
@@ -150,6 +161,9 @@ impl Drop for Reservation {
     }
 }
 
+/// Requests that were given something and that nobody has noted yet; the oldest go first.
+const INJECTED_KEPT: usize = 1024;
+
 /// In a VM's directory: its private address. It goes where the VM's disk goes.
 const ADDRESS_FILE: &str = "private-address";
 
@@ -191,6 +205,9 @@ impl Network {
             cable,
             outer,
             guards: Arc::default(),
+            proxy_check_target: uplink.proxy_check_target.clone(),
+            trusted_certificates: uplink.trusted_certificates.clone(),
+            injected: broadcast::Sender::new(INJECTED_KEPT),
             service: Mutex::new(service),
             addresses,
             assigned: Mutex::default(),
@@ -337,23 +354,6 @@ impl Network {
             .then_some("egress: the node has no uplink")
     }
 
-    /// What the VM with this address wanted and was refused; `None` when nothing is known of it. Blocks.
-    pub fn egress_refusals(
-        &self,
-        address: PrivateAddress,
-    ) -> Result<Option<EgressRefusals>, Error> {
-        let Some(guard) = self.guards.at(address.0) else { return Ok(None) };
-        let counted = Namespace::open(guard.namespace())?.enter(rules::counted)?;
-        Ok(Some(EgressRefusals {
-            refused_packets: counted.refused_packets,
-            dropped_frames: counted.dropped_frames,
-            ..guard.refusals()
-        }))
-    }
-
-    /// Changes what a VM may do while it runs, all at the same moment. What is not permitted any more
-    /// ends, also in connections that exist; the others go on. Blocks.
-    pub fn apply(
     /// Whether a proxy makes connections, with these credentials.
     ///
     /// # Errors
@@ -378,6 +378,23 @@ impl Network {
         Ok(Arc::new(Outer::Named(Namespace::open(self.hub.name())?)))
     }
 
+    /// What the VM with this address wanted and was refused; `None` when nothing is known of it. Blocks.
+    pub fn egress_refusals(
+        &self,
+        address: PrivateAddress,
+    ) -> Result<Option<EgressRefusals>, Error> {
+        let Some(guard) = self.guards.at(address.0) else { return Ok(None) };
+        let counted = Namespace::open(guard.namespace())?.enter(rules::counted)?;
+        Ok(Some(EgressRefusals {
+            refused_packets: counted.refused_packets,
+            dropped_frames: counted.dropped_frames,
+            ..guard.refusals()
+        }))
+    }
+
+    /// Changes what a VM may do while it runs, all at the same moment. What is not permitted any more
+    /// ends, also in connections that exist; the others go on. Blocks.
+    pub fn apply(
         &self,
         owner: WorkspaceId,
         holding: &NetworkHolding,
@@ -391,6 +408,24 @@ impl Network {
         guard.change(terrain, policy, |pinned| {
             namespace.enter(|| rules::apply(terrain, policy, pinned))
         })
+    }
+
+    /// Changes what requests of a VM are given on their way out.
+    pub fn inject(
+        &self,
+        owner: WorkspaceId,
+        holding: &NetworkHolding,
+        address: PrivateAddress,
+        injections: Injections,
+    ) {
+        let guard = self.guards.of(address, &holding.namespace);
+        guard.belongs_to(owner);
+        guard.inject(injections);
+    }
+
+    /// Requests that were given something, from now on.
+    pub fn injected_requests(&self) -> broadcast::Receiver<InjectedRequest> {
+        self.injected.subscribe()
     }
 
     /// Undoes [`Network::make`] and everything after it; that nothing is there is a success. Blocks.
@@ -490,10 +525,14 @@ impl Network {
         let answers = Answers { names: Arc::clone(&names), guards, terrain: terrain.clone() };
         let failed = Error::io("serving guests at the hub");
         let mut server = hickory_server::Server::new(answers);
+        let more = self.trusted_certificates.clone();
+        let roots = blocking(move || Roots::load(more.as_deref())).await?;
         let inspector = Arc::new(Inspector {
             names,
             guards: Arc::clone(&self.guards),
-            hub: Arc::new(Outer::Named(Namespace::open(self.hub.name())?)),
+            hub: self.hub_to_dial()?,
+            terrain: terrain.clone(),
+            interceptor: Interceptor { roots, requests: self.injected.clone() },
             end: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });

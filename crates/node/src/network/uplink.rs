@@ -86,6 +86,40 @@ pub struct UplinkSettings {
     pub private_networks: Vec<Ipv4Network>,
     /// Who is asked for the addresses of names; when empty, those of the uplink's `resolv.conf`.
     pub name_servers: Vec<IpAddr>,
+    /// A PEM file with authorities that hosts of vaults may be certified by, beside those whom the system
+    /// trusts.
+    pub trusted_certificates: Option<PathBuf>,
+    /// To where a proxy that somebody names is asked for a connection, before it is used.
+    pub proxy_check_target: ProxyTarget,
+}
+
+/// To where a proxy is asked for a connection, so that it is seen to make some.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyTarget {
+    /// A name, which the proxy resolves.
+    pub name: String,
+    /// A port of TCP.
+    pub port: u16,
+}
+
+impl Default for ProxyTarget {
+    /// A host that is there for examples (RFC 2606), at the port that proxies open first of all.
+    fn default() -> Self {
+        Self { name: "example.com".to_owned(), port: 443 }
+    }
+}
+
+impl FromStr for ProxyTarget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.rsplit_once(':');
+        let target = parts.and_then(|(name, port)| {
+            let port = port.parse().ok().filter(|port| *port != 0)?;
+            Some(Self { name: HostName::parse(name).ok()?.as_str().to_owned(), port })
+        });
+        target.ok_or_else(|| format!("{text:?} is no name and port such as example.com:443"))
+    }
 }
 
 /// The namespace at the far end of the cable.

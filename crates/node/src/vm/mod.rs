@@ -28,7 +28,7 @@ pub(crate) use self::{
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skerry_internal_api::{
-    GuestApi, NodeError, SnapshotContents, SnapshotInfo, StopMode, VmReport, VmSpec,
+    GuestApi, Injections, NodeError, SnapshotContents, SnapshotInfo, StopMode, VmReport, VmSpec,
 };
 use skerry_model::{
     CheckpointId, Incarnation, NetworkPolicy, SnapshotId, VolumeId, VolumeMount, WorkspaceId,
@@ -65,6 +65,7 @@ pub(crate) enum Request {
     },
     /// Change what it may do on the network.
     SetNetworkPolicy { incarnation: Incarnation, policy: Arc<NetworkPolicy>, answer: Answer<()> },
+    SetInjections { incarnation: Incarnation, injections: Arc<Injections>, answer: Answer<()> },
     /// Give it a volume.
     AttachVolume { incarnation: Incarnation, mount: Arc<VolumeMount>, answer: Answer<()> },
     /// Take a volume away.

@@ -222,7 +222,6 @@ fn first_unserved(fields: &mut Fields) -> Option<Problem> {
         ("share", fields.object("share").is_some(), NO_OBJECT),
         ("custom_domain", fields.object("custom_domain").is_some(), NO_OBJECT),
         ("volumes", has_items(fields, "volumes"), NO_LIST),
-        ("vault_ids", has_items(fields, "vault_ids"), NO_LIST),
     ];
     asked
         .into_iter()

@@ -39,6 +39,7 @@ pub(in super::super) fn workspace(state: State, desired: Desired) -> Workspace {
             auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
             workloads: skerry_model::Workloads::default(),
+            vaults: Vec::new(),
             made_from: skerry_model::MadeFrom::default(),
             network: skerry_model::NetworkWish::default(),
             metadata: BTreeMap::new(),

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use skerry_control::{Caller, Wait, WorkspaceRef, internal_api::GuestApi};
-use skerry_model::{State as WorkspaceState, WorkspaceId};
+use skerry_model::{ErrorKind, State as WorkspaceState, VaultId, WorkspaceId};
 
 use super::{
     convert,
@@ -20,6 +20,7 @@ use super::{
     run::{self, Finished, Language},
     sessions::session_ref,
     validation::Fields,
+    vaults,
     vms::no_such_session,
     wire::Executed,
 };
@@ -38,6 +39,8 @@ pub(super) struct Command {
     pub(super) code: String,
     pub(super) language: Language,
     pub(super) timeout_seconds: u64,
+    /// Vaults that the session's VM is to use from now on, too.
+    pub(super) vaults: Vec<VaultId>,
 }
 
 pub(super) async fn execute(
@@ -47,6 +50,7 @@ pub(super) async fn execute(
     let began = Instant::now();
     let command = command(fields)?;
     let time = Time::of_a_call(command.timeout_seconds);
+    use_vaults(&state, &caller, &command).await?;
     let (workspace_id, guest) =
         inside(&state, &caller, &command.session, time.answer_within).await?;
     let left = Time { answer_within: time.answer_within.saturating_sub(began.elapsed()), ..time };
@@ -54,6 +58,25 @@ pub(super) async fn execute(
     let finished = execute_within(&state, guest.as_ref(), command, left, &mut share).await?;
     let answer = executed(workspace_id, finished);
     Ok(share.carried_by(Json(answer).into_response()))
+}
+
+/// Has the session's VM use the vaults that a call names, beside those that it uses.
+pub(super) async fn use_vaults(
+    state: &ApiState,
+    caller: &Caller,
+    command: &Command,
+) -> Result<(), Problem> {
+    if command.vaults.is_empty() {
+        return Ok(());
+    }
+    let adding = state.control.add_vaults(caller, &command.session, &command.vaults);
+    match adding.await {
+        Ok(_) => Ok(()),
+        Err(error) if *error.kind() == (ErrorKind::NotFound { what: "workspace" }) => {
+            Err(Problem::NoSuchSession)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Runs the code in the time that is left.
@@ -125,7 +148,7 @@ pub(super) fn command(mut fields: Fields) -> Result<Command, Problem> {
     }
     let language = fields.text("language");
     let timeout = fields.integer("timeout", 1..=600);
-    let vaults = fields.list("vault_ids").is_some_and(|vaults| !vaults.is_empty());
+    let vaults = vaults::asked(&mut fields);
     let code = code.unwrap_or_default();
     let language = match language.as_deref() {
         None => Language::Unsaid,
@@ -143,12 +166,10 @@ pub(super) fn command(mut fields: Fields) -> Result<Command, Problem> {
         fields.refuse("command", "Input should not contain a NUL character");
     }
     fields.finish()?;
-    if vaults {
-        return Err(Problem::Unserved { field: "vault_ids", accepted: "null or empty" });
-    }
     let session = session_ref(&session_id.unwrap_or_default()).ok_or(Problem::NoSuchSession)?;
+    let vaults = vaults::ids_of(vaults.as_ref())?;
     let timeout_seconds = timeout.unwrap_or(DEFAULT_TIMEOUT_SECONDS);
-    Ok(Command { session, code, language, timeout_seconds })
+    Ok(Command { session, code, language, timeout_seconds, vaults })
 }
 
 /// The inside of a session's VM. One that does not run is brought up as far as the caller's time

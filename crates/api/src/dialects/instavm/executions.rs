@@ -165,6 +165,7 @@ pub(super) async fn begin(
     if convert::is_resting(&workspace) && !workspace.wakes_on_use() {
         return Err(Problem::VmSuspended);
     }
+    execute::use_vaults(&state, &caller, &command).await?;
     let now = state.control.now();
     let (number, task_id) = state.executions.begin(caller.account_id(), workspace.id, now)?;
     let session_id = ids::uuid_text(workspace.id);

@@ -25,6 +25,7 @@ mod terminals;
 mod transfer;
 mod unserved;
 mod validation;
+mod vaults;
 mod vms;
 mod volume_files;
 mod volumes;
@@ -86,6 +87,7 @@ pub fn router() -> Router<ApiState> {
         .route("/v1/custom-domains/{domain}", get(domains::get).delete(domains::delete))
         .route("/v1/custom-domains/{domain}/health", get(domains::health))
         .route("/v1/custom-domains/{domain}/verify", post(domains::verify))
+        .merge(vault_routes())
         .route(
             "/v1/egress/vm/{vm}",
             get(egress::of_vm).post(egress::set_of_vm).patch(egress::set_of_vm),
@@ -110,6 +112,31 @@ pub fn router() -> Router<ApiState> {
         .route("/upload", post(transfer::upload).layer(DefaultBodyLimit::disable()))
         .route("/download", post(transfer::download))
         .route("/v1/{*rest}", any(unserved::refuse))
+}
+
+fn vault_routes() -> Router<ApiState> {
+    let vault = "/v1/vaults/{vault}";
+    Router::new()
+        .route("/v1/vaults", get(vaults::list).post(vaults::create))
+        .route("/v1/vaults/catalog", get(vaults::catalog))
+        .route(vault, get(vaults::get).patch(vaults::update).delete(vaults::delete))
+        .route(&format!("{vault}/discover"), get(vaults::discover))
+        .route(
+            &format!("{vault}/credentials"),
+            get(vaults::credentials).post(vaults::add_credential),
+        )
+        .route(&format!("{vault}/credentials/{{credential}}"), delete(vaults::delete_credential))
+        .route(
+            &format!("{vault}/credentials/{{credential}}/rotate"),
+            post(vaults::rotate_credential),
+        )
+        .route(&format!("{vault}/services"), get(vaults::services).post(vaults::add_service))
+        .route(
+            &format!("{vault}/services:from_template"),
+            post(vaults::add_services_from_templates),
+        )
+        .route(&format!("{vault}/services/{{service}}"), delete(vaults::delete_service))
+        .route(&format!("{vault}/request-logs"), get(vaults::request_logs))
 }
 
 /// A session's terminals and its VM's are the same.

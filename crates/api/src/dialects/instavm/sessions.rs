@@ -13,6 +13,7 @@ use super::{
     error_body::Problem,
     request::AuthenticatedBody,
     validation::FieldError,
+    vaults,
     vms::{DELETE_WAIT, killed, no_such_session},
     wire::{Sandbox, SandboxesQuery, SessionRecord, SessionStatus, Usage, VmState},
 };
@@ -28,9 +29,11 @@ pub(super) async fn create(
     AuthenticatedBody { caller, mut fields }: AuthenticatedBody,
 ) -> Result<Json<SessionRecord>, Problem> {
     let policy = egress::asked(&mut fields);
+    let vaults = vaults::asked(&mut fields);
     let request = convert::session_request(fields, Wait::No)?;
     let network = egress::wish_of_new(&state.control, policy)?;
-    let request = CreateWorkspace { network, ..request };
+    let vaults = vaults::ids_of(vaults.as_ref())?;
+    let request = CreateWorkspace { network, vaults, ..request };
     let workspace = state.control.create_workspace(&caller, request).await?;
     Ok(Json(convert::session_record(&workspace)))
 }

@@ -16,7 +16,7 @@ use super::{
     error_body::Problem,
     request::AuthenticatedBody,
     rules::Rules,
-    shares,
+    shares, vaults,
     wire::{VmCreated, VmRecord, VmState, WaitQuery},
 };
 use crate::{
@@ -38,10 +38,12 @@ pub(super) async fn create(
     let share = shares::asked(&mut fields);
     let domain = domains::asked(&mut fields, share.is_some());
     let policy = egress::asked(&mut fields);
+    let vaults = vaults::asked(&mut fields);
     let (workspace, made) = match convert::vm_request(fields, wait)? {
         VmRequest::New(request) => {
             let network = egress::wish_of_new(&state.control, policy)?;
-            let request = CreateWorkspace { network, ..*request };
+            let vaults = vaults::ids_of(vaults.as_ref())?;
+            let request = CreateWorkspace { network, vaults, ..*request };
             let creating = state.control.create_workspace(&caller, request);
             let workspace = state.until_shutdown(creating).await.map_err(deleted_meanwhile)?;
             if let Some(failure) = convert::failure(&workspace) {
@@ -51,7 +53,8 @@ pub(super) async fn create(
             (workspace, Made::New)
         }
         VmRequest::Attach(request) => {
-            (attach(&state, &caller, *request, policy, wait).await?, Made::Attached)
+            let more = (policy, vaults);
+            (attach(&state, &caller, *request, more, wait).await?, Made::Attached)
         }
     };
     if workspace.desired == Desired::Deleted {
@@ -100,7 +103,7 @@ async fn attach(
     state: &ApiState,
     caller: &Caller,
     Attach { session_id, update, rules, snapshot }: Attach,
-    policy: Option<egress::Policy>,
+    (policy, vaults): (Option<egress::Policy>, Option<vaults::Asked>),
     wait: Wait,
 ) -> Result<Workspace, Problem> {
     let which =
@@ -118,6 +121,9 @@ async fn attach(
     change(state, caller, &which, (update, rules)).await?;
     if let Some(policy) = policy {
         egress::change(&state.control, caller, &which, policy).await?;
+    }
+    if let Some(vaults) = vaults {
+        state.control.set_vaults(caller, &which, &vaults.ids()?).await?;
     }
     let workspace = match snapshot {
         None => {
@@ -192,11 +198,17 @@ pub(super) async fn get(
 pub(super) async fn update(
     State(state): State<ApiState>,
     PathOf { value: vm, .. }: PathOf<String, Instavm>,
-    AuthenticatedBody { caller, fields }: AuthenticatedBody,
+    AuthenticatedBody { caller, mut fields }: AuthenticatedBody,
 ) -> Result<Json<VmRecord>, Problem> {
     let which = ids::parse_workspace_ref(&vm);
+    let vaults = vaults::asked(&mut fields);
     let asked = convert::vm_update(fields)?;
-    let workspace = change(&state, &caller, &which, asked).await?;
+    let vaults = vaults.map(|vaults| vaults.ids()).transpose()?;
+    let mut workspace = change(&state, &caller, &which, asked).await?;
+    if let Some(vaults) = vaults {
+        let which = WorkspaceRef::Id(workspace.id);
+        workspace = state.control.set_vaults(&caller, &which, &vaults).await?;
+    }
     Ok(Json(convert::vm_record(&workspace, state.ssh())))
 }
 

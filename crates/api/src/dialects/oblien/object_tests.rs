@@ -38,6 +38,7 @@ fn workspace(state: State, desired: Desired, incarnation: u64, failed_starts: u3
             auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
             workloads: skerry_model::Workloads::default(),
+            vaults: Vec::new(),
             made_from: skerry_model::MadeFrom::default(),
             network: skerry_model::NetworkWish::default(),
             metadata: BTreeMap::new(),

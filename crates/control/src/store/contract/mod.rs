@@ -187,6 +187,7 @@ pub(crate) fn workspace(owner: &Owner, number: u128) -> Workspace {
             auto_resume: false,
             log_retention: LogRetention::AcrossStarts,
             workloads: skerry_model::Workloads::default(),
+            vaults: Vec::new(),
             made_from: skerry_model::MadeFrom::default(),
             network: skerry_model::NetworkWish::default(),
             metadata: BTreeMap::new(),

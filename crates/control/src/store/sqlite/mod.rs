@@ -19,6 +19,7 @@ mod ssh_keys;
 mod tests;
 mod upgrade;
 mod usage;
+mod vaults;
 mod volumes;
 mod writer;
 

@@ -3,7 +3,7 @@
 use skerry_model::{Workloads, Workspace};
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
-use super::{blueprints, domains, records, ssh_access, usage, writer::Broken};
+use super::{blueprints, domains, records, ssh_access, usage, vaults, writer::Broken};
 use crate::{
     Error,
     store::{
@@ -37,7 +37,9 @@ async fn check_keys(db: &mut SqliteConnection, keys: &KeyRing) -> Result<(), Err
              UNION SELECT substr(sealed, 1, 9) FROM domain_dns_access \
              UNION SELECT substr(sealed, 1, 9) FROM acme_accounts \
              UNION SELECT substr(sealed, 1, 9) FROM ssh_passwords \
-             UNION SELECT substr(sealed, 1, 9) FROM blueprints",
+             UNION SELECT substr(sealed, 1, 9) FROM blueprints \
+             UNION SELECT substr(sealed, 1, 9) FROM vault_credentials \
+             UNION SELECT substr(sealed, 1, 9) FROM vault_authorities",
     )
     .fetch_all(db)
     .await?;
@@ -52,7 +54,8 @@ async fn put_in_order(db: &mut SqliteConnection, keys: &KeyRing) -> Result<(), E
     let sealed_anew = seal_anew(db, keys).await?
         + domains::seal_anew(db, keys).await?
         + ssh_access::seal_anew(db, keys).await?
-        + blueprints::seal_anew(db, keys).await?;
+        + blueprints::seal_anew(db, keys).await?
+        + vaults::seal_anew(db, keys).await?;
     if sealed_anew > 0 {
         tracing::info!(sealed_anew, "secrets are sealed with the newest key now");
     }

@@ -10,7 +10,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use http::{Request, Response, Version, header};
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
 use hyper::{
@@ -384,7 +383,7 @@ fn over_http_2_bodies_go_both_ways_in_pieces_as_they_come() {
         tokio::spawn(connection);
         let (pieces, received) = mpsc::channel::<Result<Frame<Bytes>, io::Error>>(4);
         let body = tokio_stream::wrappers::ReceiverStream::new(received);
-        let body: Sending = StreamBody::new(body.boxed()).boxed();
+        let body: Sending = StreamBody::new(body).boxed();
         let request = Request::builder().method("POST").uri("https://api.test/stream");
         let response = sender.send_request(request.body(body).unwrap()).await.unwrap();
         assert_eq!(response.version(), Version::HTTP_2);

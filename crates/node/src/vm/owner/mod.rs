@@ -224,6 +224,14 @@ impl Owner {
                     let result = self.set_network_policy(incarnation, policy).await;
                     reply(answer, result);
                 }
+                Happened::Request(Some(Request::SetInjections {
+                    incarnation,
+                    injections,
+                    answer,
+                })) => {
+                    let result = self.set_injections(incarnation, &injections);
+                    reply(answer, result);
+                }
                 Happened::Request(Some(Request::AttachVolume { incarnation, mount, answer })) => {
                     let result = self.attach_volume(incarnation, &mount).await;
                     reply(answer, result);

@@ -41,7 +41,8 @@ pub const GENERATION_MAX: u16 = 1;
 /// | 4 | the calls in [`volume_files`] |
 /// | 5 | [`call::LISTEN`], [`call::ACCEPT`] |
 /// | 6 | the calls in [`workload`] |
-pub const REVISION: u16 = 6;
+/// | 7 | [`clock_kept`](message::Configured::clock_kept) |
+pub const REVISION: u16 = 7;
 
 /// The name of the virtio-serial port the agent serves on.
 pub const PORT_NAME: &str = "skerry.agent";

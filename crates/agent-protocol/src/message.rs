@@ -47,6 +47,10 @@ pub struct Configured {
     pub revision: u16,
     /// As asked.
     pub incarnation: u64,
+    /// The guest was this already, and its clock goes on as it was: what it was told had only grown old
+    /// on the way (since revision 7).
+    #[serde(default)]
+    pub clock_kept: bool,
 }
 
 /// Sets the wall clock.
@@ -453,6 +457,7 @@ mod tests {
         let said = r#"{"agent_version":"0.1.0","boot_id":"b","generation":1,"incarnation":7}"#;
         let configured: Configured = serde_json::from_str(said).unwrap();
         assert_eq!((configured.revision, configured.incarnation), (0, 7));
+        assert!(!configured.clock_kept);
     }
 
     #[test]

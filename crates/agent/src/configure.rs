@@ -29,22 +29,28 @@ impl Identity {
     }
 }
 
-/// Applies `request`; doing so again changes nothing but the clock and the random state.
+/// Applies `request`; doing so again changes nothing but the random state, and a clock that is off.
 pub(crate) async fn configure(
     session: &Session,
     request: &Configure,
 ) -> Result<Configured, AgentError> {
     check(request)?;
     let guest = &session.guest;
+    let wanted =
+        Identity { hostname: request.hostname.clone(), machine_id: request.machine_id.clone() };
+    let mut clock_kept = false;
     if guest.as_machine().is_some() {
-        // Randomness first: whatever is made after this is this guest's alone. Neither waits for
-        // anything.
+        // Randomness first: whatever is made after this is this guest's alone.
         identity::reseed(&request.entropy)?;
-        identity::set_clock(request.unix_time_ns)?;
+        let is_reconnection = guest.identity().lock().await.as_ref() == Some(&wanted);
+        clock_kept = is_reconnection && identity::clock_goes_on(request.unix_time_ns);
+        if !clock_kept {
+            identity::set_clock(request.unix_time_ns)?;
+        }
     }
     // A guest may have been saved while frozen. Nothing can be written before this.
     guest.freezer().thaw().await?;
-    assume(guest, &request.hostname, &request.machine_id).await?;
+    assume(guest, wanted).await?;
     guest.set_env(request.env.clone());
     Ok(Configured {
         agent_version: String::from(env!("CARGO_PKG_VERSION")),
@@ -52,12 +58,12 @@ pub(crate) async fn configure(
         generation: session.generation,
         revision: REVISION,
         incarnation: request.incarnation,
+        clock_kept,
     })
 }
 
 /// Makes the machine this one, in as few steps as it takes: none on a mere reconnection.
-async fn assume(guest: &Arc<Guest>, hostname: &str, machine_id: &str) -> Result<(), AgentError> {
-    let wanted = Identity { hostname: hostname.to_owned(), machine_id: machine_id.to_owned() };
+async fn assume(guest: &Arc<Guest>, wanted: Identity) -> Result<(), AgentError> {
     let mut current = guest.identity().lock().await;
     if let Some(machine) = guest.as_machine() {
         let grown = machine.root_disk.as_ref().filter(|disk| disk.has_grown());

@@ -78,9 +78,27 @@ pub(crate) fn set_clock(unix_time_ns: i64) -> Result<(), AgentError> {
         .map_err(|errno| AgentError::from_io("the clock", &errno.into()))
 }
 
+/// What a clock that is right may be ahead of what it is told: as long as telling it may take.
+const TOLD_WITHIN_NS: i64 = 30_000_000_000;
+
+/// Whether the wall clock of a machine that is only connected anew can be right. What it is told was
+/// true when it was said, so a clock that stood still is behind that; and on a host where everybody is
+/// connected anew at once, it was said a while ago.
+pub(crate) fn clock_goes_on(unix_time_ns: i64) -> bool {
+    ClockId::CLOCK_REALTIME.now().is_ok_and(|now| is_told_late(now, unix_time_ns))
+}
+
+fn is_told_late(now: TimeSpec, unix_time_ns: i64) -> bool {
+    let ahead_ns = nanoseconds(now).saturating_sub(unix_time_ns);
+    (0..TOLD_WITHIN_NS).contains(&ahead_ns)
+}
+
+fn nanoseconds(time: TimeSpec) -> i64 {
+    time.tv_sec().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec())
+}
+
 fn is_close(now: TimeSpec, unix_time_ns: i64) -> bool {
-    let now_ns = now.tv_sec().saturating_mul(1_000_000_000).saturating_add(now.tv_nsec());
-    now_ns.abs_diff(unix_time_ns) < CLOCK_TOLERANCE_NS.unsigned_abs()
+    nanoseconds(now).abs_diff(unix_time_ns) < CLOCK_TOLERANCE_NS.unsigned_abs()
 }
 
 /// Sets the host name and the files that repeat it.
@@ -223,6 +241,15 @@ mod tests {
         let now_ns = 1_900_000_000_999_999_999;
         assert!(is_close(now, now_ns) && is_close(now, now_ns + 4_999_999));
         assert!(!is_close(now, now_ns - 5_000_000) && !is_close(now, i64::MIN));
+    }
+
+    #[test]
+    fn a_clock_that_is_told_late_goes_on_and_one_that_stood_still_does_not() {
+        let now = TimeSpec::new(1_900_000_000, 500);
+        let now_ns = 1_900_000_000_000_000_500;
+        assert!(is_told_late(now, now_ns) && is_told_late(now, now_ns - 29_999_999_999));
+        assert!(!is_told_late(now, now_ns + 1) && !is_told_late(now, now_ns - 30_000_000_000));
+        assert!(!is_told_late(now, i64::MIN) && !is_told_late(now, i64::MAX));
     }
 
     #[test]

@@ -361,15 +361,17 @@ impl Api {
         }
     }
 
-    /// Runs the command in a workspace until it succeeds.
+    /// Asks the agent of a workspace what its root directory holds, until it says so. That starts no
+    /// program in the guest.
     ///
     /// # Errors
     /// It does not within the time.
-    pub async fn exec_until_it_succeeds(&self, id: &str, within: Duration) -> Result<()> {
+    pub async fn guest_answers(&self, id: &str, within: Duration) -> Result<()> {
+        let path = format!("{WORKSPACES}/{id}/files?path=/");
         let deadline = Instant::now() + within;
         loop {
-            match self.exec(id).await {
-                Ok(()) => return Ok(()),
+            match self.ask(Method::GET, &path, None).await {
+                Ok(_) => return Ok(()),
                 Err(error) if Instant::now() > deadline => return Err(error),
                 Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
             }

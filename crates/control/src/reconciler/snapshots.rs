@@ -196,7 +196,11 @@ impl SnapshotWorker<'_> {
             let error = match self.while_wanted(call).await? {
                 None => return Ok(None),
                 Some(Ok(Ok(info))) => return Ok(Some(Ok(info))),
-                Some(Ok(Err(error))) => error,
+                Some(Ok(Err(error))) => {
+                    // The VM stands still where letting it run on failed as well.
+                    inner.wake(snapshot.workspace_id);
+                    error
+                }
                 Some(Err(_)) => {
                     // Whatever the node is still at is given up.
                     self.remove_on_node().await?;

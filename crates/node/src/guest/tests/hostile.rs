@@ -31,6 +31,7 @@ impl Dial for Liar {
                         generation: 1,
                         revision: 0,
                         incarnation: 3,
+                        clock_kept: false,
                     };
                     let is_configure = request.uri().path() == call::CONFIGURE;
                     let (status, body) = if is_configure {

@@ -1,5 +1,6 @@
 //! The link against the real agent, hosted in this process, over an in-memory line.
 
+mod clock;
 mod connect;
 mod exec;
 mod files;

@@ -70,6 +70,7 @@ impl Machine {
                     generation: 1,
                     revision: REVISION,
                     incarnation: 3,
+                    clock_kept: false,
                 };
                 json(200, serde_json::to_string(&configured).unwrap())
             }

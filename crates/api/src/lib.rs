@@ -32,8 +32,9 @@ mod unread;
 
 use std::{future::Future, sync::Arc};
 
-use axum::Router;
-use skerry_control::{Control, Error};
+use axum::{Router, extract::Request, response::Response};
+use futures::future::BoxFuture;
+use skerry_control::{Control, Error, internal_api::OpenPreview};
 use skerry_model::{DomainState, ErrorKind};
 use tokio_util::sync::CancellationToken;
 
@@ -106,7 +107,13 @@ pub struct ApiState {
     pub(crate) runtimes: dialects::oblien::Runtimes,
     shutdown: CancellationToken,
     ssh: Option<Arc<SshEndpoint>>,
+    ports: Option<PortCarrier>,
 }
+
+/// Carries an HTTP request, and a WebSocket if it asks for one, to a port inside a workspace that was
+/// opened for whoever sends it.
+pub type PortCarrier =
+    Arc<dyn Fn(OpenPreview, Request) -> BoxFuture<'static, Response> + Send + Sync>;
 
 /// Where the server speaks SSH, for what clients are told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +139,20 @@ impl ApiState {
             runtimes: dialects::oblien::Runtimes::default(),
             shutdown,
             ssh: None,
+            ports: None,
         }
+    }
+
+    /// The same of a server that carries requests to ports inside workspaces in this way.
+    #[must_use]
+    pub fn with_ports(self, ports: PortCarrier) -> Self {
+        Self { ports: Some(ports), ..self }
+    }
+
+    /// How requests are carried to ports inside; `None` where they are not.
+    #[must_use]
+    pub fn ports(&self) -> Option<&PortCarrier> {
+        self.ports.as_ref()
     }
 
     /// The same of a server that speaks SSH there.

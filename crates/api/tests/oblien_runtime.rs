@@ -424,3 +424,27 @@ async fn a_download_is_what_the_guests_tar_packs() {
     }
     insta::assert_snapshot!(front.transcript());
 }
+
+#[tokio::test]
+async fn requests_are_carried_to_ports_without_what_says_who_sends_them() {
+    let mut front = Front::open().await;
+    let (id, token) = enabled(&mut front).await;
+    for line in [
+        "GET /proxy/3000/api/users?limit=10&token=mine",
+        "POST /proxy/api?x_oblien_target=127.0.0.1%3A8080&a=%20b",
+        "DELETE /proxy?x_oblien_target=80",
+        "GET /runtimes/local/proxy/3000/x",
+        "GET /proxy/api",
+        "GET /proxy/api?x_oblien_target=10.0.0.1%3A80",
+        "GET /proxy/api?token=a&token=b",
+    ] {
+        front.runtime(&token, line, None).await;
+    }
+    let by_query = format!("GET /proxy/3000/?token={token}");
+    let line = front.beside(As::Nobody, &by_query, None).await;
+    assert_eq!((line.status.as_u16(), &line.body["line"]), (200, &json!("GET /")));
+    front.call(As::Nobody, "GET /proxy/3000/", None).await;
+    front.beside(As::Admin, &format!("POST /workspace/{id}/stop"), None).await;
+    front.runtime(&token, "GET /proxy/3000/", None).await;
+    insta::assert_snapshot!(front.transcript());
+}

@@ -448,3 +448,27 @@ async fn what_is_open_ends_with_the_gateway() {
     let ended = timeout(WITHIN, socket.next()).await.unwrap();
     assert!(matches!(ended, None | Some(Err(_))), "{ended:?}");
 }
+
+#[tokio::test]
+async fn what_was_opened_elsewhere_is_carried_with_its_websockets_until_it_is_closed() {
+    let ground = Ground::open().await;
+    ground.serve(3000, site());
+    let (address, closed) = ground.carrying(3000).await;
+    let mut visitor = TcpStream::connect(address).await.unwrap();
+    visitor.write_all(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert!(read_until(&mut visitor, "hello").await.starts_with("HTTP/1.1 200 "));
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut socket, _) = tokio_tungstenite::client_async("ws://x/chat", stream).await.unwrap();
+    socket.send(tungstenite::Message::text("hi")).await.unwrap();
+    let said = timeout(WITHIN, socket.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(said.into_text().unwrap(), "you said hi");
+    closed.cancel();
+    let ended = timeout(WITHIN, socket.next()).await.unwrap();
+    assert!(!matches!(ended, Some(Ok(tungstenite::Message::Text(_)))), "{ended:?}");
+    let (nobody, _) = ground.carrying(4000).await;
+    let mut visitor = TcpStream::connect(nobody).await.unwrap();
+    visitor.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let answer = read_until(&mut visitor, "}}").await;
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("application/json"), "{answer}");
+    ground.close().await;
+}

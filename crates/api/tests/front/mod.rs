@@ -2,14 +2,14 @@
 
 pub mod instavm;
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body};
+use axum::{Json, Router, body::Body, response::IntoResponse as _};
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderName, Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
-use serde_json::Value;
-use skerry_api::{ApiConfig, ApiState, SshEndpoint};
+use serde_json::{Value, json};
+use skerry_api::{ApiConfig, ApiState, PortCarrier, SshEndpoint};
 use skerry_control::{
     ControlConfig, Error, ServerProxy, Wait, WorkspaceRef,
     testing::{self, KEY, TestControl},
@@ -109,7 +109,16 @@ impl Front {
             preview_domain: "localhost".to_owned(),
             version: "0.0.0-test",
         };
-        let mut state = ApiState::new(test.control.clone(), config, CancellationToken::new());
+        // Says what would be sent to which port.
+        let ports: PortCarrier = Arc::new(|open, request| {
+            let (head, _) = request.into_parts();
+            let names: Vec<&str> = head.headers.keys().map(HeaderName::as_str).collect();
+            let (line, port) = (format!("{} {}", head.method, head.uri), open.port);
+            let said = Json(json!({ "port": port, "line": line, "headers": names }));
+            Box::pin(async move { said.into_response() })
+        });
+        let state = ApiState::new(test.control.clone(), config, CancellationToken::new());
+        let mut state = state.with_ports(ports);
         if let Some(ssh) = ssh {
             state = state.with_ssh(ssh);
         }
@@ -296,7 +305,7 @@ impl Front {
     }
 
     /// The inside of a VM that runs.
-    pub fn guest(&self, id: &str) -> std::sync::Arc<skerry_control::sim_node::SimGuest> {
+    pub fn guest(&self, id: &str) -> Arc<skerry_control::sim_node::SimGuest> {
         let id = skerry_api::ids::parse_workspace_id(id).expect("an id");
         self.test.node.sim_guest(id).expect("a VM")
     }

@@ -92,6 +92,18 @@ impl Previews {
         })
     }
 
+    /// Carries a request, and a WebSocket if it asks for one, to a port that was opened for whoever sends
+    /// it: what they have shown is taken out already. What goes wrong is told as JSON.
+    pub async fn carry(&self, open: OpenPreview, mut request: Request<Body>) -> Response<Body> {
+        let host = request.headers().get(header::HOST).cloned();
+        let host = host.unwrap_or_else(|| HeaderValue::from_static("localhost"));
+        let carried = match Handover::of(&mut request) {
+            Ok(handover) => self.inner.joined(open, handover, host, request).await,
+            Err(page) => Err(page),
+        };
+        carried.unwrap_or_else(|page| page::Wanted::Json.page(page))
+    }
+
     /// Resolves when everything that was open has ended, after the gateway was told to end.
     pub async fn ended(&self) {
         self.inner.tasks.close();
@@ -134,7 +146,6 @@ impl Inner {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Page> {
         let handover = Handover::of(&mut request)?;
-        let scheme = request.extensions().get::<Scheme>().copied().unwrap_or(self.hosts.scheme);
         let opening = self.routes.open_preview(address, &shown.credentials);
         let open = match timeout(self.limits.open_within, opening).await {
             Ok(Ok(open)) => open,
@@ -146,8 +157,24 @@ impl Inner {
             && handover.is_none()
             && matches!(*request.method(), Method::GET | Method::HEAD)
         {
-            return Ok(credentials::kept(&token, request.uri(), scheme));
+            return Ok(credentials::kept(&token, request.uri(), self.scheme(&request)));
         }
+        self.joined(open, handover, host, request).await
+    }
+
+    fn scheme(&self, request: &Request<Body>) -> Scheme {
+        request.extensions().get::<Scheme>().copied().unwrap_or(self.hosts.scheme)
+    }
+
+    /// Carries a request to a port that is open, for as long as it is.
+    async fn joined(
+        &self,
+        open: OpenPreview,
+        handover: Option<Handover>,
+        host: HeaderValue,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Page> {
+        let scheme = self.scheme(&request);
         let place = self.places.take(open.workspace).await.ok_or(Page::Busy)?;
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
         let forwarded = headers::Forwarded { peer, host, scheme };

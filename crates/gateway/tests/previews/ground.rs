@@ -11,6 +11,7 @@ use hyper_util::{
 };
 use skerry_control::{
     Caller, CreateWorkspace, PortVisibility, PublishPort, StartPolicy, Wait, WorkspaceRef,
+    internal_api::OpenPreview,
     testing::{self, TestControl},
 };
 use skerry_gateway::http::{Limits, PreviewHosts, Previews, Scheme};
@@ -96,6 +97,25 @@ impl Ground {
 
     fn which(&self) -> WorkspaceRef {
         WorkspaceRef::Id(self.workspace.id)
+    }
+
+    /// A server that carries everything to this port, as a caller of [`Previews::carry`] does, until what
+    /// is answered is cancelled.
+    pub async fn carrying(&self, port: u16) -> (SocketAddr, Arc<CancellationToken>) {
+        let guest = self.test.control.guest(&self.caller, &self.which()).await.unwrap();
+        let closed = Arc::new(CancellationToken::new());
+        let (previews, workspace) = (self.previews.clone(), self.workspace.id);
+        let revoked = Arc::clone(&closed);
+        let router = Router::new().fallback(async move |request: Request| {
+            let closed = Arc::clone(&revoked);
+            let guest = Arc::clone(&guest);
+            let open = OpenPreview { workspace, port, guest, was_woken: false, closed };
+            previews.carry(open, request).await
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        (address, closed)
     }
 
     /// Publishes a port; answers its token if it has one.

@@ -11,6 +11,7 @@ mod info;
 mod listing;
 mod paths;
 mod problem;
+mod proxy;
 mod search;
 mod socket;
 mod state;
@@ -83,6 +84,9 @@ fn of_one_guest() -> Router<ApiState> {
         .route("/terminals/{terminal}", delete(terminals::close))
         .route("/terminals/{terminal}/scrollback", get(terminals::scrollback))
         .route("/ws", get(socket::connect))
+        .route("/proxy", any(proxy::carry))
+        .route("/proxy/", any(proxy::carry))
+        .route("/proxy/{*rest}", any(proxy::carry))
         .route("/watchers", any(info::no_watchers))
         .route("/watchers/{*rest}", any(info::no_watchers))
         .route("/desktop", any(info::no_desktop))

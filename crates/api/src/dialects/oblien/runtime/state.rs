@@ -25,11 +25,15 @@ pub(super) struct Inside {
     pub(super) terminals: Terminals,
     /// The connection for terminals: a new one replaces the one before.
     connection: Mutex<Option<CancellationToken>>,
+    /// Cancelled when what was opened into ports has to end.
+    ports: Mutex<Arc<CancellationToken>>,
 }
 
 impl Inside {
     fn is_idle(&self, now: Timestamp) -> bool {
-        self.tasks.is_empty(now) && self.terminals.is_idle()
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever is on the way to a port holds it.
+        Arc::strong_count(&ports) == 1 && self.tasks.is_empty(now) && self.terminals.is_idle()
     }
 
     /// Takes the connection's place; what is answered is cancelled when another takes it.
@@ -42,7 +46,15 @@ impl Inside {
         ours
     }
 
+    /// What is cancelled when requests under way to its ports have to end.
+    pub(super) fn ports(&self) -> Arc<CancellationToken> {
+        Arc::clone(&self.ports.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn disconnect(&self) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *ports).cancel();
+        drop(ports);
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = connection.take() {
             before.cancel();

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use axum::Router;
-use skerry_api::{ApiConfig, ApiState, SshEndpoint};
+use skerry_api::{ApiConfig, ApiState, PortCarrier, SshEndpoint};
 use skerry_control::{
     Control, ControlConfig, Environment, Rng,
     internal_api::NodeApi,
@@ -116,7 +116,12 @@ pub async fn assemble(
         }),
         shutdown.clone(),
     );
-    let mut state = ApiState::new(control.clone(), api, shutdown);
+    let carrier = previews.clone();
+    let ports: PortCarrier = Arc::new(move |open, request| {
+        let carrier = carrier.clone();
+        Box::pin(async move { carrier.carry(open, request).await })
+    });
+    let mut state = ApiState::new(control.clone(), api, shutdown).with_ports(ports);
     let ssh = match ssh_listener {
         Some(listener) => {
             let keys = HostKeys::open(&config.data_dir, |seed| rng.fill(seed))

@@ -12,6 +12,7 @@ mod ssh_access;
 mod ssh_keys;
 mod timers;
 mod together;
+mod vaults;
 mod workspaces;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ pub(crate) use ssh_access::*;
 pub(crate) use ssh_keys::*;
 pub(crate) use timers::*;
 pub(crate) use together::*;
+pub(crate) use vaults::*;
 pub(crate) use workspaces::*;
 
 /// A named set of tests, one for each promise.
@@ -58,6 +60,10 @@ macro_rules! store_contract {
             a_blueprint_is_its_accounts_and_of_its_kind
             an_account_has_so_many_blueprints_each_with_a_name_of_its_own
             a_blueprint_is_changed_only_by_who_read_it_last
+            a_vault_is_its_accounts_and_everything_in_it_goes_with_it
+            a_credentials_value_comes_back_for_use_alone_until_there_is_another
+            an_accounts_authority_is_the_first_that_was_kept
+            the_last_requests_of_a_vault_are_kept
             a_published_port_goes_with_its_workspace
             a_port_is_published_once_under_one_slug
             workspaces_are_found_by_the_beginning_of_an_identifier

@@ -51,7 +51,7 @@ pub(super) fn outbound_proxy(
     };
     let address = address
         .parse()
-        .map_err(|_| other("its address is not one of IPv4", "a public IPv4 address"))?;
+        .map_err(|_| other("has an address that is not one of IPv4", "a public IPv4 address"))?;
     let credentials = match (username, password) {
         (None, None) => None,
         (Some(username), password) => {

@@ -1,15 +1,9 @@
 //! The control plane alone, on a simulated node: its own benchmark is run, and its figures are taken.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-};
-
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use serde_json::Value;
-use tokio::process::Command;
 
+use super::program::Program;
 use crate::{
     bench::Bench,
     goal::{Goal, Measured, Row, Unit},
@@ -33,59 +27,16 @@ struct Figures {
     figures: Vec<Figure>,
 }
 
-/// What cargo calls it.
-const NAME: &str = "control_plane";
+const PROGRAM: Program = Program { package: "skerry-control", name: "control_plane" };
 /// Only the cases about creating: reading has its targets and its table there.
 const ONLY: &str = "create";
 
 pub(super) async fn measure(bench: &mut Bench, seconds: u32) -> Result<Vec<Row>> {
-    let json = tempfile::NamedTempFile::new_in(bench.directory())?;
-    run(bench.directory(), json.path(), seconds).await?;
-    let text = std::fs::read(json.path()).context("reading what the benchmark has written")?;
-    rows(&text)
-}
-
-async fn run(directory: &Path, json: &Path, seconds: u32) -> Result<()> {
-    // It ends with a failure when it misses a target of its own: that is for the table to say.
-    let output = Command::new(built().await?)
-        .args(["--bench", "--only", ONLY, "--seconds", &seconds.to_string(), "--json"])
-        .arg(json)
-        .arg("--directory")
-        .arg(directory)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .context("running the control plane's benchmark")?;
-    let written = std::fs::metadata(json).is_ok_and(|metadata| metadata.len() > 0);
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(written, "the control plane's benchmark: {}: {said}", output.status);
-    Ok(())
-}
-
-/// Has cargo build the benchmark, and say where it is: run by us and not by cargo, it ends with us.
-async fn built() -> Result<PathBuf> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["bench", "--locked", "--no-run", "--message-format=json"])
-        .args(["-p", "skerry-control", "--bench", NAME])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .context("running cargo bench")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cargo bench: {said}");
-    executable(&output.stdout).with_context(|| format!("cargo bench has built nothing: {said}"))
-}
-
-/// The executable among cargo's messages.
-fn executable(messages: &[u8]) -> Option<PathBuf> {
-    let messages = serde_json::Deserializer::from_slice(messages).into_iter::<Value>();
-    messages.map_while(Result::ok).find_map(|message| {
-        let is_it = message["target"]["name"] == NAME;
-        is_it.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
-    })
+    let directory = bench.directory();
+    let place = directory.to_str().context("the run's directory has no name in UTF-8")?;
+    let seconds = seconds.to_string();
+    let asked = ["--only", ONLY, "--seconds", &seconds, "--directory", place];
+    rows(&PROGRAM.figures(directory, &asked).await?)
 }
 
 /// One row for each target of each case that has one.
@@ -124,15 +75,6 @@ fn rows(json: &[u8]) -> Result<Vec<Row>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_benchmark_is_found_among_what_cargo_says() {
-        let messages = br#"{"reason":"compiler-artifact","target":{"name":"nix"},"executable":null}
-            {"reason":"compiler-artifact","target":{"name":"control_plane"},"executable":"/x/y-1"}
-            {"reason":"build-finished","success":true}"#;
-        assert_eq!(executable(messages), Some(PathBuf::from("/x/y-1")));
-        assert_eq!(executable(br#"{"reason":"build-finished","success":true}"#), None);
-    }
 
     #[test]
     fn every_target_of_the_control_planes_benchmark_is_a_row() {

@@ -6,8 +6,11 @@ mod exec;
 mod fork;
 mod kill;
 mod memory;
+mod network;
 mod preview;
+mod program;
 mod rest;
+mod sockets;
 mod ssh;
 mod start;
 mod wake;
@@ -47,6 +50,10 @@ pub enum Subject {
     Preview,
     /// A visit that wakes.
     Wake,
+    /// Memory of idle WebSockets.
+    Sockets,
+    /// A VM's place on the network.
+    Network,
     /// The control plane alone.
     Control,
     /// The server is killed.
@@ -88,6 +95,10 @@ pub struct Counts {
     pub stream_mib: usize,
     /// Visits that wake.
     pub wake: usize,
+    /// WebSockets that say nothing.
+    pub sockets: usize,
+    /// Places on a network.
+    pub network: usize,
     /// Times the server is killed.
     pub kill: usize,
     /// VMs it has then.
@@ -115,6 +126,8 @@ impl Counts {
         streams: 10,
         stream_mib: 16,
         wake: 10,
+        sockets: 10_000,
+        network: 50,
         kill: 3,
         vms: 10,
         control_seconds: 3,
@@ -137,6 +150,8 @@ impl Counts {
         streams: 1,
         stream_mib: 1,
         wake: 1,
+        sockets: 200,
+        network: 2,
         kill: 1,
         vms: 2,
         control_seconds: 1,
@@ -159,6 +174,7 @@ impl Counts {
             preview: samples,
             streams: samples,
             wake: samples,
+            network: samples,
             kill: samples,
             ..self
         }
@@ -182,7 +198,7 @@ impl Subject {
             | Self::Preview
             | Self::Wake => Some(Mode::Restore),
             Self::Pool | Self::Kill => Some(Mode::Default),
-            Self::Control => None,
+            Self::Sockets | Self::Network | Self::Control => None,
         }
     }
 
@@ -212,6 +228,8 @@ impl Subject {
                 preview::measure(bench, preview, streams, stream_mib).await
             }
             Self::Wake => wake::measure(bench, counts.wake).await,
+            Self::Sockets => sockets::measure(bench, counts.sockets).await,
+            Self::Network => network::measure(bench, counts.network).await,
             Self::Control => control::measure(bench, counts.control_seconds).await,
             Self::Kill => kill::measure(bench, counts.kill, counts.vms).await,
         }

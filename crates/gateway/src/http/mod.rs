@@ -17,6 +17,7 @@
 mod credentials;
 mod headers;
 mod hosts;
+mod joined;
 mod limits;
 mod page;
 mod places;

@@ -8,18 +8,16 @@ use hyper::{
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional_with_sizes;
 
 use super::{
     Inner, empty,
     headers::remove_hop_by_hop,
+    joined::Joined,
     page::Page,
     upstream::{self, Line, Sent},
 };
 
 const WEBSOCKET: &str = "websocket";
-/// What is carried at a time, in bytes.
-const PIECE: usize = 16 * 1024;
 
 /// The client's side of a connection that is to become a WebSocket.
 pub(super) struct Handover {
@@ -132,9 +130,7 @@ async fn join(client: OnUpgrade, server: OnUpgrade) {
             return;
         }
     };
-    let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-    let carried = copy_bidirectional_with_sizes(&mut client, &mut server, PIECE, PIECE).await;
-    if let Err(error) = carried {
+    if let Err(error) = Joined::new(TokioIo::new(client), TokioIo::new(server)).await {
         tracing::debug!(%error, "a WebSocket broke");
     }
 }

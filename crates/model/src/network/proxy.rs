@@ -38,7 +38,7 @@ impl FromStr for ProxyProtocol {
         match text {
             "http" => Ok(Self::Http),
             "socks5" => Ok(Self::Socks5),
-            _ => Err(invalid("its protocol is not known", "http (CONNECT) or socks5")),
+            _ => Err(invalid("has a protocol that is not known", "http (CONNECT) or socks5")),
         }
     }
 }
@@ -74,11 +74,11 @@ impl OutboundProxy {
     /// ([`reserved::is_internet`]), its port is 0, or its credentials cannot be said.
     pub fn check(&self) -> Result<(), Invalid> {
         if !reserved::is_internet(self.address) {
-            let problem = format!("{} is not an address of the internet", self.address);
+            let problem = format!("is at {}, which is not of the internet", self.address);
             return Err(invalid(problem, "a public IPv4 address"));
         }
         if self.port == 0 {
-            return Err(invalid("its port is 0", "1 to 65535"));
+            return Err(invalid("has port 0", "1 to 65535"));
         }
         let Some(ProxyCredentials { username, password }) = &self.credentials else {
             return Ok(());
@@ -89,12 +89,15 @@ impl OutboundProxy {
             let allowed = format!(
                 "a user name of 1 to {MAX_CREDENTIAL_BYTES} bytes and a password of at most as many"
             );
-            return Err(invalid("its credentials are too long, or without a user name", allowed));
+            return Err(invalid(
+                "has credentials that are too long, or without a user name",
+                allowed,
+            ));
         }
         // RFC 7617, 2: what is before the first colon is the user's name.
         if username.contains(':') || [username.as_str(), password].iter().any(|t| has_control(t)) {
             let allowed = "no control characters, and no colon in the user name";
-            return Err(invalid("its credentials cannot be sent", allowed));
+            return Err(invalid("has credentials that cannot be sent", allowed));
         }
         Ok(())
     }

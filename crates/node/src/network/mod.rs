@@ -16,6 +16,7 @@ mod links;
 mod names;
 mod namespace;
 mod outside;
+pub mod places;
 mod prefix;
 mod proxy;
 mod rules;

@@ -21,6 +21,10 @@ pub(crate) const GUEST_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
 /// Every guest's station address: it is alone on its network. A restored guest has it already.
 pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x0a, 0x02, 0x0f];
 
+/// Every gateway's station address: a restored guest remembers it, and asks again only after a while
+/// without answers.
+pub(super) const GATEWAY_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x0a, 0x02, 0x01];
+
 /// Interfaces of a VM's namespace.
 pub(super) const TAP: &str = "tap0";
 pub(super) const UPLINK: &str = "up0";
@@ -73,6 +77,7 @@ pub(super) fn make_vm_side(
         rules::install_in_vm(terrain)?;
         let mut links = Links::open();
         links.make_pair(UPLINK, port, hub.as_fd())?;
+        links.set_station(TAP, GATEWAY_MAC)?;
         links.add_address(TAP, GUEST_GATEWAY, GUEST_PREFIX_BITS)?;
         links.up(TAP)?;
         links.up(UPLINK)?;

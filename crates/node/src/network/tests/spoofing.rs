@@ -10,6 +10,7 @@ use super::{
         GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC,
         filter::{Family, Transaction},
         links::Links,
+        wiring::GATEWAY_MAC,
     },
     ground::{Booted, Ground, Guest, arp_request, datagram, policy},
 };
@@ -28,6 +29,16 @@ fn next(socket: &UdpSocket) -> Vec<u8> {
     let mut buffer = [0; 64];
     let count = socket.recv(&mut buffer).unwrap();
     buffer[..count].to_vec()
+}
+
+#[test]
+fn every_guest_has_the_same_gateway_which_a_clone_knows_already() {
+    let ground = Ground::new();
+    let guests =
+        [ground.guest(&NetworkPolicy::default()), ground.guest(&NetworkPolicy::default())];
+    for guest in &guests {
+        assert_eq!(guest.gateway_station(), GATEWAY_MAC);
+    }
 }
 
 #[test]

@@ -72,7 +72,7 @@ async fn create_refuses_bad_input_and_changes_nothing() {
         json!({}),
         json!({ "name": "" }),
         json!({ "name": 7 }),
-        json!({ "name": "x", "template_id": "base" }),
+        json!({ "name": "x", "template_id": "nothing" }),
         json!({ "name": "x", "catalog_ids": ["vscode"] }),
         json!({ "name": "x", "service_spec_ids": ["svc"] }),
         json!({ "name": "x", "setup_script_ids": ["ss"] }),
@@ -362,6 +362,29 @@ const PRIVATE: &[&str] = &[
     "DELETE /apps/app-0000000000000000000000000",
     "PUT /apps/app-0000000000000000000000000/visibility",
     "GET /apps/app-0000000000000000000000000/health",
+    "POST /templates",
+    "GET /templates/base",
+    "PUT /templates/base",
+    "DELETE /templates/base",
+    "GET /service-specs",
+    "POST /service-specs",
+    "GET /service-specs/00000000-0000-4000-8000-000000000000",
+    "PUT /service-specs/00000000-0000-4000-8000-000000000000",
+    "DELETE /service-specs/00000000-0000-4000-8000-000000000000",
+    "GET /setup-scripts",
+    "POST /setup-scripts",
+    "GET /setup-scripts/00000000-0000-4000-8000-000000000000",
+    "PUT /setup-scripts/00000000-0000-4000-8000-000000000000",
+    "DELETE /setup-scripts/00000000-0000-4000-8000-000000000000",
+    "GET /workspaces/{id}/services",
+    "GET /workspaces/{id}/services/web",
+    "GET /workspaces/{id}/services/web/logs",
+    "GET /workspaces/{id}/jobs",
+    "GET /workspaces/{id}/jobs/00000000-0000-4000-8000-000000000000",
+    "POST /workspaces/{id}/jobs/00000000-0000-4000-8000-000000000000/cancel",
+    "POST /workspaces/{id}/install-app",
+    "POST /workspaces/{id}/reconcile-apps",
+    "POST /quick-deploy",
     "GET /ssh-keys",
     "POST /ssh-keys",
     "DELETE /ssh-keys/00000000-0000-4000-8000-000000000000",
@@ -402,6 +425,9 @@ async fn another_tenants_workspace_is_not_found() {
         let line = route.replacen(' ', &format!(" {BASE}"), 1);
         let body = line.contains("/resources").then(|| json!({ "ram_mb": 2048 }));
         let body = body.or_else(|| line.contains("/env").then(|| json!({ "env_vars": {} })));
+        let install =
+            line.contains("/install-app").then(|| json!({ "catalog_id": "static-files" }));
+        let body = body.or(install);
         for id in [id.as_str(), "ws-0000000000000000000000000", "my-slug"] {
             let answer = front.call(As::Other, &line.replace("{id}", id), body.clone()).await;
             assert_eq!(answer.status, StatusCode::NOT_FOUND, "{line}");
@@ -441,7 +467,7 @@ async fn what_is_not_there_is_said_in_rigbox_words() {
         "GET /api/nothing/at/all",
         "PATCH /api/v1/workspaces",
         "GET /api/v1/apps/app-1/params",
-        "POST /api/v1/quick-deploy",
+        "POST /api/v1/workspaces/from-definition",
         "GET /api/v1/workspaces/ws-1/logs/stream",
         "POST /api/v1/workspaces/ws-1/volumes/1/resize",
         "DELETE /api/v1/workspaces/ws-0000000000000000000000000?force=perhaps",

@@ -39,6 +39,8 @@ pub struct ControlConfig {
     pub default_image: String,
     /// Other names for images, from configuration: alias to catalogue name.
     pub image_aliases: std::collections::BTreeMap<String, String>,
+    /// The apps that workspaces can have.
+    pub apps: crate::AppCatalogue,
     /// Proxies of the server's, by which the world is reached through who asks for one by its name.
     pub outbound_proxies: std::collections::BTreeMap<ProxyName, ServerProxy>,
     /// How long a guest may take to power off before it is killed.
@@ -66,6 +68,7 @@ impl ControlConfig {
             plan,
             default_image: "base".to_owned(),
             image_aliases: std::collections::BTreeMap::new(),
+            apps: crate::AppCatalogue::built_in(),
             outbound_proxies: std::collections::BTreeMap::new(),
             stop_grace: Duration::from_secs(10),
             save_concurrency: 2,

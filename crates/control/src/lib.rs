@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod blueprints;
+pub mod catalogue;
 pub mod config;
 pub mod doctor;
 pub mod domains;
@@ -26,6 +27,7 @@ pub mod ssh_access;
 pub mod ssh_keys;
 pub mod store;
 pub mod testing;
+pub mod vaults;
 pub mod volumes;
 pub mod workloads;
 pub mod workspaces;
@@ -36,6 +38,9 @@ mod preview;
 
 pub use access::{Caller, Credential};
 pub use blueprints::TemplateView;
+pub use catalogue::{
+    AppCatalogue, AppParam, AppParamKind, AppService, CatalogApp, InstalledApp, Reconciled,
+};
 pub use config::{ControlConfig, Environment, Rng, ServerProxy};
 pub use control::Control;
 pub use domains::{DomainCheck, DomainRef, DomainView};
@@ -49,6 +54,7 @@ pub use runtime_access::{RuntimeToken, RuntimeVisit};
 pub use snapshots::{CreateSnapshot, DeletedSnapshot, ListSnapshots, SnapshotRef, UpdateSnapshot};
 pub use ssh_access::SshAccess;
 pub use ssh_keys::SshKey;
+pub use vaults::{NewCredential, NewService, UpdateVault};
 pub use volumes::{AttachVolume, CheckpointRef, CreateVolume, VolumeRef, VolumeView};
 pub use workloads::{NewWorkload, UpdateWorkload, WorkloadVerb, WorkloadView};
 pub use workspaces::{

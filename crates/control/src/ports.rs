@@ -165,6 +165,15 @@ impl Control {
         Ok(removed)
     }
 
+    /// The same of a workspace that was found.
+    pub(crate) async fn publish_port_of(
+        &self,
+        workspace: &Workspace,
+        request: &PublishPort,
+    ) -> Result<Publication, Error> {
+        self.put_port(workspace, request, IfMissing::Publish).await
+    }
+
     async fn put_port(
         &self,
         workspace: &Workspace,

@@ -294,6 +294,7 @@ fn control_config(config: &Config, plan: Plan) -> ControlConfig {
         plan,
         default_image: config.default_image.clone(),
         image_aliases: config.image_aliases.clone(),
+        apps: config.apps.clone(),
         outbound_proxies: config.outbound_proxies.clone(),
         stop_grace: config.stop_grace,
         // Writing memory out keeps the disk busy, which two at a time do.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
-use skerry_control::ServerProxy;
+use skerry_control::{AppCatalogue, CatalogApp, ServerProxy};
 use skerry_gateway::domains::AcmeSettings;
 use skerry_model::{
     Plan, ProxyName, Secret,
@@ -245,6 +245,10 @@ pub struct Settings {
     #[arg(skip)]
     #[serde(default)]
     pub image_aliases: BTreeMap<String, String>,
+    /// Apps of the catalogue beside those that are built in
+    #[arg(skip)]
+    #[serde(default)]
+    pub apps: Vec<CatalogApp>,
     /// Proxies through which workspaces reach the world that ask for one by its name
     #[arg(skip)]
     #[serde(default)]
@@ -315,6 +319,8 @@ pub struct Config {
     pub uplink: UplinkSettings,
     /// See [`Settings::outbound_proxies`].
     pub outbound_proxies: BTreeMap<ProxyName, ServerProxy>,
+    /// See [`Settings::apps`].
+    pub apps: AppCatalogue,
     /// See [`Settings::templates`].
     pub templates: Vec<TemplateSettings>,
     /// See [`Settings::image_aliases`].
@@ -408,6 +414,7 @@ impl Settings {
             } else {
                 self.outbound_proxies
             },
+            apps: if self.apps.is_empty() { weaker.apps } else { self.apps },
             templates: if self.templates.is_empty() { weaker.templates } else { self.templates },
             image_aliases: if self.image_aliases.is_empty() {
                 weaker.image_aliases
@@ -525,6 +532,9 @@ impl Settings {
             network_prefix,
             uplink,
             outbound_proxies: OutboundProxySettings::resolve(self.outbound_proxies)?,
+            apps: AppCatalogue::built_in()
+                .with(self.apps)
+                .map_err(|problem| anyhow!("apps: {problem}"))?,
             templates: self.templates,
             image_aliases: self.image_aliases,
             image_pull: self.image_pull.unwrap_or_default().policy()?,

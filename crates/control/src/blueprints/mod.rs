@@ -45,7 +45,7 @@ impl Control {
         self.inner.check_blueprint(caller, &blueprint).await?;
         let noun = blueprint.kind().noun();
         match self.inner.store.insert_blueprint(&blueprint, MAX_BLUEPRINTS).await? {
-            BlueprintInsertion::Done(made) => Ok(made),
+            BlueprintInsertion::Done(made) => Ok(*made),
             BlueprintInsertion::NameTaken => Err(name_taken(&blueprint)),
             BlueprintInsertion::TooMany => {
                 let why = format!("the account has {MAX_BLUEPRINTS} of these already: {noun}");
@@ -145,6 +145,18 @@ impl Inner {
     async fn check_template(&self, caller: &Caller, template: &Template) -> Result<(), Error> {
         self.setups(caller, "setup_scripts", &template.setup).await?;
         self.services(caller, "service_specs", &template.services).await?;
+        for id in &template.apps {
+            if self.config.apps.app(id).is_none() {
+                let known: Vec<&str> =
+                    self.config.apps.apps().iter().map(|app| app.id.as_str()).collect();
+                let shown: String = id.chars().take(64).flat_map(char::escape_default).collect();
+                return Err(Error::invalid(
+                    "apps",
+                    format!("there is no {shown}"),
+                    known.join(", "),
+                ));
+            }
+        }
         self.check_sizes(template)
     }
 

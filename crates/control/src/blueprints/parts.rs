@@ -1,7 +1,7 @@
 //! What a new workspace is made of: blueprints become workloads, sizes and an image. They are copied: a
 //! workspace needs its blueprints no more than a house its plans.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skerry_model::{
     Blueprint, BlueprintBody, BlueprintId, BlueprintKind, Floor, Invalid, MAX_SCRIPTS_BYTES,
@@ -9,7 +9,7 @@ use skerry_model::{
     WorkloadOrigin, WorkloadRestart, blueprint::check_count,
 };
 
-use crate::{Caller, CreateWorkspace, Error, NewWorkload, control::Inner};
+use crate::{Caller, CatalogApp, CreateWorkspace, Error, NewWorkload, control::Inner};
 
 /// Reads a file of variables as systemd's `EnvironmentFile` has them, then becomes the command.
 const WITH_ENVIRONMENT_FILE: &str = r#"file=$1
@@ -33,6 +33,9 @@ done < "$file" || exit 1
 exec "$@""#;
 /// The most characters of a blueprint's name within a workload's.
 const NAME_CHARS: usize = 40;
+
+/// An app, and what was decided of it.
+type ChosenApp = (CatalogApp, BTreeMap<String, String>);
 
 /// What blueprints say of a new workspace.
 #[derive(Default)]
@@ -75,20 +78,64 @@ impl Inner {
                 services.push(one);
             }
         }
+        let apps = self.apps_of(request, &template)?;
         check_scripts(&setups, &services)?;
         let mut workloads = Vec::new();
         for (number, (blueprint, script)) in (1_usize..).zip(&setups) {
             workloads.push(setup_workload(number, blueprint, script));
         }
+        for (app, params) in &apps {
+            workloads.extend(app.workloads(params)?);
+        }
         for (blueprint, service) in &services {
             workloads.extend(service_workloads(blueprint, service)?);
         }
+        let apps: Vec<CatalogApp> = apps.into_iter().map(|(app, _)| app).collect();
+        let floor = template.least.with(CatalogApp::floor(&apps));
         Ok(Parts {
             image: request.template.is_some().then_some(template.image),
             defaults: template.least,
-            made_from: MadeFrom { template: request.template.clone(), floor: template.least },
+            made_from: MadeFrom { template: request.template.clone(), floor },
             workloads,
         })
+    }
+
+    /// The apps a request names, and those of its template.
+    fn apps_of(
+        &self,
+        request: &CreateWorkspace,
+        template: &Template,
+    ) -> Result<Vec<ChosenApp>, Error> {
+        let of_template = template.apps.iter().map(|id| (id, BTreeMap::new()));
+        let of_template = of_template
+            .filter(|(id, _)| request.apps.iter().all(|(asked, _)| asked != *id))
+            .map(|(id, params)| ("template", id, params));
+        let asked = request.apps.iter().map(|(id, params)| ("apps", id, params.clone()));
+        let mut seen = BTreeSet::new();
+        let mut all = Vec::new();
+        for (field, id, params) in of_template.chain(asked) {
+            let shown: String = id.chars().take(64).flat_map(char::escape_default).collect();
+            let apps = self.config.apps.apps();
+            let Some(app) = apps.iter().find(|app| app.id == *id) else {
+                let known: Vec<&str> = apps.iter().map(|app| app.id.as_str()).collect();
+                return Err(Error::invalid(
+                    field,
+                    format!("there is no {shown}"),
+                    known.join(", "),
+                ));
+            };
+            if !seen.insert(id) {
+                return Err(Error::invalid(field, format!("name {shown} twice"), "each once"));
+            }
+            if let Some(template) = &request.template
+                && app.incompatible_templates.contains(template)
+            {
+                let problem = format!("{shown} cannot be installed with this template");
+                return Err(Error::invalid(field, problem, "apps that go with the template"));
+            }
+            all.push((app.clone(), params));
+        }
+        Ok(all)
     }
 
     /// The template a request names: the account's own by its identifier, or one that is there by

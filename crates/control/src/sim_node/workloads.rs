@@ -1,6 +1,7 @@
 //! The simulated supervisor. A process whose command has `sleep` or `serve` in it runs until it is told
-//! otherwise ([`SimSupervisor::end`]); `echo`, `true`, `false` and scripts of `sh -c` and `/bin/bash -c`
-//! (the last word is the script) end at once; everything else cannot be started. One that would be started again waits for that for ever.
+//! otherwise ([`SimSupervisor::end`]); `echo`, `true`, `false` and scripts of `sh -c` end at once, and so do
+//! those of `/bin/bash -c`, the last word of its command, unless a line begins with `sleep`; everything else
+//! cannot be started. One that would be started again waits for that for ever.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,6 +45,11 @@ enum Fate {
 }
 
 fn fate(argv: &[String]) -> Fate {
+    if let [program, flag, .., script] = argv
+        && (program.as_str(), flag.as_str()) == ("/bin/bash", "-c")
+    {
+        return script_fate(script);
+    }
     let line = argv.join(" ");
     let code = |code| Fate::Ends(WorkloadEnd::Code(code), None);
     if line.contains("sleep") || line.contains("serve") {
@@ -53,15 +59,17 @@ fn fate(argv: &[String]) -> Fate {
         ["true"] => code(0),
         ["false"] => code(1),
         ["echo", rest @ ..] => Fate::Ends(WorkloadEnd::Code(0), Some(rest.join(" "))),
-        ["sh" | "/bin/bash", "-c", script] => script_fate(script),
-        ["/bin/bash", "-c", _, .., script] => script_fate(script),
+        ["sh", "-c", script] => script_fate(script),
         _ => Fate::Ends(WorkloadEnd::NotStarted, None),
     }
 }
 
-/// Of a script, lines that begin with `echo` and `exit` do what they say.
+/// Of a script, lines that begin with `sleep`, `echo` and `exit` do what they say.
 fn script_fate(script: &str) -> Fate {
     let lines = || script.lines().map(str::trim);
+    if lines().any(|line| line.starts_with("sleep ")) {
+        return Fate::RunsOn;
+    }
     let said: Vec<&str> = lines().filter_map(|line| line.strip_prefix("echo ")).collect();
     let code = lines().find_map(|line| line.strip_prefix("exit ")?.parse().ok()).unwrap_or(0);
     Fate::Ends(WorkloadEnd::Code(code), (!said.is_empty()).then(|| said.join("\n")))

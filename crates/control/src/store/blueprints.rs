@@ -10,7 +10,7 @@ use crate::Error;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BlueprintInsertion {
     /// It is recorded, with revision 1.
-    Done(Blueprint),
+    Done(Box<Blueprint>),
     /// The account has one of this kind and name.
     NameTaken,
     /// The account has as many of this kind as it may.

@@ -430,7 +430,7 @@ impl Inner {
     }
 
     /// Changes the list in the record as it then is; whoever attends the workspace tells the guest.
-    async fn change_workloads(
+    pub(crate) async fn change_workloads(
         self: &Arc<Self>,
         caller: &Caller,
         which: &WorkspaceRef,

@@ -40,8 +40,13 @@ impl Control {
             .inner
             .to_the_end(async move {
                 let made = inner.record_new(&caller, request).await?;
+                let control = Self { inner };
+                if let Err(error) = control.publish_apps(&made).await {
+                    // It is made; its apps get their addresses when they are next asked for.
+                    tracing::warn!(workspace.id = %made.id, %error, "an app has no address yet");
+                }
                 if made.desired == Desired::Running {
-                    inner.wake(made.id);
+                    control.inner.wake(made.id);
                 }
                 Ok(made)
             })
@@ -146,6 +151,7 @@ impl Inner {
         let network = self.wish_of_new(caller, request.network).await?;
         let project_id = self.project_or_default(caller, request.project_id).await?;
         let volumes = self.wanted(caller, &request.volumes).await?;
+        let vaults = self.vaults_of_new(caller, &request.vaults).await?;
         let asked = parts.workloads.into_iter().chain(request.workloads).collect();
         let workloads = self.workloads_of_new(asked)?;
         let (desired, demand) = match request.start {
@@ -185,6 +191,7 @@ impl Inner {
                 log_retention: request.log_retention,
                 network,
                 workloads,
+                vaults,
                 made_from: parts.made_from,
                 metadata: request.metadata,
             },

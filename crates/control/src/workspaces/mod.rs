@@ -22,7 +22,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use skerry_model::{
     BlueprintId, EnvVar, Expiry, IdlePolicy, Lifetime, NetworkWish, ProjectId, RestartPolicy,
-    SnapshotOnTerminate, Workspace, WorkspaceId,
+    SnapshotOnTerminate, VaultId, Workspace, WorkspaceId,
     spec::{CpuKind, LogRetention},
 };
 
@@ -87,6 +87,8 @@ pub struct CreateWorkspace {
     pub setup: Vec<BlueprintId>,
     /// Services of the account.
     pub services: Vec<BlueprintId>,
+    /// Apps of the catalogue, and what was decided of each. They are installed by the first start.
+    pub apps: Vec<(String, BTreeMap<String, String>)>,
     /// `None`: the template's, the snapshot's, or else the configured default.
     pub image: Option<String>,
     /// Its disk, and with the same shape its memory, are this snapshot's. Then `image` must be `None`.
@@ -125,6 +127,8 @@ pub struct CreateWorkspace {
     pub network: Option<NetworkWish>,
     /// Volumes it has from its first start on.
     pub volumes: Vec<AttachVolume>,
+    /// Whose credentials its guest may use.
+    pub vaults: Vec<VaultId>,
     /// What its guest supervises.
     pub workloads: Vec<NewWorkload>,
     /// Labels.
@@ -145,6 +149,7 @@ impl CreateWorkspace {
             template: None,
             setup: Vec::new(),
             services: Vec::new(),
+            apps: Vec::new(),
             image: None,
             from_snapshot: None,
             vcpu_count: None,
@@ -163,6 +168,7 @@ impl CreateWorkspace {
             log_retention: LogRetention::default(),
             network: None,
             volumes: Vec::new(),
+            vaults: Vec::new(),
             workloads: Vec::new(),
             metadata: BTreeMap::new(),
             start,

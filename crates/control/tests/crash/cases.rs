@@ -44,6 +44,7 @@ pub enum UseCase {
     DetachVolume,
     TakeCheckpoint,
     DeleteCheckpoint,
+    InstallApp,
 }
 
 /// A control plane and its node.
@@ -104,7 +105,7 @@ fn started() -> CreateWorkspace {
 }
 
 impl UseCase {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Create,
         Self::Start,
         Self::Stop,
@@ -128,6 +129,7 @@ impl UseCase {
         Self::DetachVolume,
         Self::TakeCheckpoint,
         Self::DeleteCheckpoint,
+        Self::InstallApp,
     ];
 
     pub async fn prepare(self, ground: &Ground) -> Prepared {
@@ -145,6 +147,7 @@ impl UseCase {
             | Self::Pause
             | Self::Suspend
             | Self::TakeSnapshot
+            | Self::InstallApp
             | Self::Fork => {
                 Prepared { workspace: Some(ground.running(started()).await), snapshot: None }
             }
@@ -264,6 +267,10 @@ impl UseCase {
                 let (volume, first) = (at_data().volume, CheckpointRef::Name("first".to_owned()));
                 control.delete_checkpoint(caller, &volume, &first, LONG).await.map(drop)
             }
+            Self::InstallApp => {
+                let params = std::collections::BTreeMap::new();
+                control.install_app(caller, id, "static-files", &params).await.map(drop)
+            }
             Self::Expire => {
                 ground.clock.advance(Duration::from_secs(60));
                 testing::until(&ground.control, workspace, |w| w.state == State::Suspended).await;
@@ -307,6 +314,12 @@ impl UseCase {
                 }
             }
             Self::Delete => {}
+            Self::InstallApp => {
+                assert_eq!((memory(id), file(id)), (first(), first_file()), "{what}");
+                // The installation and what runs then are there together or not at all.
+                let workloads = &now[0].spec.workloads.items;
+                assert!([0, 2].contains(&workloads.len()), "{what}: {workloads:?}");
+            }
             // Which volumes it has is checked for every use case.
             Self::AttachVolume
             | Self::DetachVolume

@@ -20,6 +20,7 @@ mod many;
 mod networks;
 mod official_clients;
 mod previews;
+mod rigbox;
 mod saved_crash;
 mod server;
 mod ssh;

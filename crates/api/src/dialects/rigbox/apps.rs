@@ -1,19 +1,21 @@
-//! Apps: ports of workspaces with an address of their own.
+//! Apps: ports of workspaces with an address of their own, and what was installed from the catalogue.
 
 use axum::{Json, extract};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use skerry_control::{
-    Caller, Error, ListWorkspaces, PortVisibility, PublishPort, PublishedPort, WorkspaceRef,
+    Caller, Error, InstalledApp, ListWorkspaces, PortVisibility, PublishPort, PublishedPort,
+    WorkspaceRef,
 };
-use skerry_model::{ErrorKind, State, Timestamp, Workspace};
+use skerry_model::{ErrorKind, PublishedPortId, State, Timestamp, WorkloadOrigin, Workspace};
 
 use super::{
     Rigbox, convert,
     error_body::RigboxError,
+    jobs::JobStatus,
     paging::{self, PageQuery, Place},
-    wire,
+    services, wire,
     workspaces::workspace_ref,
 };
 use crate::{
@@ -44,7 +46,7 @@ pub(super) struct AppView {
     allowed_emails: [String; 0],
     status: &'static str,
     metadata: Map<String, Value>,
-    system_tags: [String; 0],
+    system_tags: Vec<String>,
     protocol: &'static str,
     app_kind: &'static str,
     managed: bool,
@@ -52,6 +54,13 @@ pub(super) struct AppView {
     custom_domain_verified: bool,
     created_at: Timestamp,
     updated_at: Timestamp,
+}
+
+impl AppView {
+    /// An app of a workspace that is about to start.
+    pub(super) fn expected(self) -> Self {
+        Self { status: "installing", ..self }
+    }
 }
 
 /// Answer of everything that returns one app.
@@ -72,7 +81,7 @@ pub(super) struct AppList {
 #[derive(Serialize)]
 pub(super) struct Health {
     live: bool,
-    /// No service of the guest is managed from outside.
+    /// `active` and `inactive` of an app from the catalogue; others are not managed from outside.
     service_status: &'static str,
     port_open: bool,
 }
@@ -142,38 +151,96 @@ pub(super) struct VisibilityBody {
 
 /// An app and whose it is.
 struct App {
-    port: PublishedPort,
+    what: What,
     workspace: Workspace,
 }
 
+/// What an app is.
+enum What {
+    /// A port; if it was installed from the catalogue, by that.
+    Port(PublishedPort, Option<Box<InstalledApp>>),
+    /// A program from the catalogue that serves nothing, or has not got its address yet.
+    Program(Box<InstalledApp>),
+}
+
 impl App {
+    fn id(&self) -> PublishedPortId {
+        match &self.what {
+            What::Port(port, _) => port.id,
+            What::Program(app) => PublishedPortId::from_u128(app.install.workload.id.as_u128()),
+        }
+    }
+
+    fn created_at(&self) -> Timestamp {
+        match &self.what {
+            What::Port(port, _) => port.created_at,
+            What::Program(app) => app.install.workload.created_at,
+        }
+    }
+
+    const fn installed(&self) -> Option<&InstalledApp> {
+        match &self.what {
+            What::Port(_, None) => None,
+            What::Port(_, Some(app)) | What::Program(app) => Some(app),
+        }
+    }
+
+    /// The port, where there is one to be changed.
+    fn port(&self) -> Result<&PublishedPort, Error> {
+        match &self.what {
+            What::Port(port, _) => Ok(port),
+            What::Program(_) => {
+                let why = "the app serves nothing that could be visited".to_owned();
+                Err(ErrorKind::Conflict(why).into())
+            }
+        }
+    }
+
     fn view(&self, state: &ApiState) -> AppView {
-        let (port, workspace) = (&self.port, &self.workspace);
-        let subdomain = port.slug.as_str();
+        let workspace = &self.workspace;
+        let (name, subdomain, number, visibility) = match &self.what {
+            What::Port(port, _) => {
+                let subdomain = port.slug.as_str().to_owned();
+                let name = port.label.clone().unwrap_or_else(|| subdomain.clone());
+                (name, subdomain, port.port, port.visibility)
+            }
+            What::Program(app) => (app.app_id.clone(), String::new(), 0, PortVisibility::Private),
+        };
+        let installed = self.installed();
+        let url = match &self.what {
+            What::Port(..) => state.config.preview_url(&subdomain),
+            What::Program(_) => String::new(),
+        };
         AppView {
-            id: ids::rigbox_app_id(port.id),
-            name: port.label.clone().unwrap_or_else(|| subdomain.to_owned()),
-            subdomain: subdomain.to_owned(),
-            url: state.config.preview_url(subdomain),
+            id: ids::rigbox_app_id(self.id()),
+            name,
+            subdomain,
+            url,
             user_id: workspace.account_id.to_string(),
             node_id: workspace.node_id.map(|id| id.to_string()).unwrap_or_default(),
             workspace_id: ids::rigbox_workspace_id(workspace.id),
-            port: port.port,
-            visibility: match port.visibility {
+            port: number,
+            visibility: match visibility {
                 PortVisibility::Public => "public",
                 PortVisibility::Private => "private",
             },
             allowed_emails: [],
-            status: "active",
+            status: installed.map_or("active", status),
             metadata: Map::new(),
-            system_tags: [],
+            system_tags: installed.map_or_else(Vec::new, |app| {
+                let of = ids::rigbox_workspace_id(workspace.id);
+                vec![format!("catalog:{}-{of}", app.app_id), "catalog".to_owned()]
+            }),
             protocol: "http",
-            app_kind: "service",
-            managed: false,
+            app_kind: match installed {
+                Some(app) if app.port.is_none() => "cli",
+                Some(_) | None => "service",
+            },
+            managed: installed.is_some(),
             depends_on: [],
             custom_domain_verified: false,
-            created_at: port.created_at,
-            updated_at: port.created_at,
+            created_at: self.created_at(),
+            updated_at: self.created_at(),
         }
     }
 
@@ -182,8 +249,40 @@ impl App {
     }
 
     fn place(&self) -> Place {
-        Place { created_at: self.port.created_at, id: self.port.id.as_u128() }
+        Place { created_at: self.created_at(), id: self.id().as_u128() }
     }
+}
+
+/// The word for how far an app from the catalogue is.
+fn status(app: &InstalledApp) -> &'static str {
+    match JobStatus::of(&app.install) {
+        JobStatus::Running => "installing",
+        JobStatus::Failed | JobStatus::Cancelled => "error",
+        JobStatus::Unknown => "inactive",
+        JobStatus::Done => match app.service.as_ref().map(services::status) {
+            None | Some("healthy") => "active",
+            Some("installing") => "installing",
+            Some("unhealthy") => "error",
+            Some(_) => "inactive",
+        },
+    }
+}
+
+/// An app from the catalogue, as it is shown.
+pub(super) async fn of_installed(
+    state: &ApiState,
+    caller: &Caller,
+    workspace: Workspace,
+    installed: &InstalledApp,
+) -> Result<AppView, Error> {
+    let ports = state.control.published_ports_of(caller, std::slice::from_ref(&workspace)).await?;
+    let port = ports.into_iter().find(|port| Some(port.port) == installed.port);
+    let installed = Box::new(installed.clone());
+    let what = match port {
+        Some(port) => What::Port(port, Some(installed)),
+        None => What::Program(installed),
+    };
+    Ok(App { what, workspace }.view(state))
 }
 
 /// The apps of these workspaces: their number is bounded by the plan's workspaces and the ports of each.
@@ -193,11 +292,30 @@ async fn apps_of(
     workspaces: Vec<Workspace>,
 ) -> Result<Vec<App>, Error> {
     let ports = state.control.published_ports_of(caller, &workspaces).await?;
-    let owner = |port: &PublishedPort| {
-        workspaces.iter().find(|workspace| workspace.id == port.workspace_id).cloned()
-    };
-    let apps = ports.into_iter();
-    Ok(apps.filter_map(|port| Some(App { workspace: owner(&port)?, port })).collect())
+    let mut apps = Vec::with_capacity(ports.len());
+    for workspace in workspaces {
+        let origins = workspace.spec.workloads.items.iter().map(|workload| &workload.origin);
+        let mut installed = Vec::new();
+        if origins.into_iter().any(|origin| matches!(origin, WorkloadOrigin::AppInstall { .. })) {
+            let which = WorkspaceRef::Id(workspace.id);
+            installed = match state.control.installed_apps(caller, &which).await {
+                Ok(installed) => installed,
+                // It was deleted meanwhile.
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+        }
+        for port in ports.iter().filter(|port| port.workspace_id == workspace.id) {
+            let of = installed.iter().position(|app| app.port == Some(port.port));
+            let of = of.map(|index| Box::new(installed.swap_remove(index)));
+            let what = What::Port(port.clone(), of);
+            apps.push(App { what, workspace: workspace.clone() });
+        }
+        for app in installed {
+            apps.push(App { what: What::Program(Box::new(app)), workspace: workspace.clone() });
+        }
+    }
+    Ok(apps)
 }
 
 async fn find(state: &ApiState, caller: &Caller, id: &str) -> Result<App, Error> {
@@ -205,7 +323,7 @@ async fn find(state: &ApiState, caller: &Caller, id: &str) -> Result<App, Error>
     let id = ids::parse_rigbox_app_id(id).ok_or_else(missing)?;
     let all = state.control.list_workspaces(caller, &ListWorkspaces::default()).await?.items;
     let apps = apps_of(state, caller, all).await?;
-    apps.into_iter().find(|app| app.port.id == id).ok_or_else(missing)
+    apps.into_iter().find(|app| app.id() == id).ok_or_else(missing)
 }
 
 /// `GET /apps`.
@@ -263,7 +381,7 @@ pub(super) async fn create(
         visibility: Some(PortVisibility::Private),
     };
     let made = state.control.publish_port(&auth.caller, &which, request).await?;
-    let app = App { port: made.port, workspace };
+    let app = App { what: What::Port(made.port, None), workspace };
     Ok((StatusCode::CREATED, app.envelope(&state)))
 }
 
@@ -286,7 +404,7 @@ pub(super) async fn change(
     let app = find(&state, &auth.caller, &id.value).await?;
     let body = body.value.0;
     if let Some(WholeNumber(port)) = body.port
-        && port != i64::from(app.port.port)
+        && app.port().map_or(0, |there| there.port) != u16::try_from(port).unwrap_or(0)
     {
         let problem = "cannot be changed";
         return Err(RigboxError::invalid("port", problem, "the app's port; or make another app"));
@@ -314,15 +432,38 @@ pub(super) async fn set_visibility(
     Ok(put(&state, &auth.caller, app, None, visibility).await?.envelope(&state))
 }
 
-/// `DELETE /apps/{id}`.
+/// The query of `DELETE /apps/{id}`.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct DeleteQuery {
+    #[serde(default)]
+    force: bool,
+    /// Nothing of an app's is destroyed with it.
+    #[serde(default, rename = "force_delete")]
+    _force_delete: bool,
+}
+
+/// `DELETE /apps/{id}`. An app from the catalogue goes with `force` alone.
 pub(super) async fn delete(
     extract::State(state): extract::State<ApiState>,
     auth: Authenticated<Rigbox>,
     id: PathOf<String, Rigbox>,
+    query: QueryOf<DeleteQuery, Rigbox>,
 ) -> Result<Json<wire::Message>, RigboxError> {
     let app = find(&state, &auth.caller, &id.value).await?;
     let which = WorkspaceRef::Id(app.workspace.id);
-    state.control.revoke_port(&auth.caller, &which, app.port.port).await?;
+    match (app.installed(), query.value.force) {
+        (None, _) => {
+            let port = app.port()?.port;
+            state.control.revoke_port(&auth.caller, &which, port).await?;
+        }
+        (Some(_), false) => {
+            let why = "the app was installed from the catalogue; force=true takes it away";
+            return Err(Error::from(ErrorKind::Conflict(why.to_owned())).into());
+        }
+        (Some(installed), true) => {
+            state.control.uninstall_app(&auth.caller, &which, &installed.app_id).await?;
+        }
+    }
     Ok(Json(wire::Message { message: "app deleted".to_owned() }))
 }
 
@@ -338,7 +479,8 @@ pub(super) async fn health(
             let which = WorkspaceRef::Id(app.workspace.id);
             let guest = state.control.guest(&auth.caller, &which).await?;
             let ports = guest.listening_ports().await.map_err(Error::from)?;
-            ports.iter().any(|listening| listening.port == app.port.port)
+            let own = app.port().map(|port| port.port).ok();
+            ports.iter().any(|listening| Some(listening.port) == own)
         }
         State::Provisioned
         | State::Starting
@@ -350,7 +492,12 @@ pub(super) async fn health(
         | State::Failed(_)
         | State::Deleting => false,
     };
-    Ok(Json(Health { live: port_open, service_status: "unmanaged", port_open }))
+    let service_status = match app.installed().and_then(|app| app.service.as_ref()) {
+        None => "unmanaged",
+        Some(service) if services::status(service) == "healthy" => "active",
+        Some(_) => "inactive",
+    };
+    Ok(Json(Health { live: port_open, service_status, port_open }))
 }
 
 /// Changes what differs. A private app that stays private keeps its token.
@@ -361,14 +508,20 @@ async fn put(
     label: Option<String>,
     visibility: Option<PortVisibility>,
 ) -> Result<App, Error> {
-    let visibility = visibility.filter(|wanted| *wanted != app.port.visibility);
+    let port = app.port()?;
+    let number = port.port;
+    let visibility = visibility.filter(|wanted| *wanted != port.visibility);
     if label.is_none() && visibility.is_none() {
         return Ok(app);
     }
     let which = WorkspaceRef::Id(app.workspace.id);
-    let request = PublishPort { port: app.port.port, slug: None, label, visibility };
+    let request = PublishPort { port: number, slug: None, label, visibility };
     let changed = state.control.update_port(caller, &which, request).await?;
-    Ok(App { port: changed.port, ..app })
+    let installed = match app.what {
+        What::Port(_, installed) => installed,
+        What::Program(installed) => Some(installed),
+    };
+    Ok(App { what: What::Port(changed.port, installed), workspace: app.workspace })
 }
 
 fn port_number(port: i64) -> Result<u16, RigboxError> {

@@ -1,4 +1,4 @@
-//! What anybody may ask without a credential: room on the machine, and templates.
+//! What anybody may ask without a credential: room on the machine.
 
 use axum::{Json, extract::State};
 
@@ -11,12 +11,4 @@ pub(super) async fn capacity(
 ) -> Result<Json<wire::Capacity>, RigboxError> {
     let capacity = state.control.capacity().await?;
     Ok(Json(convert::capacity(&capacity)))
-}
-
-/// `GET /templates`.
-pub(super) async fn templates(
-    State(state): State<ApiState>,
-) -> Result<Json<wire::Templates>, RigboxError> {
-    let images = state.control.public_images().await?;
-    Ok(Json(wire::Templates { templates: images.iter().map(convert::template).collect() }))
 }

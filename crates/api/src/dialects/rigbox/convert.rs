@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use skerry_control::{
-    ApiKey, CreateWorkspace, Quota, StartPolicy, UpdateWorkspace,
-    internal_api::{GuestStats, ImageInfo, NodeCapacity},
+    ApiKey, CreateWorkspace, Error, Quota, StartPolicy, UpdateWorkspace,
+    internal_api::{GuestStats, NodeCapacity},
 };
 use skerry_model::{
-    Desired, EnvVar, Failure, Incarnation, Invalid, Plan, Range, Snapshot, State, Timestamp,
-    Workspace, WorkspaceId,
+    BlueprintId, BlueprintKind, Desired, EnvVar, Failure, Incarnation, Invalid, Plan, Range,
+    Snapshot, State, Timestamp, WorkloadOrigin, Workspace, WorkspaceId, WorkspaceSpec,
 };
 
 use super::wire;
@@ -20,6 +20,10 @@ pub(super) const DEFAULT_RAM_MB: u32 = 1024;
 pub(super) const DEFAULT_VCPU_COUNT: u32 = 1;
 /// Disk of a workspace whose request names none.
 pub(super) const DEFAULT_DISK_SIZE_MB: u32 = 3072;
+/// Who setup scripts and service specs run as.
+pub(super) const GUEST_USER: &str = "developer";
+/// Where they begin.
+pub(super) const GUEST_HOME: &str = "/home/developer";
 /// Image of a workspace whose request names none.
 pub(super) const DEFAULT_IMAGE: &str = "base";
 
@@ -36,26 +40,58 @@ pub(super) fn create(
     plan: &Plan,
 ) -> Result<CreateWorkspace, Invalid> {
     let name = body.name.ok_or_else(|| required("name", "1 to 255 characters"))?;
-    if body.template_id.is_some() {
-        return Err(Invalid {
-            field: "template_id",
-            problem: "templates are not supported by this server".to_owned(),
-            allowed: "null; name an image in `image` instead".to_owned(),
-        });
-    }
-    refuse_items("catalog_ids", body.catalog_ids.as_deref())?;
-    refuse_items("service_spec_ids", body.service_spec_ids.as_deref())?;
-    refuse_items("setup_script_ids", body.setup_script_ids.as_deref())?;
+    let apps = body.catalog_ids.unwrap_or_default();
+    let setup = blueprint_ids("setup_script_ids", body.setup_script_ids.as_deref())?;
+    let services = blueprint_ids("service_spec_ids", body.service_spec_ids.as_deref())?;
     let sizes = Sizes::parse(body.vcpu_count, body.ram_mb, body.disk_size_mb, plan)?;
 
+    // A template has an image and sizes of its own.
+    let unless_template = |default: u32| match body.template_id {
+        Some(_) => None,
+        None => Some(u64::from(default)),
+    };
+    let image = body.image.or_else(|| match body.template_id {
+        Some(_) => None,
+        None => Some(DEFAULT_IMAGE.to_owned()),
+    });
     Ok(CreateWorkspace {
         name: Some(name),
-        image: Some(body.image.unwrap_or_else(|| DEFAULT_IMAGE.to_owned())),
-        vcpu_count: sizes.vcpu_count.or(Some(u64::from(DEFAULT_VCPU_COUNT))),
-        memory_mib: sizes.memory_mib.or(Some(u64::from(DEFAULT_RAM_MB))),
-        disk_mib: sizes.disk_mib.or(Some(u64::from(DEFAULT_DISK_SIZE_MB))),
+        image,
+        vcpu_count: sizes.vcpu_count.or_else(|| unless_template(DEFAULT_VCPU_COUNT)),
+        memory_mib: sizes.memory_mib.or_else(|| unless_template(DEFAULT_RAM_MB)),
+        disk_mib: sizes.disk_mib.or_else(|| unless_template(DEFAULT_DISK_SIZE_MB)),
+        setup: setup.unwrap_or_default(),
+        services: services.unwrap_or_default(),
+        apps: apps.into_iter().map(|id| (id, BTreeMap::new())).collect(),
+        template: body.template_id,
         ..CreateWorkspace::new(StartPolicy::Later)
     })
+}
+
+/// The identifier of something an account keeps; anything else is an id that nothing has.
+pub(super) fn blueprint_id(id: &str, kind: BlueprintKind) -> Result<BlueprintId, Error> {
+    id.parse().map_err(|_| Error::not_found(kind.noun()))
+}
+
+/// The identifiers a request names.
+///
+/// # Errors
+/// For one that nothing can have.
+pub(super) fn blueprint_ids(
+    field: &'static str,
+    ids: Option<&[String]>,
+) -> Result<Option<Vec<BlueprintId>>, Invalid> {
+    let read = |id: &String| {
+        id.parse::<BlueprintId>().map_err(|_| {
+            let shown: String = id.chars().take(64).flat_map(char::escape_default).collect();
+            Invalid {
+                field,
+                problem: format!("nothing has the id {shown}"),
+                allowed: "ids of the account".to_owned(),
+            }
+        })
+    };
+    ids.map(|ids| ids.iter().map(read).collect()).transpose()
 }
 
 /// Sizes a request names; their ranges are the core's to check, but for the sign.
@@ -93,17 +129,6 @@ impl Sizes {
 
 pub(super) fn required(field: &'static str, allowed: &str) -> Invalid {
     Invalid { field, problem: "is required".to_owned(), allowed: allowed.to_owned() }
-}
-
-fn refuse_items(field: &'static str, items: Option<&[String]>) -> Result<(), Invalid> {
-    match items {
-        None | Some([]) => Ok(()),
-        Some([_, ..]) => Err(Invalid {
-            field,
-            problem: "is not supported by this server".to_owned(),
-            allowed: "null or an empty list".to_owned(),
-        }),
-    }
 }
 
 /// What a resize asks of the core; a field that is absent or null stays as it is.
@@ -206,6 +231,15 @@ pub(super) fn failure(workspace: &Workspace) -> Option<&Failure> {
     workspace.state.failure().filter(|_| is_failed)
 }
 
+/// What a workspace has of what its account keeps, in the order in which it runs.
+fn made_with(
+    spec: &WorkspaceSpec,
+    of: impl Fn(&WorkloadOrigin) -> Option<&BlueprintId>,
+) -> Vec<String> {
+    let origins = spec.workloads.items.iter().map(|workload| &workload.origin);
+    origins.filter_map(of).map(ToString::to_string).collect()
+}
+
 /// A workspace as Rigbox shows it.
 pub(super) fn vm(workspace: &Workspace) -> wire::Vm {
     let spec = &workspace.spec;
@@ -228,8 +262,21 @@ pub(super) fn vm(workspace: &Workspace) -> wire::Vm {
             .filter(|_| matches!(workspace.state, State::Running { .. }))
             .map(|address| address.to_string()),
         env_vars,
-        setup_script_ids: Vec::new(),
-        service_spec_ids: Vec::new(),
+        template_id: spec.made_from.template.clone(),
+        setup_script_ids: made_with(spec, |origin| {
+            if let WorkloadOrigin::Setup { blueprint_id } = origin {
+                Some(blueprint_id)
+            } else {
+                None
+            }
+        }),
+        service_spec_ids: made_with(spec, |origin| {
+            if let WorkloadOrigin::Service { blueprint_id } = origin {
+                Some(blueprint_id)
+            } else {
+                None
+            }
+        }),
         creation_attempts: creation_attempts(workspace),
         creation_started_at: workspace.start_began_at,
         failure_code: failure.map(|failure| failure.code.clone()),
@@ -270,24 +317,6 @@ pub(super) fn capacity(capacity: &NodeCapacity) -> wire::Capacity {
     let used = capacity.memory_promised_mib.div_ceil(unit);
     let disk_fits = capacity.disk_free_mib >= u64::from(DEFAULT_DISK_SIZE_MB);
     wire::Capacity { available: used < total && disk_fits, total, used }
-}
-
-/// An image, shown as a template of Rigbox's default size. `coming_soon`, because a create request
-/// cannot name a template yet.
-pub(super) fn template(image: &ImageInfo) -> wire::Template {
-    wire::Template {
-        id: image.name.to_string(),
-        name: image.name.to_string(),
-        description: image.description.clone(),
-        icon: String::new(),
-        image: image.name.to_string(),
-        ram_mb: DEFAULT_RAM_MB,
-        vcpu_count: DEFAULT_VCPU_COUNT,
-        disk_size_mb: DEFAULT_DISK_SIZE_MB,
-        category: image.category.clone(),
-        default_log_sources: Vec::new(),
-        coming_soon: true,
-    }
 }
 
 /// The account's limits and use.

@@ -77,6 +77,13 @@ fn field_name(core: &'static str) -> &'static str {
         "disk_mib" => "disk_size_mb",
         "env" => "env_vars",
         "slug" | "label" => "name",
+        "command" => "exec_start",
+        "script" => "content",
+        "setup" => "setup_script",
+        "template" => "template_id",
+        "setup_scripts" => "setup_script_ids",
+        "service_specs" | "workloads" => "service_spec_ids",
+        "apps" => "catalog_ids",
         same => same,
     }
 }

@@ -2,15 +2,22 @@
 //! `/v1/...`, the base path of its public clients, on the host `rigbox.<base>` alone.
 
 mod account;
+mod app_catalog;
 mod apps;
 mod catalog;
 mod convert;
 mod error_body;
+mod jobs;
 mod logs;
 mod metrics;
 mod paging;
+mod quick_deploy;
+mod service_specs;
+mod services;
+mod setup_scripts;
 mod snapshots;
 mod ssh_keys;
+mod templates;
 mod unsupported;
 mod wire;
 mod workspaces;
@@ -63,7 +70,31 @@ fn routes(prefix: &str) -> Router<ApiState> {
         .route(&at("/snapshots/{sid}"), delete(snapshots::delete))
         .route(&at("/snapshots/{sid}/restore"), post(snapshots::restore))
         .route(&at("/capacity"), get(catalog::capacity))
-        .route(&at("/templates"), get(catalog::templates))
+        .route(&at("/templates"), get(templates::list).post(templates::create))
+        .route(
+            &at("/templates/{id}"),
+            get(templates::get).put(templates::change).delete(templates::delete),
+        )
+        .route(&at("/service-specs"), get(service_specs::list).post(service_specs::create))
+        .route(
+            &at("/service-specs/{id}"),
+            get(service_specs::get).put(service_specs::change).delete(service_specs::delete),
+        )
+        .route(&at("/setup-scripts"), get(setup_scripts::list).post(setup_scripts::create))
+        .route(
+            &at("/setup-scripts/{id}"),
+            get(setup_scripts::get).put(setup_scripts::change).delete(setup_scripts::delete),
+        )
+        .route(&at("/app-catalog"), get(app_catalog::list))
+        .route(&at("/workspaces/{id}/install-app"), post(app_catalog::install))
+        .route(&at("/workspaces/{id}/reconcile-apps"), post(app_catalog::reconcile))
+        .route(&at("/quick-deploy"), post(quick_deploy::deploy))
+        .route(&at("/workspaces/{id}/services"), get(services::list))
+        .route(&at("/workspaces/{id}/services/{name}"), get(services::get))
+        .route(&at("/workspaces/{id}/services/{name}/logs"), get(services::logs))
+        .route(&at("/workspaces/{id}/jobs"), get(jobs::list))
+        .route(&at("/workspaces/{id}/jobs/{job}"), get(jobs::get))
+        .route(&at("/workspaces/{id}/jobs/{job}/cancel"), post(jobs::cancel))
         .route(&at("/users/me/limits"), get(account::limits))
         .route(&at("/api-keys"), get(account::list_keys).post(account::create_key))
         .route(&at("/api-keys/{id}"), delete(account::delete_key))

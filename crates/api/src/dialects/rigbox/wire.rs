@@ -117,6 +117,8 @@ pub(super) struct Vm {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_address: Option<String>,
     pub env_vars: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template_id: Option<String>,
     pub setup_script_ids: Vec<String>,
     pub service_spec_ids: Vec<String>,
     pub creation_attempts: u32,
@@ -176,28 +178,6 @@ pub(super) struct Capacity {
     pub available: bool,
     pub total: u64,
     pub used: u64,
-}
-
-/// One entry of `GET /templates`.
-#[derive(Serialize)]
-pub(super) struct Template {
-    pub id: String,
-    pub name: String,
-    pub description: String,
-    pub icon: String,
-    pub image: String,
-    pub ram_mb: u32,
-    pub vcpu_count: u32,
-    pub disk_size_mb: u32,
-    pub category: String,
-    pub default_log_sources: Vec<String>,
-    pub coming_soon: bool,
-}
-
-/// Answer of `GET /templates`.
-#[derive(Serialize)]
-pub(super) struct Templates {
-    pub templates: Vec<Template>,
 }
 
 /// Answer of `GET /users/me/limits`.

@@ -124,7 +124,12 @@ pub(super) async fn start(
         | VmStatus::Stopping
         | VmStatus::Deleting => false,
     };
-    wish_if(&state, &auth, &which, Wish::Start, may_start, refusal).await
+    let started = wish_if(&state, &auth, &which, Wish::Start, may_start, refusal).await?;
+    if let Err(error) = state.control.reconcile_apps(&auth.caller, &which).await {
+        // It starts; what the apps lack can be asked for again.
+        tracing::debug!(%error, "an app has no address yet");
+    }
+    Ok(started)
 }
 
 /// `POST /workspaces/{id}/stop`: queued at once; clients poll.

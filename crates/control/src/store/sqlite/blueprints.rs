@@ -85,7 +85,7 @@ impl Operation for Insert {
         .await?;
         let is_new = done.rows_affected() == 1;
         Ok(Ok(if is_new {
-            BlueprintInsertion::Done(written)
+            BlueprintInsertion::Done(Box::new(written))
         } else {
             BlueprintInsertion::NameTaken
         }))

@@ -208,7 +208,6 @@ fn push_text(bytes: &mut Vec<u8>, kind: u16, text: &str) {
     bytes.push(0);
 }
 
-#[cfg(test)]
 impl Links {
     /// Gives an interface another station address.
     pub fn set_station(&mut self, name: &str, mac: [u8; 6]) -> io::Result<()> {

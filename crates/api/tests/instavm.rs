@@ -539,7 +539,7 @@ async fn what_is_not_there_is_told_from_what_is_not_served() {
         "GET /v1/vms/vm_none/stage-env",
         "GET /v1/vms/vm_none/suspend",
         "GET /v1/volumes/1/files",
-        "GET /v1/vaults",
+        "GET /v1/tapes",
         "GET /execute_async",
         "GET /v1/executions/exec_0_1",
         "GET /v1/nonsense",

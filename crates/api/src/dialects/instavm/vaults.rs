@@ -3,7 +3,7 @@
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use skerry_control::{Error, NewCredential, NewService, UpdateVault};
+use skerry_control::{Caller, Error, NewCredential, NewService, UpdateVault};
 use skerry_model::{
     CATALOGUE, CatalogueAuth, CatalogueEntry, Secret, ServiceAuth, Vault, VaultCredential,
     VaultCredentialId, VaultId, VaultRequest, VaultService, VaultServiceId,
@@ -270,6 +270,24 @@ impl Asked {
     /// 404 for what is no id of any.
     pub(super) fn ids(&self) -> Result<Vec<VaultId>, Problem> {
         self.0.iter().map(|text| vault_id(text)).collect()
+    }
+}
+
+impl Asked {
+    /// The same, seen to be there before anything else is changed.
+    ///
+    /// # Errors
+    /// 404.
+    pub(super) async fn found(
+        &self,
+        state: &ApiState,
+        caller: &Caller,
+    ) -> Result<Vec<VaultId>, Problem> {
+        let ids = self.ids()?;
+        for id in &ids {
+            state.control.vault(caller, *id).await?;
+        }
+        Ok(ids)
     }
 }
 

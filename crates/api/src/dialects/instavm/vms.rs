@@ -118,12 +118,16 @@ async fn attach(
     if let Some(snapshot) = &snapshot {
         state.control.get_snapshot(caller, snapshot).await?;
     }
+    let vaults = match vaults {
+        Some(vaults) => Some(vaults.found(state, caller).await?),
+        None => None,
+    };
     change(state, caller, &which, (update, rules)).await?;
     if let Some(policy) = policy {
         egress::change(&state.control, caller, &which, policy).await?;
     }
     if let Some(vaults) = vaults {
-        state.control.set_vaults(caller, &which, &vaults.ids()?).await?;
+        state.control.set_vaults(caller, &which, &vaults).await?;
     }
     let workspace = match snapshot {
         None => {
@@ -203,7 +207,10 @@ pub(super) async fn update(
     let which = ids::parse_workspace_ref(&vm);
     let vaults = vaults::asked(&mut fields);
     let asked = convert::vm_update(fields)?;
-    let vaults = vaults.map(|vaults| vaults.ids()).transpose()?;
+    let vaults = match vaults {
+        Some(vaults) => Some(vaults.found(&state, &caller).await?),
+        None => None,
+    };
     let mut workspace = change(&state, &caller, &which, asked).await?;
     if let Some(vaults) = vaults {
         let which = WorkspaceRef::Id(workspace.id);

@@ -1,12 +1,14 @@
 //! Published ports: a port of a workspace gets an address of its own outside.
 
+use std::sync::Arc;
+
 use skerry_internal_api::{PREVIEW_TOKEN_CHARS, PreviewAddress};
 use skerry_model::{ErrorKind, PublishedPortId, Secret, Slug, Timestamp, Workspace, WorkspaceId};
 
 use crate::{
     Caller, Control, Error, WorkspaceRef,
     control::hash,
-    store::{PortInsertion, StoredPort, Write},
+    store::{PortInsertion, SecretHash, StoredPort, Write},
 };
 
 /// Ports that one workspace publishes.
@@ -159,10 +161,15 @@ impl Control {
         port: u16,
     ) -> Result<PublishedPort, Error> {
         let workspace = self.inner.find(caller, which).await?;
-        let removed = self.inner.store.remove_port(workspace.id, port).await?;
-        let removed = removed.ok_or_else(|| Error::not_found("port"))?;
-        self.inner.visited.close(&removed.slug);
-        Ok(removed)
+        let inner = Arc::clone(&self.inner);
+        // Whoever asked may be gone before it is removed; its visits end all the same.
+        let removing = async move {
+            let removed = inner.store.remove_port(workspace.id, port).await?;
+            let removed = removed.ok_or_else(|| Error::not_found("port"))?;
+            inner.visited.close(&removed.slug);
+            Ok(removed)
+        };
+        self.inner.to_the_end(removing).await
     }
 
     /// The same of a workspace that was found.
@@ -188,14 +195,8 @@ impl Control {
             match there {
                 Some(before) => {
                     let (stored, token) = self.changed(before.clone(), slug.clone(), request);
-                    match self.inner.store.update_port(&stored).await? {
-                        Write::Done(()) => {
-                            if before.port.slug != stored.port.slug || before.token != stored.token
-                            {
-                                self.inner.visited.close(&before.port.slug);
-                            }
-                            return Ok(Publication { port: stored.port, token });
-                        }
+                    match self.write_port(before.port.slug, before.token, stored.clone()).await? {
+                        Write::Done(()) => return Ok(Publication { port: stored.port, token }),
                         Write::Taken => return Err(taken()),
                         Write::Stale => {}
                     }
@@ -219,6 +220,28 @@ impl Control {
             }
         }
         Err(ErrorKind::Unavailable("the port is being changed by others".to_owned()).into())
+    }
+
+    /// Writes a changed port, and ends the visits that it does not permit any more: also when whoever
+    /// asked for it goes away in between.
+    async fn write_port(
+        &self,
+        slug: Slug,
+        token: Option<SecretHash>,
+        stored: StoredPort,
+    ) -> Result<Write<()>, Error> {
+        let inner = Arc::clone(&self.inner);
+        let writing = async move {
+            let written = inner.store.update_port(&stored).await?;
+            match &written {
+                Write::Done(()) if slug != stored.port.slug || token != stored.token => {
+                    inner.visited.close(&slug);
+                }
+                Write::Done(()) | Write::Taken | Write::Stale => {}
+            }
+            Ok(written)
+        };
+        self.inner.to_the_end(writing).await
     }
 
     fn fresh(

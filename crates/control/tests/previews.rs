@@ -85,6 +85,54 @@ async fn a_public_port_is_open_to_everybody_until_it_is_revoked() {
     assert_eq!(again.kind(), &ErrorKind::NotFound { what: "port" });
 }
 
+/// Begins `work`, and drops it after it was asked `times` times; whether it had ended by then.
+async fn dropped_after<T>(times: u32, work: impl Future<Output = T>) -> bool {
+    let mut work = std::pin::pin!(work);
+    for _ in 0..times {
+        if futures::poll!(work.as_mut()).is_ready() {
+            return true;
+        }
+        tokio::task::yield_now().await;
+    }
+    false
+}
+
+#[tokio::test]
+async fn visits_of_a_port_end_with_it_whoever_asked_for_that_and_went_away() {
+    let ground = Ground::open().await;
+    let control = &ground.test.control;
+    for times in 1.. {
+        let asked = named(3000, "front");
+        control.publish_port(&ground.caller, &ground.which(), asked.clone()).await.unwrap();
+        let open = ground.visit("front", &[]).await.unwrap();
+        let (which, renamed) = (ground.which(), named(3000, "other"));
+        let revoked = dropped_after(times, control.revoke_port(&ground.caller, &which, 3000)).await;
+        // What was begun before this is done when this is.
+        control.publish_port(&ground.caller, &which, named(81, "beside")).await.unwrap();
+        let there = control.list_published_ports(&ground.caller, &which).await.unwrap();
+        if there.iter().all(|port| port.port != 3000) {
+            within(open.closed.cancelled()).await;
+            control.publish_port(&ground.caller, &which, asked).await.unwrap();
+        }
+        // The same of a change of its address.
+        let open = ground.visit("front", &[]).await.unwrap();
+        let moved =
+            dropped_after(times, control.update_port(&ground.caller, &which, renamed)).await;
+        control.publish_port(&ground.caller, &which, named(81, "beside")).await.unwrap();
+        let there = control.list_published_ports(&ground.caller, &which).await.unwrap();
+        if there.iter().any(|port| port.slug.as_str() == "other") {
+            within(open.closed.cancelled()).await;
+        }
+        if revoked && moved {
+            break;
+        }
+    }
+}
+
+async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(std::time::Duration::from_secs(60), work).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_private_port_is_open_to_its_token_and_to_the_accounts_keys() {
     let ground = Ground::open().await;

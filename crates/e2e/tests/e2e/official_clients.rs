@@ -37,13 +37,26 @@ fn place(script: &str, beside: &Path) -> Result<PathBuf> {
 
 /// Runs a script against the server, with a home of its own: the packages keep credentials there.
 async fn drive(server: &Server, program: &Path, script: &Path, success: &str) -> Result<()> {
+    drive_with(server, program, script, success, &[]).await
+}
+
+/// The same with more variables.
+async fn drive_with(
+    server: &Server,
+    program: &Path,
+    script: &Path,
+    success: &str,
+    variables: &[(&str, &str)],
+) -> Result<()> {
     let home = tempfile::tempdir()?;
     let output = run(Command::new(program)
         .arg(script)
+        .envs(variables.iter().copied())
         .env("HOME", home.path())
         .env("SKERRY_URL", &server.url)
         .env("SKERRY_CLIENT_SCRIPTS", Path::new(env!("CARGO_MANIFEST_DIR")).join("clients"))
         .env("SKERRY_DIALECT_DOCS", repository().join("docs/dialects/instavm.md"))
+        .env("SKERRY_OBLIEN_DOCS", repository().join("docs/dialects/oblien.md"))
         .env("SKERRY_KEY", skerry_e2e::server::KEY))
     .await;
     let output = output.map_err(|error| anyhow!("{error:#}\n{}", server.log()))?;
@@ -51,14 +64,20 @@ async fn drive(server: &Server, program: &Path, script: &Path, success: &str) ->
     Ok(())
 }
 
-#[tokio::test]
-async fn the_oblien_package_and_its_command_do_with_workspaces_what_the_reference_says()
--> Result<()> {
+/// A directory whose scripts find the package.
+async fn npm_with_oblien() -> Result<PathBuf> {
     let dir = packages().join("npm");
     std::fs::create_dir_all(&dir)?;
     std::fs::write(dir.join("package.json"), "{\"private\": true}")?;
     let install = ["install", "--no-audit", "--no-fund", "--prefer-offline", OBLIEN];
     run(Command::new("npm").args(install).current_dir(&dir)).await?;
+    Ok(dir)
+}
+
+#[tokio::test]
+async fn the_oblien_package_and_its_command_do_with_workspaces_what_the_reference_says()
+-> Result<()> {
+    let dir = npm_with_oblien().await?;
 
     // A port that nobody has: domains are looked up nowhere else.
     let nobody = UdpSocket::bind("127.0.0.1:0")?;
@@ -73,19 +92,48 @@ async fn the_oblien_package_and_its_command_do_with_workspaces_what_the_referenc
 
 #[tokio::test]
 async fn the_oblien_package_has_workloads_supervised_and_reads_what_they_say() -> Result<()> {
-    let dir = packages().join("npm");
-    std::fs::create_dir_all(&dir)?;
-    std::fs::write(dir.join("package.json"), "{\"private\": true}")?;
-    let install = ["install", "--no-audit", "--no-fund", "--prefer-offline", OBLIEN];
-    run(Command::new("npm").args(install).current_dir(&dir)).await?;
+    let dir = npm_with_oblien().await?;
     let server = Server::start(Options::default()).await?;
     let script = place("oblien_workloads.mjs", &dir)?;
     drive(&server, Path::new("node"), &script, "oblien workloads: ok").await?;
     server.finish().await
 }
 
+/// As `docs/dialects/oblien.md` tells users of the package: its hard-coded host is redirected by a file
+/// that the server hands out.
+#[tokio::test]
+async fn the_oblien_package_and_its_command_work_inside_workspaces() -> Result<()> {
+    let dir = npm_with_oblien().await?;
+    let server = Server::start(Options::default()).await?;
+    let url = format!("{}/runtime/redirect.mjs", server.url);
+    let text = reqwest::get(url).await?.error_for_status()?.text().await?;
+    let redirect = dir.join("redirect.mjs");
+    std::fs::write(&redirect, text)?;
+    let options = format!("--experimental-websocket --import={}", redirect.display());
+    let variables = [("NODE_OPTIONS", &*options), ("OBLIEN_BASE_URL", &*server.url)];
+    let node = Path::new("node");
+    for (script, success) in [
+        ("oblien_runtime.mjs", "oblien runtime: ok"),
+        ("oblien_runtime_cli.mjs", "oblien runtime cli: ok"),
+    ] {
+        drive_with(&server, node, &place(script, &dir)?, success, &variables).await?;
+    }
+    server.finish().await
+}
+
+#[tokio::test]
+async fn the_table_of_the_oblien_packages_methods_is_whole_and_true() -> Result<()> {
+    let dir = npm_with_oblien().await?;
+    let server = Server::start(Options::default()).await?;
+    drive(&server, Path::new("node"), &place("oblien_rest.mjs", &dir)?, "oblien rest: ok").await?;
+    let script = place("oblien_methods.mjs", &dir)?;
+    let variables = [("OBLIEN_BASE_URL", &*server.url)];
+    drive_with(&server, Path::new("node"), &script, "oblien methods: ok", &variables).await?;
+    server.finish().await
+}
+
 /// The interpreter of an environment that has the package.
-async fn python_with_instavm() -> Result<PathBuf> {
+pub(crate) async fn python_with_instavm() -> Result<PathBuf> {
     let dir = packages().join("python");
     let python = dir.join("bin/python");
     if !python.exists() {
@@ -95,7 +143,7 @@ async fn python_with_instavm() -> Result<PathBuf> {
     Ok(python)
 }
 
-fn client(script: &str) -> PathBuf {
+pub(crate) fn client(script: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(script)
 }
 

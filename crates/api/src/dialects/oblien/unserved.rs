@@ -5,7 +5,7 @@ use super::{Oblien, error_body::Problem};
 use crate::auth::Authenticated;
 
 /// Every path of these areas.
-pub(super) const PATHS: [&str; 30] = [
+pub(super) const PATHS: [&str; 37] = [
     "/workspace/archived",
     "/workspace/activity",
     "/workspace/estimate",
@@ -13,6 +13,7 @@ pub(super) const PATHS: [&str; 30] = [
     "/workspace/{workspace}/archives",
     "/workspace/{workspace}/archives/{*rest}",
     "/workspace/{workspace}/config",
+    "/workspace/{workspace}/desktop/{*rest}",
     "/workspace/{workspace}/info",
     "/workspace/{workspace}/internal-api-access/{*rest}",
     "/workspace/{workspace}/logs/{*rest}",
@@ -36,6 +37,12 @@ pub(super) const PATHS: [&str; 30] = [
     "/pages/{*rest}",
     "/cdn",
     "/cdn/{*rest}",
+    "/domain/{*rest}",
+    "/edge/{*rest}",
+    "/billing/{*rest}",
+    "/analytics",
+    "/analytics/{*rest}",
+    "/notifications/{*rest}",
 ];
 
 /// Any method on any of [`PATHS`].

@@ -10,7 +10,9 @@ use std::time::Duration;
 use front::{As, Front};
 use http::StatusCode;
 use serde_json::{Value, json};
-use skerry_control::{AppCatalogue, CatalogApp, ControlConfig, WorkspaceRef, testing};
+use skerry_control::{
+    AppCatalogue, CatalogApp, ControlConfig, WorkspaceRef, internal_api::ListeningPort, testing,
+};
 
 const BASE: &str = "/api/v1";
 const BOUND: Duration = Duration::from_secs(60);
@@ -228,4 +230,69 @@ async fn quick_deploy_makes_a_workspace_with_everything_and_starts_it() {
         admin(&mut front, "POST /quick-deploy", Some(body)).await;
     }
     insta::assert_snapshot!(front.transcript());
+}
+
+#[tokio::test]
+async fn an_app_from_the_catalogue_is_stopped_started_and_heard() {
+    let mut front = Front::open_with(config()).await;
+    let id = make(&front, json!({ "name": "box", "catalog_ids": ["static-files", "tool"] })).await;
+    start(&front, &id).await;
+    let path = format!("/apps?workspace_id={id}");
+    let listed = until(&front, &path, |list| list["apps"][1]["status"] == "active").await;
+    let of = |name: &str| {
+        let apps = listed["apps"].as_array().expect("apps");
+        let app = apps.iter().find(|app| app["name"] == name).expect("the app");
+        app["id"].as_str().expect("an id").to_owned()
+    };
+    let (served, tool) = (of("static-files"), of("tool"));
+    let app = format!("/apps/{served}");
+    until(&front, &app, |answer| answer["app"]["status"] == "active").await;
+    let stopped = admin(&mut front, &format!("POST {app}/stop"), None).await;
+    assert_eq!(
+        (stopped.status, &stopped.body["service_name"]),
+        (StatusCode::OK, &json!("app.static-files"))
+    );
+    until(&front, &app, |answer| answer["app"]["status"] == "inactive").await;
+    admin(&mut front, &format!("POST {app}/start"), None).await;
+    until(&front, &app, |answer| answer["app"]["status"] == "active").await;
+    let restarted = admin(&mut front, &format!("POST {app}/restart"), None).await;
+    assert_eq!(restarted.body["message"], "the app is being restarted");
+    until(&front, &app, |answer| answer["app"]["status"] == "active").await;
+    let log = admin(&mut front, &format!("GET {app}/logs"), None).await;
+    assert_eq!((&log.body["source"], &log.body["lines"]), (&json!("service"), &json!([])));
+
+    // A program has only its installation to speak of, and nothing to start.
+    let log = until(&front, &format!("/apps/{tool}/logs"), |log| log["lines"] != json!([])).await;
+    assert_eq!((&log["source"], &log["lines"][0]["message"]), (&json!("install"), &json!("made")));
+    let refused = admin(&mut front, &format!("POST /apps/{tool}/start"), None).await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    // Nor has an app that is a port and nothing more.
+    let body = json!({ "workspace_id": id, "name": "my-port", "port": 3000 });
+    let made = admin(&mut front, "POST /apps", Some(body)).await;
+    let plain = made.body["app"]["id"].as_str().expect("an id").to_owned();
+    let refused = admin(&mut front, &format!("GET /apps/{plain}/logs"), None).await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn ports_that_listen_say_whether_they_are_an_apps() {
+    let mut front = Front::open_with(config()).await;
+    let id = make(&front, json!({ "name": "box", "catalog_ids": ["static-files"] })).await;
+    let line = format!("GET /workspaces/{id}/listening-ports");
+    let resting = admin(&mut front, &line, None).await;
+    assert_eq!(resting.status, StatusCode::CONFLICT);
+    start(&front, &id).await;
+    let workspace = front.settled(&id).await;
+    let guest = front.test.node.sim_guest(workspace.id).expect("a guest");
+    let listening = |port| ListeningPort {
+        port,
+        address: "0.0.0.0".to_owned(),
+        pid: Some(7),
+        process: Some("python3".to_owned()),
+    };
+    guest.listen(vec![listening(8080), listening(22)]);
+    let listed = admin(&mut front, &line, None).await;
+    let ports = listed.body["ports"].as_array().expect("ports").iter();
+    let ports: Vec<_> = ports.map(|one| (&one["port"], &one["already_exposed"])).collect();
+    assert_eq!(ports, [(&json!(22), &json!(false)), (&json!(8080), &json!(true))]);
 }

@@ -326,6 +326,23 @@ async fn find(state: &ApiState, caller: &Caller, id: &str) -> Result<App, Error>
     apps.into_iter().find(|app| app.id() == id).ok_or_else(missing)
 }
 
+/// The app of this id that was installed from the catalogue, and where.
+///
+/// # Errors
+/// `NotFound`; `Conflict` when it is a port and nothing more.
+pub(super) async fn managed(
+    state: &ApiState,
+    caller: &Caller,
+    id: &str,
+) -> Result<(InstalledApp, Workspace), Error> {
+    let app = find(state, caller, id).await?;
+    let installed = app.installed().cloned().ok_or_else(|| {
+        let why = "nothing of the app is managed: it was not installed from the catalogue";
+        Error::from(ErrorKind::Conflict(why.to_owned()))
+    })?;
+    Ok((installed, app.workspace))
+}
+
 /// `GET /apps`.
 pub(super) async fn list(
     extract::State(state): extract::State<ApiState>,

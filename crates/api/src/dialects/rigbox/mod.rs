@@ -8,7 +8,9 @@ mod catalog;
 mod convert;
 mod error_body;
 mod jobs;
+mod listening;
 mod logs;
+mod managed_apps;
 mod metrics;
 mod paging;
 mod quick_deploy;
@@ -85,6 +87,11 @@ fn routes(prefix: &str) -> Router<ApiState> {
             &at("/setup-scripts/{id}"),
             get(setup_scripts::get).put(setup_scripts::change).delete(setup_scripts::delete),
         )
+        .route(&at("/apps/{id}/start"), post(managed_apps::start))
+        .route(&at("/apps/{id}/stop"), post(managed_apps::stop))
+        .route(&at("/apps/{id}/restart"), post(managed_apps::restart))
+        .route(&at("/apps/{id}/logs"), get(managed_apps::logs))
+        .route(&at("/workspaces/{id}/listening-ports"), get(listening::list))
         .route(&at("/app-catalog"), get(app_catalog::list))
         .route(&at("/workspaces/{id}/install-app"), post(app_catalog::install))
         .route(&at("/workspaces/{id}/reconcile-apps"), post(app_catalog::reconcile))

@@ -37,7 +37,6 @@ const WORKSPACE_ROOTS: &[&str] = &[
     "/deploy/launch",
     "/deploy/launch-from-manifest",
     "/expose-port",
-    "/listening-ports",
     "/logs/stream",
     "/metrics/series",
     "/metrics/summary",
@@ -52,13 +51,10 @@ const WORKSPACE_ROOTS: &[&str] = &[
 const APP_ROOTS: &[&str] = &[
     "/env",
     "/log-sources",
-    "/logs",
+    "/logs/stream",
     "/metrics",
     "/params",
-    "/restart",
-    "/start",
     "/status",
-    "/stop",
     "/verify-domain",
 ];
 

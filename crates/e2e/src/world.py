@@ -67,6 +67,8 @@ class Web(socketserver.StreamRequestHandler):
             while (header := self.rfile.readline().strip()):
                 name, _, value = header.decode("latin-1").partition(":")
                 host = value.strip() if name.lower() == "host" else host
+                if name.lower() == "authorization":
+                    say("authorization", who, value.strip())
             say("request", who, host, request.decode("latin-1").strip())
             body = f"{who}\n".encode()
             head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"

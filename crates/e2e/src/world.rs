@@ -51,6 +51,8 @@ impl World {
         run(Command::new("openssl")
             .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
             .args(["-nodes", "-days", "30", "-subj", "/CN=test", "-addext", names])
+            // Of a server, not of somebody who certifies others.
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
             .arg("-keyout")
             .arg(&key)
             .arg("-out")

@@ -24,3 +24,4 @@ mod rigbox;
 mod saved_crash;
 mod server;
 mod ssh;
+mod vaults;

@@ -4,6 +4,7 @@ mod blueprints;
 mod domains;
 mod runtime_access;
 mod ssh_access;
+mod vaults;
 mod volumes;
 
 use std::{

@@ -104,6 +104,45 @@ async fn an_oblien_domain_is_checked_connected_and_disconnected() {
 }
 
 #[tokio::test]
+async fn oblien_accounts_see_their_routes_and_ask_for_slugs_and_names() {
+    let mut front = Front::open().await;
+    edge(&front, Issuance::None).await;
+    let body = serde_json::json!({ "image": "base", "name": "site", "namespace": "team" });
+    let made = front.beside(As::Admin, "POST /workspace", Some(body)).await;
+    let id = made.body["workspace"]["id"].as_str().unwrap().to_owned();
+    let domain = format!("/workspace/{id}/domain");
+    let ask = serde_json::json!({ "slug": "my-site" });
+    front.call(As::Admin, "POST /domain/check-slug", Some(ask.clone())).await;
+    let expose = serde_json::json!({ "port": 8080, "slug": "my-site" });
+    front.call(As::Admin, &format!("POST /workspace/{id}/public-access"), Some(expose)).await;
+    front.call(As::Other, "POST /domain/check-slug", Some(ask)).await;
+    for body in [
+        serde_json::json!({}),
+        serde_json::json!({ "slug": "A B" }),
+        serde_json::json!({ "slug": "fine", "domain": "preview.example.org" }),
+    ] {
+        let answer = front.call(As::Admin, "POST /domain/check-slug", Some(body)).await;
+        assert_eq!(answer.status, 400);
+    }
+    let connect = serde_json::json!({ "domain": "app.example.com", "port": 8080 });
+    front.call(As::Admin, &format!("POST {domain}"), Some(connect)).await;
+    // There is nobody to get a certificate from.
+    let renewed = front.call(As::Admin, &format!("POST {domain}/ssl/renew"), None).await;
+    assert_eq!(renewed.status, 409);
+    front.call(As::Admin, "GET /domain/routes", None).await;
+    front.call(As::Admin, "GET /domain/routes?namespace=other", None).await;
+    front.call(As::Other, "GET /domain/routes", None).await;
+    for body in [
+        serde_json::json!({ "domain": "app.example.com", "resource_id": id }),
+        serde_json::json!({ "domain": "app.example.com", "resource_id": "ws_none" }),
+        serde_json::json!({}),
+    ] {
+        front.call(As::Admin, "POST /domain/verify", Some(body)).await;
+    }
+    insta::assert_snapshot!(front.transcript());
+}
+
+#[tokio::test]
 async fn a_provider_of_dns_is_taken_with_its_credentials_which_nobody_sees_again() {
     let mut front = Front::open().await;
     edge(&front, Issuance::Automatic).await;

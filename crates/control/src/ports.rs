@@ -131,6 +131,19 @@ impl Control {
         Ok(ports.into_iter().map(|stored| stored.port).collect())
     }
 
+    /// Whether a port could be published under this slug now.
+    ///
+    /// # Errors
+    /// `Invalid` (`slug`).
+    pub async fn is_slug_free(&self, slug: &str) -> Result<bool, Error> {
+        let request =
+            PublishPort { port: 1, slug: Some(slug.to_owned()), label: None, visibility: None };
+        match check(&request)? {
+            Some(slug) => Ok(self.inner.store.port_by_slug(&slug).await?.is_none()),
+            None => Ok(false),
+        }
+    }
+
     /// The caller's published port with this slug.
     ///
     /// # Errors

@@ -82,6 +82,12 @@ impl Control {
         Ok(())
     }
 
+    /// Whether certificates are got for names that are brought.
+    #[must_use]
+    pub fn gets_certificates(&self) -> bool {
+        self.inner.edge.get().is_some_and(|edge| edge.api.issuer().is_some())
+    }
+
     /// Claims a name for a published port of the caller's. Nobody is served by it until it is verified.
     /// Claims do not exclude each other: the name is the account's that proves it first. With `dns` its
     /// certificates are got by records in its zone.

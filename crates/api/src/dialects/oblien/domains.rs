@@ -176,7 +176,7 @@ impl Dns {
     }
 }
 
-fn refused(field: &str, problem: &str, allowed: &str) -> Problem {
+pub(super) fn refused(field: &str, problem: &str, allowed: &str) -> Problem {
     Problem::Refused(Refusal {
         code: "validation_error",
         field: field.to_owned(),
@@ -185,7 +185,7 @@ fn refused(field: &str, problem: &str, allowed: &str) -> Problem {
     })
 }
 
-fn missing_domain() -> Problem {
+pub(super) fn missing_domain() -> Problem {
     refused("domain", "is missing", "a name such as app.example.com")
 }
 
@@ -314,8 +314,17 @@ pub(super) async fn check(
     let Object(CheckBody { domain }) = body;
     let name = domain.ok_or_else(missing_domain)?;
     workspace(&state, &caller, &reference).await?;
+    Ok(Json(dns_answer(&state, &caller, &name).await?))
+}
+
+/// The same for an account, which is all that the proof depends on.
+pub(super) async fn dns_answer(
+    state: &ApiState,
+    caller: &Caller,
+    name: &str,
+) -> Result<Checked, Problem> {
     let target = state.config.public_host();
-    let check = state.control.check_domain(&caller, &name, target).await?;
+    let check = state.control.check_domain(caller, name, target).await?;
     let dns = Dns::of(&check, target);
     let addresses = |is_kind: fn(&std::net::IpAddr) -> bool| {
         let found = check.addresses.iter().filter(|address| is_kind(address));
@@ -329,7 +338,7 @@ pub(super) async fn check(
     let host = check.name.to_string();
     let cname = Cname { host: host.clone(), target: target.to_owned() };
     let txt = Txt { host: check.challenge_name, value: check.challenge_value };
-    Ok(Json(Checked {
+    Ok(Checked {
         success: true,
         domain: host,
         enterprise: false,
@@ -337,7 +346,7 @@ pub(super) async fn check(
         records,
         required_records: Required { cname, txt },
         edge_ips: Vec::new(),
-    }))
+    })
 }
 
 pub(super) async fn disconnect(
@@ -358,6 +367,10 @@ pub(super) async fn renew(
     PathOf { value: reference, .. }: PathOf<String, Oblien>,
 ) -> Result<Json<Renewed>, Problem> {
     let view = connected(&state, &caller, &reference).await?;
+    if !state.control.gets_certificates() {
+        let why = "this server gets no certificates: it shows those that it was given";
+        return Err(Problem::Control(ErrorKind::Conflict(why.to_owned()).into()));
+    }
     if let (DomainState::Issued, Some(until)) = (view.state, view.domain.certificate_not_after) {
         let why =
             format!("the certificate is good until {until}, and renewed before that by itself");

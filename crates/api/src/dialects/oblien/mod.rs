@@ -3,6 +3,7 @@
 //! different: `docs/dialects/oblien.md`.
 
 mod convert;
+mod domain_routes;
 mod domains;
 mod error_body;
 mod images;
@@ -79,6 +80,9 @@ pub fn router() -> Router<ApiState> {
             get(domains::get).post(domains::connect).delete(domains::disconnect),
         )
         .route("/workspace/{workspace}/domain/check", post(domains::check))
+        .route("/domain/check-slug", post(domain_routes::check_slug))
+        .route("/domain/verify", post(domain_routes::verify))
+        .route("/domain/routes", get(domain_routes::routes))
         .route("/workspace/{workspace}/domain/ssl/renew", post(domains::renew))
         .route("/workspace/{workspace}/ssh", get(ssh::get))
         .route("/workspace/{workspace}/ssh/enable", post(ssh::enable))

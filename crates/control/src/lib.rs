@@ -39,7 +39,8 @@ mod preview;
 pub use access::{Caller, Credential};
 pub use blueprints::TemplateView;
 pub use catalogue::{
-    AppCatalogue, AppParam, AppParamKind, AppService, CatalogApp, InstalledApp, Reconciled,
+    AppCatalogue, AppParam, AppParamKind, AppService, CatalogApp, ChosenApp, InstalledApp,
+    Reconciled,
 };
 pub use config::{ControlConfig, Environment, Rng, ServerProxy};
 pub use control::Control;

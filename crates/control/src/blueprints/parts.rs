@@ -35,7 +35,7 @@ exec "$@""#;
 const NAME_CHARS: usize = 40;
 
 /// An app, and what was decided of it.
-type ChosenApp = (CatalogApp, BTreeMap<String, String>);
+type FoundApp = (CatalogApp, BTreeMap<String, String>);
 
 /// What blueprints say of a new workspace.
 #[derive(Default)]
@@ -105,12 +105,12 @@ impl Inner {
         &self,
         request: &CreateWorkspace,
         template: &Template,
-    ) -> Result<Vec<ChosenApp>, Error> {
+    ) -> Result<Vec<FoundApp>, Error> {
         let of_template = template.apps.iter().map(|id| (id, BTreeMap::new()));
         let of_template = of_template
-            .filter(|(id, _)| request.apps.iter().all(|(asked, _)| asked != *id))
+            .filter(|(id, _)| request.apps.iter().all(|asked| asked.id != **id))
             .map(|(id, params)| ("template", id, params));
-        let asked = request.apps.iter().map(|(id, params)| ("apps", id, params.clone()));
+        let asked = request.apps.iter().map(|asked| ("apps", &asked.id, asked.params.clone()));
         let mut seen = BTreeSet::new();
         let mut all = Vec::new();
         for (field, id, params) in of_template.chain(asked) {

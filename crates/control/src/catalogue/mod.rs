@@ -227,6 +227,22 @@ impl CatalogApp {
     }
 }
 
+/// An app, and what whoever wants it has decided.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ChosenApp {
+    /// Its id in the catalogue.
+    pub id: String,
+    /// Values of its parameters, by their keys. May be secrets.
+    pub params: BTreeMap<String, String>,
+}
+
+/// No values: they may be secrets.
+impl std::fmt::Debug for ChosenApp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChosenApp").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
 /// All apps there are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppCatalogue(Vec<CatalogApp>);

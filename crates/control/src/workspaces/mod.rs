@@ -26,7 +26,7 @@ use skerry_model::{
     spec::{CpuKind, LogRetention},
 };
 
-use crate::{AttachVolume, NewWorkload, SnapshotRef};
+use crate::{AttachVolume, ChosenApp, NewWorkload, SnapshotRef};
 
 /// How a request names a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub struct CreateWorkspace {
     /// Services of the account.
     pub services: Vec<BlueprintId>,
     /// Apps of the catalogue, and what was decided of each. They are installed by the first start.
-    pub apps: Vec<(String, BTreeMap<String, String>)>,
+    pub apps: Vec<ChosenApp>,
     /// `None`: the template's, the snapshot's, or else the configured default.
     pub image: Option<String>,
     /// Its disk, and with the same shape its memory, are this snapshot's. Then `image` must be `None`.

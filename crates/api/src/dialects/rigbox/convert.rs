@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use skerry_control::{
-    ApiKey, CreateWorkspace, Error, Quota, StartPolicy, UpdateWorkspace,
+    ApiKey, ChosenApp, CreateWorkspace, Error, Quota, StartPolicy, UpdateWorkspace,
     internal_api::{GuestStats, NodeCapacity},
 };
 use skerry_model::{
@@ -62,7 +62,7 @@ pub(super) fn create(
         disk_mib: sizes.disk_mib.or_else(|| unless_template(DEFAULT_DISK_SIZE_MB)),
         setup: setup.unwrap_or_default(),
         services: services.unwrap_or_default(),
-        apps: apps.into_iter().map(|id| (id, BTreeMap::new())).collect(),
+        apps: apps.into_iter().map(|id| ChosenApp { id, params: BTreeMap::new() }).collect(),
         template: body.template_id,
         ..CreateWorkspace::new(StartPolicy::Later)
     })

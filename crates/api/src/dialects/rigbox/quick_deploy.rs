@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::{Json, extract};
 use serde::{Deserialize, Serialize};
-use skerry_control::{CreateWorkspace, StartPolicy, Wait, WorkspaceRef};
+use skerry_control::{ChosenApp, CreateWorkspace, StartPolicy, Wait, WorkspaceRef};
 use skerry_model::EnvVar;
 
 use super::{
@@ -68,7 +68,7 @@ pub(super) async fn deploy(
     let ids = body.catalog_ids.unwrap_or_default();
     let apps = ids.into_iter().map(|id| {
         let given = params.remove(&id).unwrap_or_default();
-        (id, given)
+        ChosenApp { id, params: given }
     });
     let apps: Vec<_> = apps.collect();
     if let Some(unused) = params.keys().next() {

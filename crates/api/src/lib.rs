@@ -104,6 +104,7 @@ pub struct ApiState {
     pub(crate) output_budget: output_budget::OutputBudget,
     pub(crate) executions: dialects::instavm::Executions,
     pub(crate) terminals: dialects::instavm::Terminals,
+    pub(crate) shells: dialects::aether::Terminals,
     pub(crate) runtimes: dialects::oblien::Runtimes,
     shutdown: CancellationToken,
     ssh: Option<Arc<SshEndpoint>>,
@@ -136,6 +137,7 @@ impl ApiState {
             output_budget: output_budget::OutputBudget::default(),
             executions: dialects::instavm::Executions::default(),
             terminals: dialects::instavm::Terminals::default(),
+            shells: dialects::aether::Terminals::default(),
             runtimes: dialects::oblien::Runtimes::default(),
             shutdown,
             ssh: None,
@@ -188,7 +190,12 @@ impl ApiState {
     /// Resolves when nothing that was begun by a call runs on without it. To be awaited after the listener
     /// has ended.
     pub async fn ended(&self) {
-        tokio::join!(self.executions.ended(), self.terminals.ended(), self.runtimes.ended());
+        tokio::join!(
+            self.executions.ended(),
+            self.terminals.ended(),
+            self.shells.ended(),
+            self.runtimes.ended()
+        );
     }
 
     /// Resolves when the server is to stop, for streams and sockets that must end then.

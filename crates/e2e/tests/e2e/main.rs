@@ -2,6 +2,7 @@
 //! (`--test-threads=1`): the machine is small and the census looks at the whole host.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
+mod aether;
 mod clean_slate;
 mod clock;
 mod clones;

@@ -1,10 +1,12 @@
 //! The Aether dialect: `/projects`, `/workspaces`, `/user`, `/profile`; on the host `aether.<base>`
 //! also below `/v1`, as one of its clients has it.
 
+mod connect;
 mod convert;
 mod error_body;
 mod hardware;
 mod projects;
+mod socket;
 mod user;
 mod wire;
 mod workspaces;
@@ -16,6 +18,7 @@ use axum::{
 use http::{Method, Uri};
 
 use self::error_body::AetherError;
+pub(crate) use self::socket::Terminals;
 use crate::{ApiState, auth::Authenticated};
 
 /// The Aether dialect.
@@ -55,8 +58,8 @@ fn routes(prefix: &str) -> Router<ApiState> {
         .route(&at("/user/api-keys/{provider}"), any(not_supported))
         .route(&at("/projects/{id}/env-vars"), any(not_supported))
         .route(&at("/projects/{id}/env-vars/{key}"), any(not_supported))
-        .route(&at("/workspaces/{id}/connect"), any(not_supported))
-        .route(&at("/workspaces/{id}/ws"), any(not_supported))
+        .route(&at("/workspaces/{id}/connect"), post(connect::connect))
+        .route(&at("/workspaces/{id}/ws"), any(socket::connect))
         .route(&at("/tasks"), any(not_supported))
         .route(&at("/tasks/{*below}"), any(not_supported))
 }

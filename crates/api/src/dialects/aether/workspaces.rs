@@ -203,7 +203,7 @@ pub(super) async fn stop(
 }
 
 /// The workspace as Aether shows it: one that is being deleted is not found.
-fn shown(workspace: &Workspace) -> Result<wire::Workspace, AetherError> {
+pub(super) fn shown(workspace: &Workspace) -> Result<wire::Workspace, AetherError> {
     convert::workspace(workspace)
         .ok_or_else(|| skerry_control::Error::not_found("workspace").into())
 }

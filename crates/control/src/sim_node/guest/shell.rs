@@ -42,6 +42,10 @@ impl SimGuest {
                 out(lines.collect())
             }
             ["cat"] => Some(SimCommand { stdout: stdin.to_vec(), ..SimCommand::default() }),
+            // A terminal in which somebody types shows what is typed.
+            ["/bin/bash", "-l"] if request.pty.is_some() => {
+                Some(SimCommand { stdout: stdin.to_vec(), ..SimCommand::default() })
+            }
             ["cat", paths @ ..] => Some(self.cat(paths, request)),
             ["sleep", _] => out(String::new()),
             ["sh" | "bash" | "/bin/sh" | "/bin/bash", "-c" | "-lc", script, ..] => {

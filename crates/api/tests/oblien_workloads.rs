@@ -156,3 +156,33 @@ async fn numbers_sizes_and_logs_of_a_workspace_are_read() {
     assert_eq!((bad.status.as_u16(), &bad.body["details"]["field"]), (400, &json!("source")));
     insta::assert_snapshot!(front.transcript());
 }
+
+#[tokio::test]
+async fn sizes_are_changed_at_once_at_the_next_start_or_by_one() {
+    let mut front = Front::open().await;
+    let id = create(&mut front, json!({ "memory_mb": 512 })).await;
+    let all = format!("/workspace/{id}/resources");
+    for (verb, body) in [
+        ("PATCH", json!({ "disk_size_mb": 1024 })),
+        ("PUT", json!({ "memory_mb": 1024 })),
+        ("PUT", json!({ "memory_mb": 1024, "cpus": 2, "apply": true })),
+        ("PUT", json!({ "memory_mb": 1024, "cpus": 2 })),
+        ("PUT", json!({ "cpus": 4, "disk_size_mb": 512, "apply": true })),
+        ("PUT", json!({ "cpus": 33 })),
+        ("PUT", json!({ "disk_size_mb": 512 })),
+        ("PATCH", json!({ "gpus": 1 })),
+    ] {
+        front.call(As::Admin, &format!("{verb} {all}"), Some(body)).await;
+    }
+    // Refused, it runs again as it was.
+    let shown = get(&mut front, &format!("GET {all}")).await;
+    assert_eq!(
+        (&shown["resources"]["status"], &shown["resources"]["cpus"]),
+        (&json!("running"), &json!(2))
+    );
+    front.beside(As::Admin, &format!("POST /workspace/{id}/stop"), None).await;
+    front.call(As::Admin, &format!("PATCH {all}"), Some(json!({ "cpus": 1 }))).await;
+    front.call(As::Other, &format!("PATCH {all}"), Some(json!({ "cpus": 1 }))).await;
+    front.call(As::Admin, &format!("GET /workspace/{id}/stats/stream"), None).await;
+    insta::assert_snapshot!(front.transcript());
+}

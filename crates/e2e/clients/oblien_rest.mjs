@@ -14,6 +14,17 @@ const { id } = await workspaces.create({
 });
 assert.ok((await workspaces.images.list({ search: 'node' })).images.some(({ id }) => id === 'node-20'));
 assert.equal((await workspaces.resources.get(id)).resources.memory_mb, 256);
+const grown = await workspaces.resources.patch(id, { disk_size_mb: 700 });
+assert.deepEqual([grown.updated.disk_size_mb, grown.relaunched], [700, false]);
+await assert.rejects(workspaces.resources.update(id, { memory_mb: 384 }), (error) => error.status === 409);
+const larger = await workspaces.resources.update(id, { memory_mb: 384, apply: true });
+assert.deepEqual([larger.updated.memory_mb, larger.relaunched], [384, true]);
+const sizes = [];
+for await (const { stats } of workspaces.metrics.statsStream(id)) {
+  sizes.push(stats.guestMemoryTotal);
+  if (sizes.length === 2) break;
+}
+assert.ok(sizes.every((size) => size > 256 * 1024 * 1024), String(sizes));
 assert.ok((await workspaces.metrics.stats(id)).stats.guestMemoryTotal > 0);
 assert.ok(Array.isArray((await workspaces.logs.get(id, { source: 'boot', tail_lines: 5 })).logs));
 assert.equal((await workspaces.network.get(id)).allow_internet, false);

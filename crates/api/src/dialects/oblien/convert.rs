@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 use skerry_control::{CreateWorkspace, ListWorkspaces, StartPolicy, UpdateWorkspace, Wait};
 use skerry_model::{DisplayName, EnvVar, Expiry, Lifetime, spec::LogRetention};
@@ -286,6 +287,41 @@ pub(super) fn update_request(body: UpdateBody) -> Result<UpdateWorkspace, Refusa
             ],
         )?,
         env: config.env.map(env).transpose()?,
+        ..UpdateWorkspace::default()
+    })
+}
+
+/// `PUT`, `PATCH …/resources`.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ResourcesBody {
+    cpus: Option<Value>,
+    memory_mb: Option<Value>,
+    writable_size_mb: Option<Value>,
+    disk_size_mb: Option<Value>,
+    /// Whether a machine that runs may be started anew for it.
+    pub(super) apply: Option<bool>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+/// Other sizes. Unknown fields are refused by name.
+pub(super) fn resources_update(body: ResourcesBody) -> Result<UpdateWorkspace, Refusal> {
+    let allowed = "cpus, memory_mb, writable_size_mb, disk_size_mb, apply";
+    if let Some(field) = body.others.keys().next() {
+        return Err(Refusal {
+            code: "validation_error",
+            field: field.clone(),
+            problem: "is no size of a workspace".to_owned(),
+            allowed: allowed.to_owned(),
+        });
+    }
+    Ok(UpdateWorkspace {
+        vcpu_count: size(&CPUS, &[("cpus", &body.cpus)])?,
+        memory_mib: size(&MEMORY_MB, &[("memory_mb", &body.memory_mb)])?,
+        disk_mib: size(
+            &WRITABLE_SIZE_MB,
+            &[("writable_size_mb", &body.writable_size_mb), ("disk_size_mb", &body.disk_size_mb)],
+        )?,
         ..UpdateWorkspace::default()
     })
 }

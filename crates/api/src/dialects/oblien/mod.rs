@@ -15,6 +15,7 @@ mod power;
 mod public_access;
 mod quota;
 mod reads;
+mod resources;
 mod rest;
 mod runtime;
 mod ssh;
@@ -79,10 +80,10 @@ pub fn router() -> Router<ApiState> {
             "/workspace/{workspace}/domain",
             get(domains::get).post(domains::connect).delete(domains::disconnect),
         )
-        .route("/workspace/{workspace}/domain/check", post(domains::check))
         .route("/domain/check-slug", post(domain_routes::check_slug))
         .route("/domain/verify", post(domain_routes::verify))
         .route("/domain/routes", get(domain_routes::routes))
+        .route("/workspace/{workspace}/domain/check", post(domains::check))
         .route("/workspace/{workspace}/domain/ssl/renew", post(domains::renew))
         .route("/workspace/{workspace}/ssh", get(ssh::get))
         .route("/workspace/{workspace}/ssh/enable", post(ssh::enable))
@@ -90,7 +91,11 @@ pub fn router() -> Router<ApiState> {
         .route("/workspace/{workspace}/ssh/password", post(ssh::set_password))
         .route("/workspace/{workspace}/ssh/key", post(ssh::add_key))
         .route("/workspace/{workspace}/stats", get(reads::stats))
-        .route("/workspace/{workspace}/resources", get(reads::resources))
+        .route("/workspace/{workspace}/stats/stream", get(reads::stats_stream))
+        .route(
+            "/workspace/{workspace}/resources",
+            get(reads::resources).put(resources::update).patch(resources::update),
+        )
         .route("/workspace/{workspace}/logs", get(reads::logs))
         .route(
             "/workspace/{workspace}/workloads",

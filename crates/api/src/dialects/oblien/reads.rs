@@ -5,19 +5,20 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skerry_control::{
     Error,
-    internal_api::{ByteStream, LogPart, LogSource},
+    internal_api::{ByteStream, GuestStats, LogPart, LogSource},
 };
-use skerry_model::{State as WorkspaceState, WorkloadOrigin, WorkloadRef};
+use skerry_model::{State as WorkspaceState, Timestamp, WorkloadOrigin, WorkloadRef, Workspace};
 
 use super::{
     Oblien,
     error_body::{Problem, Refusal},
     object,
+    workload_streams::{SAMPLE_EVERY, events},
     workloads::{Login, log_text},
     workspaces::stats_of,
 };
@@ -48,7 +49,30 @@ pub(super) async fn stats(
 ) -> Result<Response, Problem> {
     let which = ids::parse_workspace_ref(&reference);
     let numbers = state.control.workspace_stats(&login.caller, &which).await?;
-    let shown = stats_of(&numbers);
+    Ok(Json(stats_shown(&numbers, state.control.now())).into_response())
+}
+
+/// The same every two seconds, until the workspace does not run.
+pub(super) async fn stats_stream(
+    State(state): State<ApiState>,
+    login: Login,
+    PathOf { value: reference, .. }: Reference,
+) -> Result<Response, Problem> {
+    let which = ids::parse_workspace_ref(&reference);
+    let first = state.control.workspace_stats(&login.caller, &which).await?;
+    let first = stats_shown(&first, state.control.now());
+    let rest = stream::unfold((state.clone(), login.caller, which), async |asking| {
+        let (state, caller, which) = asking;
+        tokio::time::sleep(SAMPLE_EVERY).await;
+        let numbers = state.control.workspace_stats(&caller, &which).await.ok()?;
+        let shown = stats_shown(&numbers, state.control.now());
+        Some((shown, (state, caller, which)))
+    });
+    Ok(events(state, stream::iter([first]).chain(rest)))
+}
+
+fn stats_shown(numbers: &GuestStats, now: Timestamp) -> Value {
+    let shown = stats_of(numbers);
     let disk = percent(numbers.disk_used_bytes, numbers.disk_total_bytes);
     let used = numbers.memory_total_bytes.saturating_sub(numbers.memory_available_bytes);
     let mut body = json!({
@@ -56,7 +80,7 @@ pub(super) async fn stats(
         "cpu_usage": shown.cpu_usage,
         "memory_usage": shown.memory_usage,
         "disk_usage": disk,
-        "timestamp": state.control.now().to_string(),
+        "timestamp": now.to_string(),
         "stats": shown,
     });
     if let Some(Value::Object(stats)) = body.get_mut("stats") {
@@ -68,7 +92,7 @@ pub(super) async fn stats(
             ("uptime".to_owned(), json!(numbers.uptime_ms / 1000)),
         ]);
     }
-    Ok(Json(body).into_response())
+    body
 }
 
 fn percent(part: u64, whole: u64) -> f64 {
@@ -88,18 +112,19 @@ pub(super) async fn resources(
 ) -> Result<Response, Problem> {
     let which = ids::parse_workspace_ref(&reference);
     let workspace = state.control.get_workspace(&login.caller, &which).await?;
+    let shown = resources_shown(&workspace);
+    Ok(Json(json!({ "success": true, "resources": shown })).into_response())
+}
+
+pub(super) fn resources_shown(workspace: &Workspace) -> Value {
     let shape = workspace.spec.shape;
-    Ok(Json(json!({
-        "success": true,
-        "resources": {
-            "cpus": shape.vcpu_count.get(),
-            "memory_mb": shape.memory_mib.get(),
-            "writable_size_mb": shape.disk_mib.get(),
-            "disk_size_mb": shape.disk_mib.get(),
-            "status": object::status(&workspace),
-        },
-    }))
-    .into_response())
+    json!({
+        "cpus": shape.vcpu_count.get(),
+        "memory_mb": shape.memory_mib.get(),
+        "writable_size_mb": shape.disk_mib.get(),
+        "disk_size_mb": shape.disk_mib.get(),
+        "status": object::status(workspace),
+    })
 }
 
 /// `boot` is the console; `cmd` the output of the main command where the workspace has one and runs, else

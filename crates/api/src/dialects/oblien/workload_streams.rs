@@ -26,10 +26,13 @@ const MORE_WITHIN: Duration = Duration::from_secs(20);
 /// The documented heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Between two records of use.
-const SAMPLE_EVERY: Duration = Duration::from_secs(2);
+pub(super) const SAMPLE_EVERY: Duration = Duration::from_secs(2);
 
 /// Records as events, until they end or the server does.
-fn events(state: ApiState, records: impl Stream<Item = Value> + Send + 'static) -> Response {
+pub(super) fn events(
+    state: ApiState,
+    records: impl Stream<Item = Value> + Send + 'static,
+) -> Response {
     let until = async move { state.shutdown_begun().await };
     let events = records
         .take_until(until)

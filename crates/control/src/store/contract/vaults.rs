@@ -110,7 +110,7 @@ pub(crate) async fn a_credentials_value_comes_back_for_use_alone_until_there_is_
     assert_eq!(put(&credential(first.id, 2, "KEY"), "two", 9).await, VaultInsertion::Taken);
     assert_eq!(put(&credential(first.id, 2, "OTHER"), "two", 1).await, VaultInsertion::TooMany);
     assert_eq!(put(&credential(second.id, 3, "KEY"), "three", 9).await, VaultInsertion::Done);
-    assert_eq!(store.vault_credentials(first.id).await.unwrap(), [kept.clone()]);
+    assert_eq!(store.vault_credentials(first.id).await.unwrap(), std::slice::from_ref(&kept));
     let values = async |vaults: &[VaultId]| {
         let values = store.credential_values(vaults).await.unwrap();
         let mut values: Vec<String> =

@@ -8,7 +8,10 @@ use std::{
 };
 
 use futures::future::join_all;
-use skerry_model::{AccountId, Demand, Desired, Workspace};
+use skerry_model::{
+    AccountId, Demand, Desired, Secret, Vault, VaultCredential, VaultCredentialId, VaultId,
+    Workspace,
+};
 use sqlx::{
     ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
     migrate::Migrator,
@@ -22,7 +25,7 @@ use super::{
 use crate::{
     Error, ListWorkspaces,
     store::{
-        Admission, KeyRing, Store, Write,
+        Admission, KeyRing, Store, VaultAuthority, Write,
         contract::{
             PREVIEW_TOKEN, SECRET_VALUE, insert, owner, plan, store_contract, use_by_records,
             workspace,
@@ -237,6 +240,50 @@ async fn a_new_key_seals_anew_what_older_keys_sealed() {
     for record in made {
         assert_eq!(store.workspace(record.id).await.unwrap(), Some(record));
     }
+}
+
+#[tokio::test]
+async fn what_vaults_keep_stands_nowhere_in_the_file_and_opens_with_a_new_key() {
+    const VALUE: &str = "the value of a credential that is nobody's business";
+    let (store, directory) = empty().await;
+    let database = directory.path().join("store.db");
+    let owner = owner(&store, 1).await;
+    let vault = Vault {
+        id: VaultId::from_u128(1),
+        account_id: owner.account.id,
+        name: "keys".to_owned(),
+        description: None,
+        created_at: owner.account.created_at,
+    };
+    store.insert_vault(&vault, 1).await.unwrap();
+    let credential = VaultCredential {
+        id: VaultCredentialId::from_u128(1),
+        vault_id: vault.id,
+        name: "KEY".to_owned(),
+        kind: "api_key".to_owned(),
+        description: None,
+        created_at: vault.created_at,
+        rotated_at: None,
+    };
+    let value = Secret::new(VALUE);
+    store.insert_vault_credential(&credential, &value, 1).await.unwrap();
+    let authority = VaultAuthority { certificate: "certificate".to_owned(), key: value.clone() };
+    store.keep_vault_authority(owner.account.id, &authority).await.unwrap();
+    drop(store);
+    for entry in std::fs::read_dir(directory.path()).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        assert!(!bytes.windows(VALUE.len()).any(|window| window == VALUE.as_bytes()));
+    }
+    let file = database.with_extension("key");
+    let old = std::fs::read_to_string(&file).unwrap();
+    let new = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE\n";
+    std::fs::write(&file, format!("{old}{new}")).unwrap();
+    drop(open(&database).await);
+    std::fs::write(&file, new).unwrap();
+    let store = open(&database).await;
+    let values = store.credential_values(&[vault.id]).await.unwrap();
+    assert!(matches!(&values[..], [one] if one.value == value));
+    assert_eq!(store.vault_authority(owner.account.id).await.unwrap(), Some(authority));
 }
 
 #[tokio::test]

@@ -30,7 +30,10 @@ use skerry_internal_api::{
 };
 use skerry_model::{Destination, EgressRule, NetworkPolicy, Secret, VaultId};
 use tempfile::TempDir;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::{mpsc, oneshot},
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 use super::{
@@ -159,16 +162,16 @@ async fn serve(listener: TcpListener, config: ServerConfig, seen: Arc<Mutex<Vec<
             let Ok(stream) = acceptor.accept(stream).await else { return };
             let service = service_fn(move |request| answer(request, Arc::clone(&seen)));
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
         });
     }
 }
 
-/// Sends back every piece of the body as it comes.
+/// Sends back every piece of the body as it comes; after an upgrade, what is said then.
 async fn answer(
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     seen: Arc<Mutex<Vec<Seen>>>,
-) -> Result<Response<Incoming>, hyper::Error> {
+) -> Result<Response<BoxBody<Bytes, hyper::Error>>, hyper::Error> {
     let authorization = request.headers().get_all(header::AUTHORIZATION).iter();
     let target = request.uri().path_and_query().map(ToString::to_string);
     seen.lock().unwrap().push(Seen {
@@ -176,7 +179,19 @@ async fn answer(
         target: target.unwrap_or_default(),
         authorization: authorization.map(|one| one.to_str().unwrap().to_owned()).collect(),
     });
-    Ok(Response::new(request.into_body()))
+    if request.headers().contains_key(header::UPGRADE) {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let Ok(upgraded) = upgrade.await else { return };
+            let (mut from, mut into) = tokio::io::split(TokioIo::new(upgraded));
+            let _ = tokio::io::copy(&mut from, &mut into).await;
+        });
+        let switching = Response::builder().status(101).header(header::UPGRADE, "echo");
+        let switching = switching.header(header::CONNECTION, "upgrade");
+        let nothing = Full::default().map_err(|never| match never {});
+        return Ok(switching.body(nothing.boxed()).unwrap());
+    }
+    Ok(Response::new(request.into_body().boxed()))
 }
 
 /// The internet with the host in it, and who certifies whom.
@@ -405,6 +420,39 @@ fn over_http_2_bodies_go_both_ways_in_pieces_as_they_come() {
         (seen[0].version, seen[0].authorization.as_slice()),
         (Version::HTTP_2, &["Bearer sk-real".to_owned()][..])
     );
+}
+
+#[test]
+fn a_connection_that_becomes_something_else_goes_on_both_ways() {
+    let scene = Scene::new(&[b"http/1.1"]);
+    let ground = scene.ground();
+    let guest = ground.guest(&NetworkPolicy::default());
+    inject(&ground, &guest, scene.injections(bearer("sk-real")));
+    guest.apply(&everything());
+    let guest = guest.boot();
+    run(async {
+        let stream = connected(&scene, &guest, &[b"http/1.1"]).await.unwrap();
+        let io = TokioIo::new(stream);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        let request = Request::builder().uri("/socket").header(header::HOST, "api.test");
+        let request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, "echo");
+        let response = sender.send_request(request.body(whole("")).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 101);
+        let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        for said in [b"one", b"two"] {
+            stream.write_all(said).await.unwrap();
+            let mut heard = [0; 3];
+            stream.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, said);
+        }
+        // It ends with what it was for.
+        inject(&ground, &guest.guest, Injections::default());
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+        assert!(rest.is_empty());
+    });
+    assert_eq!(scene.host.seen()[0].authorization, ["Bearer sk-real"]);
 }
 
 #[test]

@@ -261,6 +261,7 @@ async fn no_route_answers_without_a_credential_or_to_another_tenant() {
                 ("post", Some("rename")) => Some(json!({ "from": "/a", "to": "/b" })),
                 ("post", Some("restore")) => Some(json!({ "snapshot": "x" })),
                 ("put", Some("network")) => Some(json!({})),
+                ("put", Some("password")) => Some(json!({ "password": "long enough" })),
                 ("post", Some("workloads")) => Some(json!({ "command": ["x"] })),
                 ("post", Some("published-ports")) => Some(json!({ "port": 3000 })),
                 ("post", Some("volumes")) => Some(json!({ "volume": "x", "mount_path": "/x" })),
@@ -492,5 +493,32 @@ async fn paths_and_methods_that_are_not_there_are_refused_in_the_native_shape() 
     front.call(As::Admin, &format!("GET {BASE}/nothing"), None).await;
     front.call(As::Admin, &format!("PUT {BASE}/workspaces"), None).await;
     front.call(As::Admin, &format!("GET {BASE}/workspaces/x/exec/stream"), None).await;
+    insta::assert_snapshot!(front.transcript());
+}
+
+#[tokio::test]
+async fn a_workspace_is_opened_to_ssh_given_a_password_and_closed() {
+    let mut front = Front::open_with_ssh(2222).await;
+    let body = json!({ "name": "box" });
+    front.beside(As::Admin, "POST /skerry/v1/workspaces?wait=60", Some(body)).await;
+    let path = "/skerry/v1/workspaces/box/ssh";
+    front.call(As::Admin, &format!("GET {path}"), None).await;
+    // What is shown once is not written into a transcript.
+    let opened = front.beside(As::Admin, &format!("POST {path}/open"), None).await;
+    assert_eq!(opened.body["password"].as_str().map(str::len), Some(24));
+    front.call(As::Admin, &format!("POST {path}/open"), None).await;
+    for body in [
+        json!({ "password": "short" }),
+        json!({ "password": "long enough", "user": "A B" }),
+        json!({ "password": "long enough" }),
+    ] {
+        front.call(As::Admin, &format!("PUT {path}/password"), Some(body)).await;
+    }
+    front.call(As::Admin, &format!("GET {path}"), None).await;
+    front.call(As::Other, &format!("GET {path}"), None).await;
+    front.call(As::Admin, &format!("POST {path}/close"), None).await;
+    let body = json!({ "password": "long enough" });
+    front.call(As::Admin, &format!("PUT {path}/password"), Some(body)).await;
+    front.call(As::Admin, &format!("GET {path}"), None).await;
     insta::assert_snapshot!(front.transcript());
 }

@@ -135,6 +135,9 @@ async fn carry_out(
         }
         Command::Ssh(args) => commands::ssh::ssh(&client()?, args).await.map(done),
         Command::SshConfig => commands::ssh::config(&client()?).await.map(done),
+        Command::SshAccess { command } => {
+            commands::ssh::access(&client()?, command, output).await.map(done)
+        }
         Command::SshKey { command } => {
             commands::ssh::key(&client()?, command, output).await.map(done)
         }

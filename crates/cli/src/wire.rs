@@ -148,6 +148,18 @@ pub(crate) struct Proxy {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct SshAccess {
+    pub(crate) open: bool,
+    pub(crate) has_password: bool,
+    pub(crate) password_chosen: bool,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct SshOpened {
+    pub(crate) password: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
 pub(crate) struct ServerProxies {
     pub(crate) proxies: Vec<ServerProxy>,
 }

@@ -20,7 +20,7 @@ pub use ports::{PortCommand, PublishArgs, Visibility};
 pub use saved::{
     ForkArgs, LifeArgs, LifecycleArgs, RenewArgs, RestoreArgs, SnapshotCommand, SnapshotCreateArgs,
 };
-pub use ssh::{SshArgs, SshKeyCommand};
+pub use ssh::{SshAccessCommand, SshArgs, SshKeyCommand};
 pub use values::{Bytes, EnvArg, Mebibytes, Place, Seconds};
 pub use volume_files::{VolumeFileCommand, VolumePlace};
 pub use volumes::{CheckpointCommand, MountArg, VolumeCommand, VolumeCreateArgs};
@@ -163,6 +163,12 @@ pub enum Command {
     Ssh(SshArgs),
     /// Print what ~/.ssh/config needs to reach the workspaces as NAME.skerry
     SshConfig,
+    /// Open a workspace to SSH, close it, set its passwords
+    SshAccess {
+        /// What to do
+        #[command(subcommand)]
+        command: SshAccessCommand,
+    },
     /// Add, list and remove SSH keys
     SshKey {
         /// What to do

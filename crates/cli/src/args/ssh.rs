@@ -16,6 +16,38 @@ pub struct SshArgs {
     pub args: Vec<String>,
 }
 
+/// `skerry ssh-access`.
+#[derive(Debug, Subcommand)]
+pub enum SshAccessCommand {
+    /// Show whether a workspace is entered by SSH, and whether it has passwords
+    Show {
+        /// Name, slug, or id in any API's form
+        #[arg(value_name = "NAME")]
+        workspace: String,
+    },
+    /// Open a workspace to SSH; one without a password for root gets one, which is shown this once
+    Open {
+        /// Name, slug, or id in any API's form
+        #[arg(value_name = "NAME")]
+        workspace: String,
+    },
+    /// Close a workspace to SSH, whatever key somebody has, and forget its passwords
+    Close {
+        /// Name, slug, or id in any API's form
+        #[arg(value_name = "NAME")]
+        workspace: String,
+    },
+    /// Set a password, which is asked for, or read from standard input
+    Password {
+        /// Name, slug, or id in any API's form
+        #[arg(value_name = "NAME")]
+        workspace: String,
+        /// Whose, inside
+        #[arg(long, value_name = "USER", default_value = "root")]
+        user: String,
+    },
+}
+
 /// `skerry ssh-key`.
 #[derive(Debug, Subcommand)]
 pub enum SshKeyCommand {

@@ -12,8 +12,9 @@ use std::{
 use http::Method;
 use serde_json::json;
 
+use super::login::read_secret;
 use crate::{
-    args::{SshArgs, SshKeyCommand},
+    args::{SshAccessCommand, SshArgs, SshKeyCommand},
     client::{Client, read},
     error::Error,
     output::{self, Output, fields, table, write_out},
@@ -46,6 +47,55 @@ pub(crate) async fn key(
         SshKeyCommand::Rm { id } => {
             client.call(Method::DELETE, &["ssh-keys", &id], &[], None, 0).await?;
             output.answer(&json!({ "deleted": id }), || Ok(format!("{id}\n")))
+        }
+    }
+}
+
+pub(crate) async fn access(
+    client: &Client,
+    command: SshAccessCommand,
+    output: Output,
+) -> Result<(), Error> {
+    match command {
+        SshAccessCommand::Show { workspace } => {
+            let answer = client.get(&["workspaces", &workspace, "ssh"], &[]).await?;
+            output.answer(&answer, || {
+                let access: wire::SshAccess = read(&answer)?;
+                let password = match (access.has_password, access.password_chosen) {
+                    (false, _) => "none",
+                    (true, false) => "made",
+                    (true, true) => "chosen",
+                };
+                let open = if access.open { "open" } else { "closed" };
+                Ok(fields(&[("ssh", open.to_owned()), ("password", password.to_owned())]))
+            })
+        }
+        SshAccessCommand::Open { workspace } => {
+            let path = ["workspaces", &workspace, "ssh", "open"];
+            let answer = client.call(Method::POST, &path, &[], None, 0).await?;
+            output.answer(&answer, || {
+                let opened: wire::SshOpened = read(&answer)?;
+                Ok(match opened.password {
+                    Some(password) => fields(&[
+                        ("password", password),
+                        ("", "for root; it is not shown again".to_owned()),
+                    ]),
+                    None => format!("{workspace} is open\n"),
+                })
+            })
+        }
+        SshAccessCommand::Close { workspace } => {
+            let path = ["workspaces", &workspace, "ssh", "close"];
+            client.call(Method::POST, &path, &[], None, 0).await?;
+            output
+                .answer(&json!({ "closed": workspace }), || Ok(format!("{workspace} is closed\n")))
+        }
+        SshAccessCommand::Password { workspace, user } => {
+            let body = json!({ "user": user, "password": read_secret("password")? });
+            let path = ["workspaces", &workspace, "ssh", "password"];
+            client.call(Method::PUT, &path, &[], Some(&body), 0).await?;
+            let set = json!({ "workspace": workspace, "user": user });
+            output.answer(&set, || Ok(format!("{user} of {workspace} has a password\n")))
         }
     }
 }

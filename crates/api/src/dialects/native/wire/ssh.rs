@@ -21,6 +21,34 @@ pub struct SshEndpoint {
     pub host_key: String,
 }
 
+/// Who enters a workspace by SSH, beside who has a key of the account.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SshAccess {
+    /// Whether anybody does.
+    pub open: bool,
+    /// Whether it has a password.
+    pub has_password: bool,
+    /// Whether one of its passwords was chosen by its owner.
+    pub password_chosen: bool,
+}
+
+/// A workspace that was opened to SSH.
+#[derive(Serialize, ToSchema)]
+pub struct SshOpened {
+    /// A password for root, which was made because there was none. It is shown this once.
+    pub password: Option<String>,
+}
+
+/// A password of a workspace.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetSshPassword {
+    /// Whose, inside [default: root].
+    pub user: Option<String>,
+    /// At least 8 characters, at most 128 bytes, no control characters.
+    pub password: String,
+}
+
 /// The account's SSH keys.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct SshKeyList {

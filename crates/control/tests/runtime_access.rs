@@ -1,7 +1,6 @@
 //! Tokens that open the inside of one workspace, on the simulated node.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[allow(dead_code, reason = "each file's tests use what they need")]
 mod ground;
 
 use std::time::Duration;

@@ -23,9 +23,7 @@ pub use guest::{
     FileStat, GuestApi, GuestListener, GuestStats, GuestStream, GuestVisitor, ListeningPort, Pty,
     User, WriteMode,
 };
-pub use injection::{
-    CertificateIssuer, InjectedRequest, InjectedService, Injection, Injections,
-};
+pub use injection::{CertificateIssuer, InjectedRequest, InjectedService, Injection, Injections};
 pub use node::{
     EgressRefusal, EgressRefusals, ImageInfo, ImagePull, LogSource, NodeApi, NodeCapacity,
     NodeEvent, NodeNetwork, PullStep, RefusedEgress, SnapshotContents, SnapshotInfo, StartFrom,

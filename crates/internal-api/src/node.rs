@@ -6,8 +6,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skerry_model::{
     CheckpointId, EnvVar, HeldMount, HostName, Incarnation, NetworkPolicy, NodeId, OutboundProxy,
-    PrivateAddress,
-    Shape, SnapshotId, Timestamp, VolumeId, VolumeMount, WorkspaceId,
+    PrivateAddress, Shape, SnapshotId, Timestamp, VolumeId, VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef, LogRetention},
 };
 use tokio::sync::broadcast;
@@ -15,7 +14,8 @@ use tokio::sync::broadcast;
 pub use skerry_model::{SnapshotContents, StartFrom, StartPath};
 
 use crate::{
-    ByteStream, GuestApi, InjectedRequest, Injections, NodeDoctor, NodeError, VolumeFiles, VolumeInfo,
+    ByteStream, GuestApi, InjectedRequest, Injections, NodeDoctor, NodeError, VolumeFiles,
+    VolumeInfo,
 };
 
 /// What the node has to run for a workspace.

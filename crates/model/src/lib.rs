@@ -56,7 +56,8 @@ pub use network::{
     OutboundProxy, PortRange, PrivateAddress, ProxyCredentials, ProxyProtocol, Transport,
 };
 pub use network_wish::{
-    EgressWish, InternetScope, Neighbour, Neighbourhood, NetworkWish, OpenPorts, Outbound, ProxyName,
+    EgressWish, InternetScope, Neighbour, Neighbourhood, NetworkWish, OpenPorts, Outbound,
+    ProxyName,
 };
 pub use quantity::{DiskMib, MemMib, VcpuCount};
 pub use reconcile::{NodeView, Step, VmEnd, VmViewPhase, next_step};

@@ -55,6 +55,6 @@ pub use faults::{
     POINTS as FAULT_POINTS, SAVED_POINTS as SAVED_FAULT_POINTS,
     VOLUME_POINTS as VOLUME_FAULT_POINTS,
 };
-pub use network::{places, AddressPrefix, ProxyTarget, UplinkChoice, UplinkSettings};
+pub use network::{AddressPrefix, ProxyTarget, UplinkChoice, UplinkSettings, places};
 pub use node::Node;
 pub use seal::{Seal, SealError};

@@ -11,13 +11,14 @@ use std::{
 
 use async_trait::async_trait;
 use skerry_internal_api::{
-    ByteStream, EgressRefusals, GuestApi, ImageInfo, ImagePull, InjectedRequest, Injections, LogSource, NodeApi, NodeCapacity,
-    NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo, StartStatistics,
-    StopMode, VmPhase, VmReport, VmSpec, VolumeFiles, VolumeInfo,
+    ByteStream, EgressRefusals, GuestApi, ImageInfo, ImagePull, InjectedRequest, Injections,
+    LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError, NodeEvent, NodeNetwork,
+    SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmPhase, VmReport, VmSpec,
+    VolumeFiles, VolumeInfo,
 };
 use skerry_model::{
-    CheckpointId, Incarnation, NetworkPolicy, NodeId, OutboundProxy, SnapshotId, VolumeId, VolumeMount,
-    WorkspaceId,
+    CheckpointId, Incarnation, NetworkPolicy, NodeId, OutboundProxy, SnapshotId, VolumeId,
+    VolumeMount, WorkspaceId,
 };
 use skerry_vmm::Vmm;
 use tokio::sync::{broadcast, mpsc, oneshot};

@@ -26,13 +26,13 @@ use std::{
 use async_trait::async_trait;
 use skerry_internal_api::{
     ByteStream, DoctorCheck, DoctorLevel, EgressRefusals, GuestApi, ImageInfo, ImagePull,
-    InjectedRequest, Injections, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError, NodeEvent, NodeNetwork, PullFailure,
-    PullStep, SnapshotContents, SnapshotInfo, StartStatistics, StopMode, VmExit, VmPhase, VmReport,
-    VmSpec, VolumeFiles, VolumeInfo,
+    InjectedRequest, Injections, LogSource, NodeApi, NodeCapacity, NodeDoctor, NodeError,
+    NodeEvent, NodeNetwork, PullFailure, PullStep, SnapshotContents, SnapshotInfo, StartStatistics,
+    StopMode, VmExit, VmPhase, VmReport, VmSpec, VolumeFiles, VolumeInfo,
 };
 use skerry_model::{
-    CheckpointId, Incarnation, NetworkPolicy, NodeId, OutboundProxy, PrivateAddress, SnapshotId, Timestamp,
-    VolumeId, VolumeMount, WorkspaceId,
+    CheckpointId, Incarnation, NetworkPolicy, NodeId, OutboundProxy, PrivateAddress, SnapshotId,
+    Timestamp, VolumeId, VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef},
 };
 use tokio::{

@@ -3,7 +3,9 @@
 
 use std::net::Ipv4Addr;
 
-use skerry_internal_api::{EgressRefusals, InjectedRequest, Injections, NodeError, NodeNetwork, VmPhase};
+use skerry_internal_api::{
+    EgressRefusals, InjectedRequest, Injections, NodeError, NodeNetwork, VmPhase,
+};
 use skerry_model::{
     Incarnation, NetworkPolicy, OutboundProxy, PrivateAddress, Transport, WorkspaceId,
 };

@@ -205,7 +205,9 @@ pub enum SnapshotDeletion {
 
 /// What a database has to offer.
 #[async_trait]
-pub trait StateStore: VolumeStore + DomainStore + SshAccessStore + BlueprintStore + RuntimeAccessStore + VaultStore {
+pub trait StateStore:
+    VolumeStore + DomainStore + SshAccessStore + BlueprintStore + RuntimeAccessStore + VaultStore
+{
     /// Makes the account and its default project in one transaction, unless an account of this
     /// handle is there. Returns the account that is there afterwards and whether it was made.
     async fn ensure_account(

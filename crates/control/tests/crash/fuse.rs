@@ -20,9 +20,9 @@ use async_trait::async_trait;
 use skerry_control::{
     ApiKey, Error, ListSnapshots, ListWorkspaces, Page, Project, PublishedPort, SshKey,
     internal_api::{
-        ByteStream, GuestApi, ImageInfo, InjectedRequest, Injections, KeyFingerprint, LogSource, NodeApi, NodeCapacity,
-        NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents, SnapshotInfo,
-        StartStatistics, StopMode, VmReport, VmSpec, VolumeInfo,
+        ByteStream, GuestApi, ImageInfo, InjectedRequest, Injections, KeyFingerprint, LogSource,
+        NodeApi, NodeCapacity, NodeDoctor, NodeError, NodeEvent, NodeNetwork, SnapshotContents,
+        SnapshotInfo, StartStatistics, StopMode, VmReport, VmSpec, VolumeInfo,
     },
     sim_node::SimNode,
     store::{
@@ -32,9 +32,8 @@ use skerry_control::{
 };
 use skerry_model::{
     AccountId, ApiKeyId, CheckpointId, Incarnation, Neighbourhood, NetworkPolicy, NodeId,
-    OutboundProxy, Plan,
-    PrivateAddress, ProjectId, Slug, Snapshot, SnapshotId, SshKeyId, Timestamp, Usage, VolumeId,
-    VolumeMount, Workspace, WorkspaceId,
+    OutboundProxy, Plan, PrivateAddress, ProjectId, Slug, Snapshot, SnapshotId, SshKeyId,
+    Timestamp, Usage, VolumeId, VolumeMount, Workspace, WorkspaceId,
 };
 use tokio::sync::{Notify, broadcast};
 

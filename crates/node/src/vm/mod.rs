@@ -47,15 +47,33 @@ pub(crate) type Answer<T> = oneshot::Sender<Result<T, NodeError>>;
 /// What can be asked of an owner.
 pub(crate) enum Request {
     /// Bring the VM up.
-    Run { spec: Box<VmSpec>, cancel: CancellationToken, answer: Answer<VmReport> },
+    Run {
+        spec: Box<VmSpec>,
+        cancel: CancellationToken,
+        answer: Answer<VmReport>,
+    },
     /// Bring it down, if it is of this incarnation or older.
-    Stop { through: Incarnation, mode: StopMode, answer: Answer<()> },
+    Stop {
+        through: Incarnation,
+        mode: StopMode,
+        answer: Answer<()>,
+    },
     /// Stop its CPUs, if it is of this incarnation.
-    Pause { incarnation: Incarnation, answer: Answer<VmReport> },
+    Pause {
+        incarnation: Incarnation,
+        answer: Answer<VmReport>,
+    },
     /// Let it run on.
-    Resume { incarnation: Incarnation, answer: Answer<VmReport> },
+    Resume {
+        incarnation: Incarnation,
+        answer: Answer<VmReport>,
+    },
     /// Save its memory and end it.
-    Suspend { incarnation: Incarnation, cancel: CancellationToken, answer: Answer<VmReport> },
+    Suspend {
+        incarnation: Incarnation,
+        cancel: CancellationToken,
+        answer: Answer<VmReport>,
+    },
     /// Keep what it is now.
     Snapshot {
         snapshot_id: SnapshotId,
@@ -64,22 +82,54 @@ pub(crate) enum Request {
         answer: Answer<SnapshotInfo>,
     },
     /// Change what it may do on the network.
-    SetNetworkPolicy { incarnation: Incarnation, policy: Arc<NetworkPolicy>, answer: Answer<()> },
-    SetInjections { incarnation: Incarnation, injections: Arc<Injections>, answer: Answer<()> },
+    SetNetworkPolicy {
+        incarnation: Incarnation,
+        policy: Arc<NetworkPolicy>,
+        answer: Answer<()>,
+    },
+    SetInjections {
+        incarnation: Incarnation,
+        injections: Arc<Injections>,
+        answer: Answer<()>,
+    },
     /// Give it a volume.
-    AttachVolume { incarnation: Incarnation, mount: Arc<VolumeMount>, answer: Answer<()> },
+    AttachVolume {
+        incarnation: Incarnation,
+        mount: Arc<VolumeMount>,
+        answer: Answer<()>,
+    },
     /// Take a volume away.
-    DetachVolume { incarnation: Incarnation, volume_id: VolumeId, answer: Answer<()> },
+    DetachVolume {
+        incarnation: Incarnation,
+        volume_id: VolumeId,
+        answer: Answer<()>,
+    },
     /// Keep what a volume is now that it writes.
-    Checkpoint { volume_id: VolumeId, checkpoint_id: CheckpointId, answer: Answer<()> },
+    Checkpoint {
+        volume_id: VolumeId,
+        checkpoint_id: CheckpointId,
+        answer: Answer<()>,
+    },
     /// The files of a volume that it writes.
-    VolumeFiles { volume_id: VolumeId, answer: Answer<GuestVolume> },
+    VolumeFiles {
+        volume_id: VolumeId,
+        answer: Answer<GuestVolume>,
+    },
     /// Make a volume that it writes larger.
-    GrowVolume { volume_id: VolumeId, size_bytes: u64, answer: Answer<()> },
+    GrowVolume {
+        volume_id: VolumeId,
+        size_bytes: u64,
+        answer: Answer<()>,
+    },
     /// Make its disk as large as this says.
-    GrowDisk { spec: Arc<VmSpec>, answer: Answer<()> },
+    GrowDisk {
+        spec: Arc<VmSpec>,
+        answer: Answer<()>,
+    },
     /// Remove everything.
-    Delete { answer: Answer<()> },
+    Delete {
+        answer: Answer<()>,
+    },
 }
 
 /// What others see of a VM without asking its owner.

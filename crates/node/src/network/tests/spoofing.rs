@@ -34,8 +34,7 @@ fn next(socket: &UdpSocket) -> Vec<u8> {
 #[test]
 fn every_guest_has_the_same_gateway_which_a_clone_knows_already() {
     let ground = Ground::new();
-    let guests =
-        [ground.guest(&NetworkPolicy::default()), ground.guest(&NetworkPolicy::default())];
+    let guests = [ground.guest(&NetworkPolicy::default()), ground.guest(&NetworkPolicy::default())];
     for guest in &guests {
         assert_eq!(guest.gateway_station(), GATEWAY_MAC);
     }

@@ -309,3 +309,25 @@ async fn a_template_of_what_is_not_there_is_refused() {
     let least = Floor { vcpu_count: 10_000, ..template.least };
     assert_eq!(refused(Template { least, ..template }).await, "vcpu_count");
 }
+
+#[tokio::test]
+async fn what_blueprints_say_is_nowhere_in_the_database_to_be_read() {
+    const WORD: &str = "a word that only its owner may read";
+    let ground = Ground::open().await;
+    let script = ground.keep_script("tools", &format!("echo '{WORD}'")).await;
+    let env = vec![EnvVar { key: "KEY".to_owned(), value: WORD.to_owned() }];
+    ground.keep_service("web", ServiceSpec { env, ..service("serve") }).await;
+    let request = CreateWorkspace { setup: vec![script], ..provisioned() };
+    ground.make(request).await.unwrap();
+    let directory = ground.test.database.parent().unwrap();
+    let mut bytes = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            bytes.extend(std::fs::read(path).unwrap());
+        }
+    }
+    let holds = |word: &str| bytes.windows(word.len()).any(|found| found == word.as_bytes());
+    assert!(holds("tools"), "the name of one is there");
+    assert!(!holds(WORD));
+}

@@ -86,6 +86,9 @@ pub(super) async fn carry(
     let visitor = Visitor::of(&state, request.headers(), reserved.token.as_deref()).await?;
     let in_header = request.headers_mut().remove(TARGET_HEADER);
     let in_header = in_header.as_ref().map(|value| value.to_str().unwrap_or_default());
+    // Before the token is looked at for the last time: its end must not be missed.
+    let closed = state.runtimes.of(visitor.workspace, state.control.now()).ports();
+    let visitor = Visitor::of(&state, request.headers(), reserved.token.as_deref()).await?;
     let (port, path) = way(request.uri(), in_header.or(reserved.x_oblien_target.as_deref()))?;
     *request.uri_mut() = Uri::from(path);
     request.headers_mut().remove(header::AUTHORIZATION);
@@ -93,8 +96,6 @@ pub(super) async fn carry(
         let why = "this server carries no requests to ports of workspaces";
         return Err(RuntimeProblem::NotHere(why).into());
     };
-    // Before the guest is asked for: what is revoked meanwhile must not be missed.
-    let closed = state.runtimes.of(visitor.workspace, state.control.now()).ports();
     let guest = visitor.guest(&state).await?;
     let workspace = visitor.workspace;
     let open = OpenPreview { workspace, port, guest, was_woken: false, closed };

@@ -26,6 +26,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use skerry_control::internal_api::Pty;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     problem::RuntimeProblem,
@@ -79,15 +80,17 @@ pub(super) async fn connect(
     let upgrade = upgrade.map_err(|_| RuntimeProblem::NotAWebSocket)?;
     visitor.guest(&state).await?;
     let inside = state.runtimes.of(visitor.workspace, state.control.now());
+    let replaced = inside.connect();
+    // It may have been replaced while nobody could have told this connection.
+    Visitor::of(&state, &headers, query.token.as_deref()).await?;
     Ok(upgrade
         .max_message_size(MAX_MESSAGE_BYTES)
         .max_frame_size(MAX_MESSAGE_BYTES)
-        .on_upgrade(async move |socket| serve(socket, &inside, &state).await))
+        .on_upgrade(async move |socket| serve(socket, &inside, replaced, &state).await))
 }
 
-async fn serve(socket: WebSocket, inside: &Inside, state: &ApiState) {
+async fn serve(socket: WebSocket, inside: &Inside, replaced: CancellationToken, state: &ApiState) {
     let (mut sink, mut source) = socket.split();
-    let replaced = inside.connect();
     let code = tokio::select! {
         () = listen(&mut source, inside) => return,
         () = speak(&mut sink, inside) => return,

@@ -48,15 +48,8 @@ const WORKSPACE_ROOTS: &[&str] = &[
 ];
 
 /// The same of an app.
-const APP_ROOTS: &[&str] = &[
-    "/env",
-    "/log-sources",
-    "/logs/stream",
-    "/metrics",
-    "/params",
-    "/status",
-    "/verify-domain",
-];
+const APP_ROOTS: &[&str] =
+    &["/env", "/log-sources", "/logs/stream", "/metrics", "/params", "/status", "/verify-domain"];
 
 /// The routes under `prefix`.
 pub(super) fn routes(prefix: &str) -> Router<ApiState> {

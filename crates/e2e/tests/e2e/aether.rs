@@ -11,6 +11,8 @@ use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 struct Client {
     socket: WebSocketStream<TcpStream>,
     preview_token: String,
+    /// What the terminal has printed and nobody has waited for.
+    printed: String,
 }
 
 impl Client {
@@ -36,7 +38,7 @@ impl Client {
         let stream = TcpStream::connect(address).await?;
         let url = format!("ws://{address}{path}?token={}", skerry_e2e::server::KEY);
         let (socket, _) = client_async(url, stream).await?;
-        Ok(Self { socket, preview_token: token.to_owned() })
+        Ok(Self { socket, preview_token: token.to_owned(), printed: String::new() })
     }
 
     async fn say(&mut self, message: Value) -> Result<()> {
@@ -79,13 +81,17 @@ impl Client {
 
     /// Reads what the terminal prints until this is there.
     async fn prints(&mut self, text: &str) -> Result<()> {
-        let mut printed = String::new();
-        self.until(|told| {
-            let is_output = told["channel"] == "terminal" && told["type"] == "output";
-            printed.push_str(told["data"].as_str().filter(|_| is_output).unwrap_or_default());
-            printed.contains(text).then_some(())
-        })
-        .await
+        loop {
+            if let Some(at) = self.printed.find(text) {
+                self.printed.drain(..at + text.len());
+                return Ok(());
+            }
+            let is_output =
+                |told: &Value| told["channel"] == "terminal" && told["type"] == "output";
+            let next = self.until(|told| is_output(told).then(|| told["data"].clone())).await;
+            let printed = next.with_context(|| format!("{text:?} after {:?}", self.printed))?;
+            self.printed.push_str(printed.as_str().context("a text")?);
+        }
     }
 }
 

@@ -1,21 +1,18 @@
-//! The channel `files`: paths are below the home of the image's user, where its shells begin.
+//! The channel `files`: paths are below the user's home, where shells begin.
 //!
 //! Answers have both forms that clients know: the fields by themselves, and the same in `data`.
-
-use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
-use skerry_control::internal_api::{
-    ExecOutput, ExecRequest, FileKind, FileStat, NodeError, User, WriteMode,
-};
+use skerry_control::internal_api::{FileKind, FileStat, NodeError, WriteMode};
 use skerry_model::Timestamp;
 
 use super::{
     Connection,
     frame::{Encoding, FileWork, FilesAsked, text},
+    login::Login,
 };
 
 /// The largest file that is read into a message, in bytes.
@@ -156,7 +153,7 @@ impl Connection {
     }
 
     async fn work(&self, what: FileWork) -> Result<Value, Problem> {
-        let root = self.root.get_or_try_init(|| self.home()).await?;
+        let Login { user, home: root } = self.login().await?;
         let at = |path: &str| below(root, path);
         match what {
             FileWork::List { path } => {
@@ -175,12 +172,12 @@ impl Connection {
                 };
                 let path = at(&path)?;
                 let content = stream::iter([Ok(Bytes::from(content))]).boxed();
-                let (mode, user) = (FILE_MODE, User::OfImage);
-                self.guest.write_file(&path, mode, WriteMode::Replace, user, content).await?;
+                let how = WriteMode::Replace;
+                self.guest.write_file(&path, FILE_MODE, how, user.clone(), content).await?;
                 self.described(&path).await
             }
             FileWork::MakeDir { path } => {
-                self.guest.make_dir(&at(&path)?, DIR_MODE, User::OfImage).await?;
+                self.guest.make_dir(&at(&path)?, DIR_MODE, user.clone()).await?;
                 Ok(json!({}))
             }
             FileWork::Delete { path } => {
@@ -279,38 +276,6 @@ impl Connection {
         directories.sort();
         let data = json!({ "paths": paths.clone(), "directories": directories.clone() });
         Ok(with_data(json!({ "paths": paths, "directories": directories }), data))
-    }
-
-    /// Where the shells of the image's user begin.
-    async fn home(&self) -> Result<String, Problem> {
-        let unknown = |why: &str| Problem::new("INTERNAL_ERROR", format!("the user's home: {why}"));
-        let request = ExecRequest {
-            argv: vec!["pwd".to_owned()],
-            env: BTreeMap::new(),
-            working_dir: None,
-            user: User::OfImage,
-            pty: None,
-            timeout: None,
-        };
-        let mut session = self.guest.exec(request).await?;
-        let mut said = Vec::new();
-        while let Some(output) = session.output.recv().await {
-            match output? {
-                ExecOutput::Stdout(bytes) => said.extend_from_slice(&bytes),
-                ExecOutput::Stderr(_) => {}
-                ExecOutput::Exit(_) => break,
-            }
-            if said.len() > 4096 {
-                return Err(unknown("its path is too long"));
-            }
-        }
-        let said = String::from_utf8(said).map_err(|_| unknown("its path is no text"))?;
-        let path = said.trim_end_matches('\n');
-        match path.starts_with('/') {
-            // The root directory is written as nothing, so that paths can follow it.
-            true => Ok(path.trim_end_matches('/').to_owned()),
-            false => Err(unknown("it is not known")),
-        }
     }
 }
 

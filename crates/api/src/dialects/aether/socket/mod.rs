@@ -6,6 +6,7 @@
 
 mod files;
 mod frame;
+mod login;
 mod ports;
 mod terminals;
 
@@ -38,6 +39,7 @@ use tokio::{
 pub(crate) use self::terminals::Terminals;
 use self::{
     frame::{Asked, Refusal, failure},
+    login::Login,
     terminals::{LookedAt, Said},
 };
 use super::{Aether, error_body::AetherError, workspaces::WorkspacePath};
@@ -75,8 +77,8 @@ struct Connection {
     caller: Caller,
     workspace: WorkspaceId,
     guest: Arc<dyn GuestApi>,
-    /// The directory that paths are below, once it was asked for.
-    root: OnceCell<String>,
+    /// As whom it works in the guest, once that was asked for.
+    login: OnceCell<Login>,
     answers: mpsc::Sender<Message>,
     /// Terminals that the client looks at from now on.
     looks: mpsc::Sender<Said>,
@@ -125,10 +127,10 @@ async fn serve(
     let (mut sink, mut source) = socket.split();
     let (answers, to_send) = mpsc::channel(WAITING);
     let (looks, to_look_at) = mpsc::channel(WAITING);
-    let root = OnceCell::new();
+    let login = OnceCell::new();
     let looked_at = LookedAt::default();
     let connection =
-        Connection { state, caller, workspace, guest, root, answers, looks, looked_at };
+        Connection { state, caller, workspace, guest, login, answers, looks, looked_at };
     let code = tokio::select! {
         () = connection.listen(&mut source) => return,
         () = speak(&mut sink, to_send, to_look_at) => return,

@@ -12,7 +12,7 @@ use axum::extract::ws::Message;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
 use serde_json::{Value, json};
-use skerry_control::internal_api::{ExecRequest, ExecSession, NodeError, Pty, User};
+use skerry_control::internal_api::{ExecRequest, ExecSession, NodeError, Pty};
 use skerry_model::WorkspaceId;
 use tokio::{pin, sync::watch, time::sleep};
 use tokio_util::task::TaskTracker;
@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     Connection,
     frame::{Refusal, TerminalAsked, text},
+    login::Login,
 };
 use crate::{
     dialects::aether::convert::IDLE_MINUTES,
@@ -288,13 +289,14 @@ impl Connection {
     }
 
     async fn shell(&self, size: Pty) -> Result<ExecSession, NodeError> {
+        let Login { user, .. } = self.login().await?;
         let mut refused = None;
         for shell in SHELLS {
             let request = ExecRequest {
                 argv: vec![shell.to_owned(), "-l".to_owned()],
                 env: BTreeMap::from([("TERM".to_owned(), "xterm-256color".to_owned())]),
                 working_dir: None,
-                user: User::OfImage,
+                user: user.clone(),
                 pty: Some(size),
                 timeout: None,
             };

@@ -9,6 +9,7 @@ pub mod edge;
 pub mod error;
 pub mod guest;
 pub mod injection;
+pub mod network;
 pub mod node;
 pub mod preview;
 pub mod route;

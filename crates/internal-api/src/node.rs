@@ -1,17 +1,19 @@
 //! What control asks of a node. Every call is idempotent: repeating it after a lost answer is safe.
 
-use std::{fmt, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skerry_model::{
-    CheckpointId, EnvVar, HeldMount, HostName, Incarnation, NetworkPolicy, NodeId, OutboundProxy,
+    CheckpointId, EnvVar, HeldMount, Incarnation, NetworkPolicy, NodeId, OutboundProxy,
     PrivateAddress, Shape, SnapshotId, Timestamp, VolumeId, VolumeMount, WorkspaceId,
     spec::{ImageDigest, ImageRef, LogRetention},
 };
 use tokio::sync::broadcast;
 
 pub use skerry_model::{SnapshotContents, StartFrom, StartPath};
+
+pub use crate::network::{EgressRefusal, EgressRefusals, NodeNetwork, RefusedEgress};
 
 use crate::{
     ByteStream, GuestApi, InjectedRequest, Injections, NodeDoctor, NodeError, VolumeFiles,
@@ -242,63 +244,6 @@ pub struct NodeCapacity {
     pub memory_promised_mib: u64,
     /// Free space where disks live, in MiB.
     pub disk_free_mib: u64,
-}
-
-/// What a node gives its VMs of the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeNetwork {
-    /// The guests' way out, at the address that each of them sees.
-    pub gateway: Ipv4Addr,
-    /// Whether there is a way to the world; without one, egress rules open nothing.
-    pub has_uplink: bool,
-}
-
-/// What a guest wanted of the network, and was refused.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EgressRefusals {
-    /// How many that concern names, since the VM was started, or since the server was.
-    pub total: u64,
-    /// The last of them, the newest at the end; a bounded number.
-    pub last: Vec<EgressRefusal>,
-    /// Packets to addresses and ports that are not permitted, since the VM was started.
-    pub refused_packets: u64,
-    /// Frames that are neither IPv4 nor ARP, or in which the guest says that it is somebody else, since
-    /// the VM was started. Every guest with IPv6 sends some by itself.
-    pub dropped_frames: u64,
-}
-
-/// Something that a guest wanted and was refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EgressRefusal {
-    /// What it wanted.
-    pub what: RefusedEgress,
-    /// The name that it gave; `None` when it gave none that could be read.
-    pub name: Option<HostName>,
-    /// How often in a row.
-    pub times: u64,
-    /// How long ago it was, the last time.
-    pub ago: Duration,
-}
-
-/// Kinds of refusals.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusedEgress {
-    /// To resolve the name.
-    Resolution,
-    /// To use an address that the name was said to have, and that is not of the internet.
-    PrivateAnswer,
-    /// To connect to this TCP port, to the name that it asked for there.
-    Connection(u16),
-}
-
-impl fmt::Display for RefusedEgress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Resolution => f.write_str("to resolve a name"),
-            Self::PrivateAnswer => f.write_str("an address of a name that is not of the internet"),
-            Self::Connection(port) => write!(f, "a connection by name to port {port}"),
-        }
-    }
 }
 
 /// One machine that runs VMs.

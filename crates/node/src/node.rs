@@ -101,33 +101,6 @@ impl Node {
         Ok(node)
     }
 
-    /// Makes templates and VMs that wait, if there are to be any.
-    fn start_keeper(&self) {
-        if self.host.templates.off().is_some() {
-            return;
-        }
-        let (host, abandon) = (Arc::clone(&self.host), self.host.abandon.clone());
-        self.host.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = abandon.cancelled() => {}
-                () = pool::keep(host) => {}
-            }
-        });
-    }
-
-    /// Makes places on the network ahead and serves guests there, if there is one.
-    fn keep_network_ready(&self) {
-        let Some(network) = self.host.network.clone() else { return };
-        let ends = [self.host.abandon.clone(), self.host.shutdown.clone()];
-        self.host.tasks.spawn(Arc::clone(&network).keep_ready(ends.clone()));
-        self.host.tasks.spawn(async move {
-            if let Err(error) = network.serve(ends).await {
-                tracing::error!(error = chain(&error), "guests are not served names");
-            }
-        });
-    }
-
     /// Works until `shutdown` is cancelled, then ends in good order.
     pub async fn run(&self, shutdown: CancellationToken) {
         shutdown.cancelled().await;

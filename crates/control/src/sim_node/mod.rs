@@ -170,26 +170,6 @@ impl SimNode {
         self.state().registry = images;
     }
 
-    /// The next call at `point` fails with `error` (several are used up in order).
-    pub fn fail_next(&self, point: Point, error: NodeError) {
-        self.state().failures.entry(point).or_default().push_back(error);
-    }
-
-    /// Calls at `point` hang until [`SimNode::release`]. A hanging boot is under way: it can be
-    /// cancelled by a stop.
-    pub fn hang(&self, point: Point) {
-        if let Some(gate) = self.hanging.get(&point) {
-            gate.send_replace(true);
-        }
-    }
-
-    /// Calls that hang at `point` go on, and later ones no longer hang.
-    pub fn release(&self, point: Point) {
-        if let Some(gate) = self.hanging.get(&point) {
-            gate.send_replace(false);
-        }
-    }
-
     /// The calls that changed something so far, such as `ensure_running #1`, in order.
     #[must_use]
     pub fn calls(&self) -> Vec<String> {

@@ -1,5 +1,9 @@
 //! Where a test can stand in the way.
 
+use skerry_internal_api::NodeError;
+
+use super::SimNode;
+
 /// Where the simulated node can be made to fail or hang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Point {
@@ -59,4 +63,26 @@ impl Point {
         Self::SetInjections,
         Self::CheckProxy,
     ];
+}
+
+impl SimNode {
+    /// The next call at `point` fails with `error` (several are used up in order).
+    pub fn fail_next(&self, point: Point, error: NodeError) {
+        self.state().failures.entry(point).or_default().push_back(error);
+    }
+
+    /// Calls at `point` hang until [`SimNode::release`]. A hanging boot is under way: it can be
+    /// cancelled by a stop.
+    pub fn hang(&self, point: Point) {
+        if let Some(gate) = self.hanging.get(&point) {
+            gate.send_replace(true);
+        }
+    }
+
+    /// Calls that hang at `point` go on, and later ones no longer hang.
+    pub fn release(&self, point: Point) {
+        if let Some(gate) = self.hanging.get(&point) {
+            gate.send_replace(false);
+        }
+    }
 }

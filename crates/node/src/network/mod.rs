@@ -20,6 +20,7 @@ pub mod places;
 mod prefix;
 mod proxy;
 mod rules;
+mod serving;
 mod slots;
 mod tap;
 #[cfg(test)]
@@ -36,28 +37,22 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
-use skerry_internal_api::{EgressRefusals, InjectedRequest, Injections, NodeError};
+use skerry_internal_api::{EgressRefusals, InjectedRequest, NodeError};
 use skerry_model::{NetworkPolicy, OutboundProxy, PrivateAddress, WorkspaceId};
-use tokio::{net::TcpListener, sync::broadcast};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 
 use self::{
     addresses::{AddressBook, AddressLease},
-    forwarder::Forwarder,
     guards::Guards,
-    inspector::Inspector,
-    interception::Interceptor,
-    names::{Answers, Names},
     namespace::Namespace,
     outside::Doors,
     rules::Terrain,
     slots::Slots,
     uplink::{Cable, Outer},
-    upstream::Roots,
 };
 use crate::{
     Error,
@@ -411,24 +406,6 @@ impl Network {
         })
     }
 
-    /// Changes what requests of a VM are given on their way out.
-    pub fn inject(
-        &self,
-        owner: WorkspaceId,
-        holding: &NetworkHolding,
-        address: PrivateAddress,
-        injections: Injections,
-    ) {
-        let guard = self.guards.of(address, &holding.namespace);
-        guard.belongs_to(owner);
-        guard.inject(injections);
-    }
-
-    /// Requests that were given something, from now on.
-    pub fn injected_requests(&self) -> broadcast::Receiver<InjectedRequest> {
-        self.injected.subscribe()
-    }
-
     /// Undoes [`Network::make`] and everything after it; that nothing is there is a success. Blocks.
     pub fn release(&self, holding: &NetworkHolding) -> Result<(), Error> {
         self.guards.dismiss(&holding.namespace);
@@ -506,68 +483,6 @@ impl Network {
                 () = self.slots.changed() => {}
             }
         }
-    }
-
-    /// Serves guests names, and connections by name, until one of `ends` is cancelled. Without an
-    /// uplink there is nothing to serve.
-    ///
-    /// # Errors
-    /// When the sockets cannot be used.
-    pub async fn serve(self: Arc<Self>, ends: [CancellationToken; 2]) -> Result<(), Error> {
-        let service = self.service.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (Some(Service { servers, doors }), Some(outer)) = (service, &self.outer) else {
-            return Ok(());
-        };
-        if servers.is_empty() {
-            tracing::warn!("the uplink has no name servers: guests resolve nothing");
-        }
-        let names = Arc::new(Names::new(Arc::clone(outer), &servers)?);
-        let (guards, terrain) = (Arc::clone(&self.guards), self.terrain.clone());
-        let answers = Answers { names: Arc::clone(&names), guards, terrain: terrain.clone() };
-        let failed = Error::io("serving guests at the hub");
-        let mut server = hickory_server::Server::new(answers);
-        let more = self.trusted_certificates.clone();
-        let roots = blocking(move || Roots::load(more.as_deref())).await?;
-        let inspector = Arc::new(Inspector {
-            names,
-            guards: Arc::clone(&self.guards),
-            hub: self.hub_to_dial()?,
-            terrain: terrain.clone(),
-            interceptor: Interceptor { roots, requests: self.injected.clone() },
-            end: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        });
-        let forwarder = Arc::new(Forwarder {
-            guards: Arc::clone(&self.guards),
-            terrain,
-            hub: Arc::clone(&inspector.hub),
-            end: inspector.end.clone(),
-            tasks: inspector.tasks.clone(),
-        });
-        let listen = || -> io::Result<(TcpListener, Vec<(u16, TcpListener)>)> {
-            server.register_socket(outside::from_std(doors.names_udp)?);
-            let names_tcp = TcpListener::from_std(doors.names_tcp)?;
-            server.register_listener(names_tcp, Duration::from_secs(10), 32);
-            let inspected = doors.inspected.into_iter();
-            let inspected = inspected.map(|(port, door)| Ok((port, TcpListener::from_std(door)?)));
-            Ok((TcpListener::from_std(doors.proxied)?, inspected.collect::<io::Result<_>>()?))
-        };
-        let (proxied, inspected) = listen().map_err(failed)?;
-        forwarder.tasks.spawn(Arc::clone(&forwarder).serve(proxied));
-        for (port, listener) in inspected {
-            inspector.tasks.spawn(Arc::clone(&inspector).serve(listener, port));
-        }
-        let [one, other] = ends;
-        tokio::select! {
-            () = one.cancelled() => {}
-            () = other.cancelled() => {}
-        }
-        inspector.end.cancel();
-        inspector.tasks.close();
-        inspector.tasks.wait().await;
-        // Answers under way are not waited for: who asked asks again.
-        drop(server);
-        Ok(())
     }
 
     /// Removes the places that wait and the hub. For the end of a node whose VMs have all ended;

@@ -6,17 +6,17 @@ use skerry_vmm::Vmm;
 use tokio::sync::{Semaphore, broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::EVENTS;
+use super::{EVENTS, Node};
 use crate::{
     NetworkChoice, NodeConfig, NodeEnvironment,
     capacity::{MemoryBooks, guest_memory_limit_mib},
     cgroups::Cgroups,
-    error::Error,
+    error::{Error, chain},
     host::{Host, StartCounters},
     images::{ImageStore, Puller},
     layout::{Layout, node_id},
     network::Network,
-    pool::Pool,
+    pool::{self, Pool},
     promotion::Promotions,
     saved::Storage,
     snapshots::SnapshotsUnderWay,
@@ -25,6 +25,35 @@ use crate::{
     uids::UidPool,
     volumes::{Helpers, Volumes},
 };
+
+impl Node {
+    /// Makes templates and VMs that wait, if there are to be any.
+    pub(super) fn start_keeper(&self) {
+        if self.host.templates.off().is_some() {
+            return;
+        }
+        let (host, abandon) = (Arc::clone(&self.host), self.host.abandon.clone());
+        self.host.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = abandon.cancelled() => {}
+                () = pool::keep(host) => {}
+            }
+        });
+    }
+
+    /// Makes places on the network ahead and serves guests there, if there is one.
+    pub(super) fn keep_network_ready(&self) {
+        let Some(network) = self.host.network.clone() else { return };
+        let ends = [self.host.abandon.clone(), self.host.shutdown.clone()];
+        self.host.tasks.spawn(Arc::clone(&network).keep_ready(ends.clone()));
+        self.host.tasks.spawn(async move {
+            if let Err(error) = network.serve(ends).await {
+                tracing::error!(error = chain(&error), "guests are not served names");
+            }
+        });
+    }
+}
 
 /// Everything a node has before it knows of any VM.
 ///

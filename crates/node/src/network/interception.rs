@@ -121,8 +121,8 @@ impl Inspector {
 enum Refused {
     /// It is for somebody else than the connection, or for nobody.
     Misdirected,
-    /// It asks for a tunnel.
-    Tunnel,
+    /// It asks for a tunnel, or to be told what was received, which has the credential in it.
+    Method,
     /// The host is not served any more.
     NotServed,
     /// A credential that it would be given is not there.
@@ -151,8 +151,8 @@ impl Intercepted {
         mut request: Request<Incoming>,
         service: &InjectedService,
     ) -> Result<Response<Body>, Refused> {
-        if request.method() == Method::CONNECT {
-            return Err(Refused::Tunnel);
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+            return Err(Refused::Method);
         }
         if !is_for(&request, &self.host) {
             return Err(Refused::Misdirected);
@@ -187,9 +187,9 @@ impl Intercepted {
                 StatusCode::MISDIRECTED_REQUEST,
                 format!("this connection is for {host} and port 443 alone"),
             ),
-            Refused::Tunnel => (
+            Refused::Method => (
                 StatusCode::METHOD_NOT_ALLOWED,
-                format!("{host} is served by a vault of this workspace, which makes no tunnels"),
+                format!("{host} is served by a vault of this workspace: no CONNECT and no TRACE"),
             ),
             Refused::NotServed => (
                 StatusCode::BAD_GATEWAY,

@@ -349,6 +349,10 @@ fn a_request_to_a_vaults_host_is_given_its_credential_and_everything_else_is_unt
         // Another host over the same connection is nobody's.
         let response = sender.send_request(ask("/", "other.test")).await.unwrap();
         assert_eq!(read(response).await.0, 421);
+        // Nor is a method that has the host say what it was given.
+        let mut trace = ask("/", "api.test");
+        *trace.method_mut() = http::Method::TRACE;
+        assert_eq!(read(sender.send_request(trace).await.unwrap()).await.0, 405);
         assert_eq!(scene.host.seen().len(), 1);
     });
     // Hosts of no vault, clients that name none, and what is no TLS at all.

@@ -11,12 +11,13 @@ use ground::{
 };
 use skerry_control::{
     CreateWorkspace, RestoreWorkspace, SnapshotRef, Wait,
-    internal_api::{NodeError, StartPath, VmPhase},
+    internal_api::{NodeApi as _, NodeError, StartPath, VmPhase},
     sim_node::Point,
     testing,
 };
 use skerry_model::{
-    AfterRestore, Desired, ErrorKind, Incarnation, SnapshotContents, State, error::Limit,
+    AfterRestore, Desired, ErrorKind, Incarnation, SnapshotContents, SnapshotState, State,
+    error::Limit,
 };
 
 fn waking() -> CreateWorkspace {
@@ -403,4 +404,17 @@ async fn a_restore_that_stays_stopped_is_refused_while_a_vm_runs_and_discards_wh
     assert!(!test.node.has_saved_memory(made.id));
     test.control.start_workspace(&caller, which, LONG).await.unwrap();
     assert_eq!(words(&test, &made), disk_only("first"));
+}
+
+#[tokio::test]
+async fn a_vm_that_a_failed_snapshot_left_standing_runs_on() {
+    let test = testing::open().await;
+    let caller = test.caller().await;
+    let source = lively(&test, &caller, running()).await;
+    test.node.ensure_paused(source.id, source.incarnation).await.unwrap();
+    test.node.fail_next(Point::TakeSnapshot, NodeError::NoCapacity("the disk is full".to_owned()));
+    let made = test.control.create_snapshot(&caller, &by_id(&source), of(None), LONG).await;
+    assert!(matches!(made.unwrap().state, SnapshotState::Failed(_)));
+    test.quiet().await;
+    assert_eq!(test.node.inspect(source.id).await.unwrap().phase, VmPhase::Running);
 }

@@ -12,7 +12,7 @@ use ground::{
 use skerry_control::{
     Caller, CreateSnapshot, CreateWorkspace, ForkWorkspace, ListSnapshots, ListWorkspaces,
     RestoreWorkspace, SnapshotRef, StartPolicy, UpdateSnapshot, Wait,
-    internal_api::{NodeApi as _, NodeError, VmPhase},
+    internal_api::{NodeApi as _, NodeError},
     sim_node::Point,
     testing::{self, TestControl},
 };
@@ -265,19 +265,6 @@ async fn a_snapshot_that_fails_is_tried_again_and_then_says_why() {
     let gone = test.control.delete_snapshot(&caller, &SnapshotRef::Id(failed.id), LONG).await;
     assert!(gone.unwrap().complete);
     assert_eq!(on_node(&test).await.len(), 1);
-}
-
-#[tokio::test]
-async fn a_vm_that_a_failed_snapshot_left_standing_runs_on() {
-    let test = testing::open().await;
-    let caller = test.caller().await;
-    let source = lively(&test, &caller, running()).await;
-    test.node.ensure_paused(source.id, source.incarnation).await.unwrap();
-    test.node.fail_next(Point::TakeSnapshot, NodeError::NoCapacity("the disk is full".to_owned()));
-    let made = test.control.create_snapshot(&caller, &by_id(&source), of(None), LONG).await;
-    assert!(matches!(made.unwrap().state, SnapshotState::Failed(_)));
-    test.quiet().await;
-    assert_eq!(test.node.inspect(source.id).await.unwrap().phase, VmPhase::Running);
 }
 
 #[tokio::test]

@@ -22,8 +22,10 @@ pub const HELLO_INTERVAL: Duration = Duration::from_millis(200);
 /// connection and answers the second.
 const HELLO_INTERVAL_FIRST: Duration = Duration::from_millis(5);
 
-/// How long the host waits between acknowledgement and ready before it begins again.
-pub const READY_WITHIN: Duration = Duration::from_secs(10);
+/// How long the host waits between acknowledgement and ready before it begins again with another nonce;
+/// three times as long each time after that. A guest is told of a host's going and coming beside what the
+/// host says: one that hears of them late begins anew, and has forgotten whom it had acknowledged.
+const READY_WITHIN_FIRST: Duration = Duration::from_secs(2);
 
 /// Slow hellos between two that are preceded by padding: the padding helps only against a
 /// peer stuck in the middle of a frame, and a guest that still boots has to read all of it.
@@ -48,7 +50,7 @@ pub enum HandshakeError {
 }
 
 /// The host's end: returns the agreed generation once the next byte in either direction is HTTP/2.
-/// `nonce` must be fresh for every call.
+/// `nonce` must be fresh for every call; the numbers after it may be used, too.
 ///
 /// # Errors
 /// [`HandshakeError`], at the latest after `within`.
@@ -61,16 +63,22 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let attempt = async {
-        let generation = meet(stream, nonce).await?;
-        // The greeting may have been cut off in the middle of a hello; the agent's scanner skips the
-        // fragment only if the bytes that follow are a record, which they are.
-        stream.write_all(&record(RecordKind::Start, generation, generation, nonce)).await?;
-        stream.flush().await?;
-        match timeout(READY_WITHIN, find(stream, RecordKind::Ready, nonce)).await {
-            Ok(ready) => ready?,
-            Err(_) => return Err(HandshakeError::Timeout(READY_WITHIN)),
-        };
-        Ok(generation)
+        let (mut nonce, mut patience) = (nonce, READY_WITHIN_FIRST);
+        loop {
+            let generation = meet(stream, nonce).await?;
+            // The greeting may have been cut off in the middle of a hello; the agent's scanner skips the
+            // fragment only if the bytes that follow are a record, which they are.
+            let start = record(RecordKind::Start, generation, generation, nonce);
+            stream.write_all(&start).await?;
+            stream.flush().await?;
+            if let Ok(ready) = timeout(patience, find(stream, RecordKind::Ready, nonce)).await {
+                ready?;
+                return Ok(generation);
+            }
+            // An agent that was only slow takes the next hello for nonsense, and begins anew as well.
+            nonce = u128::from_be_bytes(nonce).wrapping_add(1).to_be_bytes();
+            patience *= 3;
+        }
     };
     timeout(within, attempt).await.unwrap_or(Err(HandshakeError::Timeout(within)))
 }
@@ -233,6 +241,43 @@ mod tests {
         host.read_exact(&mut fresh).await.unwrap();
         assert_eq!((&fresh, generation), (b"fresh", GENERATION_MAX));
         assert_eq!(agent.await.unwrap().0, GENERATION_MAX);
+    }
+
+    /// An agent that learns only after its acknowledgement that another host had gone.
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_forgets_whom_it_acknowledged_is_greeted_again() {
+        let (mut host, mut guest) = tokio::io::duplex(64 * 1024);
+        let agent = tokio::spawn(async move {
+            let hello = find(&mut guest, RecordKind::Hello, [7; 16]).await.unwrap();
+            let ack = record(RecordKind::Ack, GENERATION_MAX, GENERATION_MAX, hello.nonce);
+            guest.write_all(&ack).await.unwrap();
+            accept(&mut guest).await.unwrap();
+            guest
+        });
+        let began = Instant::now();
+        connect(&mut host, [7; 16], Duration::from_secs(30)).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        drop(agent.await.unwrap());
+    }
+
+    /// One that takes longer than the host waits at first, and has begun by then.
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_is_ready_late_is_met_in_the_end() {
+        let (mut host, mut guest) = tokio::io::duplex(64 * 1024);
+        let agent = tokio::spawn(async move {
+            let newest = GENERATION_MAX;
+            find(&mut guest, RecordKind::Hello, [7; 16]).await.unwrap();
+            guest.write_all(&record(RecordKind::Ack, newest, newest, [7; 16])).await.unwrap();
+            find(&mut guest, RecordKind::Start, [7; 16]).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            guest.write_all(&record(RecordKind::Ready, newest, newest, [7; 16])).await.unwrap();
+            // Another hello is no HTTP/2, which ends that connection.
+            guest.read_exact(&mut [0; 24]).await.unwrap();
+            accept(&mut guest).await.unwrap();
+            guest
+        });
+        connect(&mut host, [7; 16], Duration::from_secs(30)).await.unwrap();
+        drop(agent.await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]

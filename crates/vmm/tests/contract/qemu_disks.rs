@@ -171,6 +171,22 @@ async fn a_vm_that_is_saved_in_one_life_after_the_other_keeps_every_file_of_its_
     .await;
 }
 
+/// The guest hears of a host's going and coming beside what the host says, and in its own time.
+#[tokio::test]
+async fn a_guest_answers_whoever_comes_right_after_another_has_gone() {
+    bounded(async {
+        let harness = QemuHarness::new();
+        let vmm: Arc<dyn Vmm> = Arc::new(open().await);
+        let disk = harness.disk_on("disk.qcow2", &[]);
+        let vm = boot(&vmm, &BootSpec { disk: Some(disk), ..harness.spec_in("vm") }).await;
+        for nonce in 1..=40 {
+            drop(Guest::meet(&vm, nonce).await);
+        }
+        vm.kill().await.unwrap();
+    })
+    .await;
+}
+
 const COUNTED: &str = "cat /run/count";
 
 async fn counted(guest: &mut Guest) -> u64 {

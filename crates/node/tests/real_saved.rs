@@ -110,6 +110,7 @@ async fn a_real_guest_stands_still_while_it_is_paused_also_over_a_restart_of_the
         node.ensure_paused(id, FIRST).await.unwrap();
         node.ensure_stopped(id, FIRST, GRACEFUL).await.unwrap();
         node.ensure_deleted(id).await.unwrap();
+        node.shutdown().await;
         assert_eq!(world.left(), Vec::<String>::new());
     })
     .await;
@@ -157,6 +158,7 @@ async fn what_a_real_guest_had_in_memory_survives_suspension_and_a_restart_of_th
         node.ensure_running(world.spec(7, 256)).await.unwrap();
         assert_eq!(stdout(&node, id, "cat /root/late; ls /run/memory || true").await, "unsynced\n");
         node.ensure_deleted(id).await.unwrap();
+        node.shutdown().await;
         assert_eq!(world.left(), Vec::<String>::new());
     })
     .await;
@@ -194,6 +196,7 @@ async fn a_suspension_of_a_real_guest_that_is_broken_off_leaves_it_running() {
             stdout(&node, id, "echo goes on > /root/file && sync").await;
         }
         node.ensure_deleted(id).await.unwrap();
+        node.shutdown().await;
         assert_eq!(world.left(), Vec::<String>::new());
     })
     .await;
@@ -260,6 +263,7 @@ async fn snapshots_of_a_real_guest_that_writes_are_whole_and_the_guest_goes_on()
         let kept: u64 = stdout(&node, id, VERIFY).await.trim().parse().unwrap();
         assert!((source..=source + 1).contains(&kept), "{kept} instead of {source}");
         node.ensure_deleted(id).await.unwrap();
+        node.shutdown().await;
         assert_eq!(world.left(), Vec::<String>::new());
     })
     .await;
@@ -302,6 +306,7 @@ async fn a_server_that_dies_in_a_snapshot_of_a_real_guest_finds_it_running_on_it
         node.ensure_running(world.spec(2, 256)).await.unwrap();
         assert_eq!(stdout(&node, id, "cat /root/log").await, expected);
         node.ensure_deleted(id).await.unwrap();
+        node.shutdown().await;
         assert_eq!(world.left(), Vec::<String>::new());
     })
     .await;

@@ -2,12 +2,7 @@
 //! and from here the proxy is asked for them. Nothing goes out any other way, whatever becomes of the
 //! proxy or of this server.
 
-use std::{
-    io,
-    net::{SocketAddr, SocketAddrV4},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddrV4, sync::Arc};
 
 use skerry_internal_api::RefusedEgress;
 use skerry_model::OutboundProxy;
@@ -42,22 +37,7 @@ pub(super) struct Forwarder {
 impl Forwarder {
     /// Serves until the end; connections end then, too.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        loop {
-            let accepted = tokio::select! {
-                () = self.end.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, from) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Too many open files, mostly: the next attempt may find some.
-                    tracing::warn!(%error, "a guest's connection was not accepted");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            let SocketAddr::V4(from) = from else { continue };
-            let Some(guard) = self.guards.at(*from.ip()) else { continue };
+        while let Some((stream, from, guard)) = self.guards.accepted(&listener, &self.end).await {
             let Ok(permit) = Arc::clone(&guard.proxied).try_acquire_owned() else {
                 guard.refused(RefusedEgress::Connection(PROXIED_PORT), None);
                 reset(&stream);

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,7 +14,11 @@ use skerry_model::{
     HostName, NetworkPolicy, OutboundProxy, PrivateAddress, Transport, WorkspaceId,
     network::Reachable,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     namespace::Namespace,
@@ -88,6 +92,32 @@ impl Refusals {
 }
 
 impl Guards {
+    /// The next connection of a guest at a door of the hub; `None` at the end. Whoever is no guest is let go.
+    pub async fn accepted(
+        &self,
+        listener: &TcpListener,
+        end: &CancellationToken,
+    ) -> Option<(TcpStream, SocketAddrV4, Arc<Guard>)> {
+        loop {
+            let accepted = tokio::select! {
+                () = end.cancelled() => return None,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, SocketAddr::V4(from))) => {
+                    let Some(guard) = self.at(*from.ip()) else { continue };
+                    return Some((stream, from, guard));
+                }
+                Ok((_, SocketAddr::V6(_))) => {}
+                Err(error) => {
+                    // Too many open files, mostly: the next attempt may find some.
+                    tracing::warn!(%error, "a guest's connection was not accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
     /// The guard of a VM, for packets that come from its address.
     pub fn at(&self, address: Ipv4Addr) -> Option<Arc<Guard>> {
         self.lock().get(&address).cloned()

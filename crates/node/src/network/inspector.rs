@@ -8,7 +8,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddrV4},
     sync::Arc,
     time::Duration,
 };
@@ -68,22 +68,7 @@ pub(super) type Body = BoxBody<Bytes, hyper::Error>;
 impl Inspector {
     /// Serves one port until the end; connections end then, too, as the tasks that they are.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, port: u16) {
-        loop {
-            let accepted = tokio::select! {
-                () = self.end.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, from) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Too many open files, mostly: the next attempt may find some.
-                    tracing::warn!(%error, "a guest's connection was not accepted");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            let SocketAddr::V4(from) = from else { continue };
-            let Some(guard) = self.guards.at(*from.ip()) else { continue };
+        while let Some((stream, from, guard)) = self.guards.accepted(&listener, &self.end).await {
             let Ok(permit) = Arc::clone(&guard.inspected).try_acquire_owned() else {
                 guard.refused(RefusedEgress::Connection(port), None);
                 continue;

@@ -91,7 +91,9 @@ impl Inner {
             ) => {
                 let images = self.images().await?;
                 let shown: String = asked.chars().take(64).flat_map(char::escape_default).collect();
-                let names: Vec<&str> = images.iter().map(|image| image.name.0.as_str()).collect();
+                let mut names: Vec<_> = images.iter().map(|image| image.name.0.as_str()).collect();
+                // Earlier builds of an image lie beside the newest.
+                names.dedup();
                 Err(Error::invalid("image", format!("there is no image {shown}"), names.join(", ")))
             }
             pulled => Ok(pulled?),

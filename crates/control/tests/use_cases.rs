@@ -6,7 +6,7 @@ use std::time::Duration;
 use skerry_control::{
     ConditionalWish, CreateWorkspace, Credential, ListWorkspaces, StartPolicy, UpdateWorkspace,
     Wait, WorkspaceRef,
-    internal_api::{LogSource, NodeError, VmExit, VmPhase},
+    internal_api::{LogSource, NodeApi as _, NodeError, VmExit, VmPhase},
     sim_node::Point,
     testing::{self, TestControl},
 };
@@ -268,6 +268,9 @@ async fn bad_input_is_named_and_records_nothing() {
         let ErrorKind::Invalid(invalid) = error.kind() else { panic!("{field}: {error}") };
         assert_eq!(invalid.field, field);
     }
+    // An image that was built anew has one name.
+    let images = test.node.images().await;
+    test.node.set_images([images.clone(), images].concat());
     let image = CreateWorkspace { image: Some("nope".to_owned()), ..provisioned() };
     let error = test.control.create_workspace(&caller, image).await.unwrap_err();
     let said = "image: there is no image nope; allowed: base, node-20";
